@@ -1,0 +1,33 @@
+"""Knowledge transfer graphs for timm: models that teach each other while they learn.
+
+Importing the package registers its CIFAR models with timm.
+"""
+
+from . import models as models
+from .edge import Edge
+from .gates import EdgeContext, Gate, check_gate, create_gate, list_gates, register_gate
+from .graph import GraphLosses, KnowledgeTransferGraph
+from .hooks import OutputCapture
+from .losses import EdgeLoss, NodeOutput, create_loss, list_losses, register_loss
+from .node import Node
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Edge",
+    "EdgeContext",
+    "EdgeLoss",
+    "Gate",
+    "GraphLosses",
+    "KnowledgeTransferGraph",
+    "Node",
+    "NodeOutput",
+    "OutputCapture",
+    "check_gate",
+    "create_gate",
+    "create_loss",
+    "list_gates",
+    "list_losses",
+    "register_gate",
+    "register_loss",
+]

@@ -1,0 +1,30 @@
+"""What goes wrong through no fault of the code, and how it is said."""
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """Suggest the valid name nearest to a wrong one.
+
+    Args:
+        name: What the user wrote.
+        choices: The names that exist.
+
+    Returns:
+        " Did you mean `x`?", with its leading space, or "" when nothing is near.
+    """
+    nearest = get_close_matches(name, list(choices), n=1)
+    return f" Did you mean `{nearest[0]}`?" if nearest else ""
+
+
+class RecipeError(ValueError):
+    """A recipe, or the command line over it, is wrong.
+
+    Args:
+        problems: Everything that is wrong, a line each, in the form `section.field: what`.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
