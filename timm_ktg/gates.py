@@ -1,0 +1,156 @@
+"""What an edge lets through: functions from one loss a sample to one loss a sample, [B] -> [B].
+
+A gate has the form `gate(losses, context, *, ...) -> [B]` and is pure: it neither keeps state nor
+draws random numbers, and works on each sample before any reduction.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .losses import NodeOutput
+from .registry import Bound, Function, Registry
+
+
+class EdgeContext(NamedTuple):
+    """What a gate may look at.
+
+    Args:
+        source: The node that teaches, detached. For the label: the one-hot [B, C] as logits.
+        destination: The node that learns.
+        labels: Class indices [B], or class probabilities [B, C] (mixup, cutmix).
+        progress: k / k_end, the share of the run's optimizer updates that are done when this one
+            is; in (0, 1], and exactly 1 at the last update. A number or a tensor of no dimension.
+    """
+
+    source: NodeOutput
+    destination: NodeOutput
+    labels: Tensor
+    progress: float | Tensor
+
+
+class Gate(Protocol):
+    """Decides for every sample how much of its loss passes."""
+
+    def __call__(self, losses: Tensor, context: EdgeContext, /) -> Tensor:
+        """Return the losses [B] that pass, from the losses [B]."""
+
+
+def dominant(labels: Tensor) -> Tensor:
+    """Return class indices [B] from class indices [B], or the likeliest class of labels [B, C]."""
+    return labels if labels.ndim == 1 else labels.argmax(-1)
+
+
+def through(losses: Tensor, context: EdgeContext) -> Tensor:
+    """Pass every loss as it is."""
+    return losses
+
+
+def cutoff(losses: Tensor, context: EdgeContext) -> Tensor:
+    """Pass nothing.
+
+    A graph drops an edge with this gate when it is built, so that it costs no compute and a loss
+    that is not finite cannot come through as 0 * NaN.
+    """
+    return losses.where(losses.new_zeros(losses.shape, dtype=torch.bool), 0.0)
+
+
+def linear(losses: Tensor, context: EdgeContext) -> Tensor:
+    """Weigh the losses by k / k_end, from almost 0 to exactly 1 at the last update."""
+    return losses * context.progress
+
+
+def negative_linear(losses: Tensor, context: EdgeContext) -> Tensor:
+    """Weigh the losses by 1 - k / k_end, down to exactly 0 at the last update.
+
+    Not in the paper: a teacher that is listened to first and outgrown later.
+    """
+    return losses * (1 - context.progress)
+
+
+def correct(losses: Tensor, context: EdgeContext) -> Tensor:
+    """Pass the samples that the source classifies correctly.
+
+    Top-1 of the source against the true label. Mixed labels (mixup, cutmix) have no single truth:
+    the source is compared with the dominant one. On an edge from the label this is `through`.
+    """
+    right = context.source.logits.argmax(-1) == dominant(context.labels)
+    return losses.where(right, 0.0)
+
+
+_registry = Registry("gate", "timm_ktg.gates", data=("losses", "context"))
+
+
+def register_gate(function: Function) -> Function:
+    """Register a gate under its own name; a decorator. See `Registry.register`."""
+    return _registry.register(function)
+
+
+def list_gates() -> list[str]:
+    """Return the names of all gates, without importing those of other packages."""
+    return _registry.names()
+
+
+def create_gate(name: str, **arguments: Any) -> Bound:
+    """Return the gate registered as `name` with its arguments bound. See `Registry.create`."""
+    return _registry.create(name, **arguments)
+
+
+def check_gate(gate: Gate, num_classes: int = 10) -> None:
+    """Check a gate against its contract, on made-up outputs; graphs of a recipe are checked so.
+
+    The contract: [B] to [B] of finite numbers, attached to the losses it was given, pure (the same
+    twice, its arguments untouched), with hard and with mixed labels, at any progress.
+
+    Args:
+        gate: The gate, with its arguments bound.
+        num_classes: C of the made-up logits, at least 2.
+
+    Raises:
+        ValueError: What the gate should do and what it did.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for batch in (1, 7):
+        hard = torch.randint(num_classes, (batch,), generator=generator)
+        soft = torch.rand(batch, num_classes, generator=generator).softmax(-1)
+        logits = 3 * torch.randn(2, batch, num_classes, generator=generator)
+        for labels in (hard, soft):
+            for progress in (1e-3, 0.5, 1.0):
+                context = EdgeContext(
+                    NodeOutput(logits[0]), NodeOutput(logits[1]), labels, progress
+                )
+                _check_gate_once(gate, 4 * torch.rand(batch, generator=generator), context)
+
+
+def _check_gate_once(gate: Gate, values: Tensor, context: EdgeContext) -> None:
+    losses = values.clone().requires_grad_()
+    before = context.source.logits.clone()
+    passed = gate(losses * 1, context)
+    problem = gate_problem(passed, losses)
+    if problem is None and not passed.isfinite().all():
+        problem = f"finite numbers. Found {passed.tolist()}"
+    if problem is None and not torch.equal(passed, gate(losses * 1, context)):
+        problem = "the same for the same arguments. Found two different answers"
+    if problem is None and not torch.equal(before, context.source.logits):
+        problem = "a new tensor. Found its arguments changed in place"
+    if problem:
+        raise ValueError(f"gate `{gate}` should return {problem}.")
+
+
+def gate_problem(passed: Any, losses: Tensor) -> str | None:
+    """Say what a gate should have returned for `losses` [B] and what it did, if that is wrong.
+
+    Looks at no values, so that it costs a training step no synchronisation with the device.
+    """
+    if not isinstance(passed, Tensor):
+        return f"a tensor. Found {type(passed).__name__}"
+    if passed.shape != losses.shape:
+        return f"one loss a sample {list(losses.shape)}. Found {list(passed.shape)}"
+    if not passed.is_floating_point():
+        return f"floating-point numbers. Found {passed.dtype}"
+    if losses.requires_grad and not passed.requires_grad:
+        return "losses that gradients flow through. Found an output detached from the losses"
+    return None
