@@ -1,0 +1,92 @@
+"""An edge of the graph: the destination learns from the source, through a loss and a gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .gates import EdgeContext, Gate, create_gate, cutoff, gate_problem
+from .losses import EdgeLoss, create_loss
+from .registry import Bound
+from .topology import LABEL, Pair
+
+
+@dataclass(frozen=True)
+class Edge:
+    """The destination learns from the source.
+
+    Args:
+        source: Name of a node, or `label`.
+        destination: Name of a node.
+        gate: Decides which samples' loss passes.
+        loss: What is measured; None: `cross_entropy` from the label, `kl_div` from a network.
+        temperature: T > 0 of an edge between networks; 1 on an edge from the label.
+
+    Raises:
+        ValueError: The temperature is out of its range.
+    """
+
+    source: str
+    destination: str
+    gate: Gate = field(default_factory=lambda: create_gate("through"))
+    loss: EdgeLoss | None = None
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the temperature and settle the loss."""
+        if self.source == LABEL and self.temperature != 1:
+            raise ValueError(
+                f"{self}: temperature should be 1 on an edge from the label. "
+                f"Found {self.temperature}."
+            )
+        if self.temperature <= 0:
+            raise ValueError(f"{self}: temperature should be above 0. Found {self.temperature}.")
+        if self.loss is None:
+            loss = create_loss("cross_entropy" if self.source == LABEL else "kl_div")
+            object.__setattr__(self, "loss", loss)
+
+    def __str__(self) -> str:
+        """Return `source->destination`, the edge's name in messages and metrics."""
+        return f"{self.source}->{self.destination}"
+
+    @property
+    def pair(self) -> Pair:
+        """Both ends."""
+        return (self.source, self.destination)
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the gate is `cutoff`: the edge then does not exist."""
+        function = self.gate.function if isinstance(self.gate, Bound) else self.gate
+        return function is cutoff
+
+    def measure(self, context: EdgeContext) -> Tensor:
+        """Return the losses l_st [B], before the gate.
+
+        Raises:
+            ValueError: The loss returned another shape.
+        """
+        assert self.loss is not None
+        losses = self.loss(
+            context.source, context.destination, context.labels, temperature=self.temperature
+        )
+        batch = context.destination.logits.shape[:1]
+        if losses.shape != batch:
+            raise ValueError(
+                f"{self}: loss `{self.loss}` should return one loss a sample {list(batch)}. "
+                f"Found {list(losses.shape)}."
+            )
+        return losses
+
+    def gated(self, losses: Tensor, context: EdgeContext) -> Tensor:
+        """Return what the gate lets through of the losses, G(l_st) [B].
+
+        Raises:
+            ValueError: The gate returned another shape, or something detached from the losses.
+        """
+        gated = self.gate(losses, context)
+        problem = gate_problem(gated, losses)
+        if problem:
+            raise ValueError(f"{self}: gate `{self.gate}` should return {problem}.")
+        return gated

@@ -1,0 +1,101 @@
+"""A node of the graph: anything that maps a batch of images to a `NodeOutput`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .hooks import OutputCapture
+from .losses import NodeOutput
+
+Channels = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A network of the graph.
+
+    Args:
+        name: A letter, then letters, digits and `_`.
+        model: Maps images [B, 3, H, W] to logits [B, C]; used as it is, never copied.
+        taps: Names of submodules whose outputs `NodeOutput.features` holds.
+        pretrained: The model holds trained weights. A node with no incoming edge is frozen and
+            must: a random teacher that never learns fails without a sound.
+        mean: Per-channel mean that the model expects its images normalised with, in 0..1; None:
+            the images are right as they come.
+        std: Per-channel standard deviation, likewise.
+    """
+
+    name: str
+    model: nn.Module
+    taps: tuple[str, ...] = ()
+    pretrained: bool = False
+    mean: Channels | None = None
+    std: Channels | None = None
+
+
+class Member(nn.Module):
+    """A node at work: its model, the normalisation it expects, its taps, and whether it learns.
+
+    Args:
+        node: The node.
+        frozen: It does not learn: evaluation mode always, no gradients.
+        mean: Per-channel mean that the images come normalised with.
+        std: Per-channel standard deviation, likewise.
+
+    Raises:
+        ValueError: A tap names no module, or the node expects a normalisation and the images' own
+            is not known.
+    """
+
+    scale: Tensor | None
+    shift: Tensor | None
+
+    def __init__(
+        self, node: Node, frozen: bool, mean: Channels | None, std: Channels | None
+    ) -> None:
+        super().__init__()
+        self.model = node.model
+        self.frozen = frozen
+        self.capture = OutputCapture(node.model, node.taps)
+        scale, shift = _affine(node, mean, std)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
+        if frozen:
+            self.model.requires_grad_(False)
+            self.eval()
+
+    def train(self, mode: bool = True) -> Member:
+        """Set the mode; a frozen node stays in evaluation mode.
+
+        The authors' code leaves a frozen teacher's BatchNorm in training mode; this does not.
+        """
+        return super().train(mode and not self.frozen)
+
+    def forward(self, images: Tensor) -> NodeOutput:
+        """Return the node's output for images [B, 3, H, W]."""
+        if self.scale is not None and self.shift is not None:
+            images = images * self.scale + self.shift
+        self.capture.clear()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            logits = self.model(images)
+        return NodeOutput(logits, self.capture.read())
+
+
+def _affine(
+    node: Node, mean: Channels | None, std: Channels | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return scale and shift [1, C, 1, 1] from the images' normalisation to the node's own."""
+    if node.mean is None or node.std is None or (node.mean, node.std) == (mean, std):
+        return None, None
+    if mean is None or std is None:
+        raise ValueError(
+            f"nodes.{node.name}: expects images normalised with mean {node.mean} and std "
+            f"{node.std}; say what they are normalised with (mean=, std= of the graph)."
+        )
+    given_mean, given_std = torch.tensor(mean), torch.tensor(std)
+    own_mean, own_std = torch.tensor(node.mean), torch.tensor(node.std)
+    scale = (given_std / own_std).view(1, -1, 1, 1)
+    return scale, ((given_mean - own_mean) / own_std).view(1, -1, 1, 1)
