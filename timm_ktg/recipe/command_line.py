@@ -1,0 +1,195 @@
+"""The command line: every field of a recipe is a flag, made from the schema."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import AliasChoices, Field, create_model
+from pydantic_settings import (
+    BaseSettings,
+    CliImplicitFlag,
+    CliPositionalArg,
+    CliSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from ..errors import RecipeError, did_you_mean
+from ..topology import LABEL, name_problem
+from .graph_config import EdgeConfig, GraphConfig, NodeConfig
+from .recipe import Recipe, check_recipe, find_recipe, read_recipe
+from .section import Section
+
+_NODES = "--graph.nodes."
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the command line asks for.
+
+    Args:
+        recipe: The recipe with its overrides.
+        path: File of the recipe.
+        output_dir: Where the run goes; None: the next free one below `runs`.
+        resume: Directory of a run to go on with.
+        overwrite: Replace what is at `output_dir`.
+        dry_run: Build and check, train nothing.
+    """
+
+    recipe: Recipe
+    path: Path
+    output_dir: Path | None
+    resume: Path | None
+    overwrite: bool
+    dry_run: bool
+
+
+class _Flags(BaseSettings):
+    model_config = SettingsConfigDict(
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        cli_exit_on_error=False,
+        cli_parse_none_str="null",
+    )
+
+    recipe: CliPositionalArg[str] = Field(
+        "digits", description="path of a recipe, or name of a bundled one"
+    )
+    output_dir: Path | None = Field(
+        None,
+        validation_alias=AliasChoices("output-dir", "output_dir"),
+        description="directory of the run; null: the next free one below runs",
+    )
+    resume: Path | None = Field(None, description="directory of a run to go on with")
+    overwrite: CliImplicitFlag[bool] = Field(False, description="replace what is in output-dir")
+    dry_run: CliImplicitFlag[bool] = Field(
+        False,
+        validation_alias=AliasChoices("dry-run", "dry_run"),
+        description="build and check everything, train nothing",
+    )
+
+
+def parse_command(argv: Sequence[str], prog: str) -> Command:
+    """Return what a command line asks for; `--help` prints the help and exits.
+
+    Args:
+        argv: The arguments, without the program's name.
+        prog: How the program is started, for the help.
+
+    Raises:
+        RecipeError: All that is wrong with the recipe and its overrides.
+    """
+    arguments = [_timm_style(argument) for argument in argv]
+    # Which nodes there are, and with them which flags, is known once the recipe is read.
+    flags, _ = _parse(_without_nodes([a for a in arguments if a not in ("-h", "--help")]), [], prog)
+    path = flags.resume / "recipe.yaml" if flags.resume else find_recipe(flags.recipe)
+    if not path.is_file():
+        raise RecipeError([f"resume: `{flags.resume}` is no run: it has no recipe.yaml."])
+    values = read_recipe(path)
+    flags, overrides = _parse(arguments, _node_names(values), prog)
+    if flags.resume and (overrides or "recipe" in flags.model_fields_set):
+        raise RecipeError(["resume: a run goes on with its own recipe; give it no other values."])
+    return Command(
+        check_recipe(_merged(values, overrides)),
+        path,
+        flags.output_dir,
+        flags.resume,
+        flags.overwrite,
+        flags.dry_run,
+    )
+
+
+def _timm_style(argument: str) -> str:
+    """Return `--train.batch-size=3`, as timm's flags are written, as `--train.batch_size=3`."""
+    flag, equals, value = argument.partition("=")
+    if flag.startswith("--") and "." in flag:
+        flag = "--" + flag[2:].replace("-", "_")
+    return flag + equals + value
+
+
+def _without_nodes(arguments: Iterable[str]) -> list[str]:
+    kept, skip = [], False
+    for argument in arguments:
+        is_node = argument.startswith(_NODES)
+        if not (skip or is_node):
+            kept.append(argument)
+        skip = is_node and "=" not in argument
+    return kept
+
+
+def _node_names(values: Mapping[str, Any]) -> list[str]:
+    graph = values.get("graph")
+    nodes = graph.get("nodes") if isinstance(graph, Mapping) else None
+    names = [str(name) for name in nodes] if isinstance(nodes, Mapping) else []
+    return [name for name in names if not name_problem(name)]
+
+
+def _parse(
+    arguments: Sequence[str], nodes: Sequence[str], prog: str
+) -> tuple[_Flags, dict[str, Any]]:
+    """Return the flags beside the recipe's own, and the recipe's as nested values."""
+    source = CliSettingsSource[ArgumentParser](_settings(nodes))
+    source.root_parser.prog = prog
+    source.root_parser.usage = f"{prog} [RECIPE] [--section.field value ...]"
+    try:
+        given = source(args=list(arguments))()  # type: ignore[operator]
+    except SettingsError as error:
+        said = str(error).removeprefix("error parsing CLI: ")
+        options = list(source.root_parser._option_string_actions)
+        unknown = said.removeprefix("unrecognized arguments: ").split("=")[0].split(" ")[0]
+        raise RecipeError([f"command line: {said}.{did_you_mean(unknown, options)}"]) from None
+    overrides = {key: given.pop(key) for key in Recipe.model_fields if key in given}
+    return _Flags.model_validate(given), cast(dict[str, Any], _nulls(overrides))
+
+
+def _settings(nodes: Sequence[str]) -> type[BaseSettings]:
+    """Return the settings with a flag for every field of a recipe that has these nodes."""
+    graph = _section(
+        "Graph", {"nodes": _section("Nodes", {name: _node(name, nodes) for name in nodes})}, GraphConfig
+    )
+    return create_model("Settings", __base__=(_section("Flags", {"graph": graph}, Recipe), _Flags))  # type: ignore[return-value, call-overload]
+
+
+def _node(name: str, nodes: Sequence[str]) -> type[Section]:
+    sources = [LABEL, *(other for other in nodes if other != name)]
+    learns_from = _section("LearnsFrom", {source: EdgeConfig | str for source in sources})
+    return _section("Node", {"learns_from": learns_from}, NodeConfig)
+
+
+def _section(
+    name: str, fields: Mapping[str, Any], base: type[Section] = Section
+) -> type[Section]:
+    """Return a section with more fields; aliases, because a node may be called `copy` or `json`."""
+    extra = {
+        key if key in base.model_fields else f"field_{index}": (
+            kind,
+            Field(None, validation_alias=key),
+        )
+        for index, (key, kind) in enumerate(fields.items())
+    }
+    return create_model(name, __base__=base, **extra)  # type: ignore[call-overload, no-any-return]
+
+
+def _nulls(value: Any) -> Any:
+    """Return the values with what pydantic-settings makes of `null` for a list, [None], as None."""
+    if isinstance(value, Mapping):
+        return {key: _nulls(item) for key, item in value.items()}
+    return None if value == [None] else value
+
+
+def _merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with the overrides laid over them, section by section."""
+    merged = dict(values)
+    for key, value in overrides.items():
+        below = merged.get(key)
+        if isinstance(below, str) and isinstance(value, Mapping):
+            below = {"gate": below}  # an edge that is written as a bare word
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            merged[key] = _merged(below, value)
+        else:
+            merged[key] = value
+    return merged

@@ -1,0 +1,111 @@
+"""The section `data`: which images, how they are split, and how they are augmented."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic_core import InitErrorDetails
+
+from .section import RGB, Section, Share, problem
+
+_ONLY_IN: dict[str, tuple[str, ...]] = {
+    "memory": ("pad",),
+    "timm": (
+        *("scale", "ratio", "vflip", "color_jitter", "aa", "reprob", "remode", "recount"),
+        *("interpolation", "crop_pct", "no_aug", "workers"),
+    ),
+}
+
+
+class DataConfig(Section):
+    """Images, splits, augmentation; every name that timm's training script has means the same."""
+
+    dataset: str = "digits"
+    """`digits` (bundled), a folder (parquet, arrow or images), or an id on the Hugging Face hub."""
+    dataset_config: str | None = None
+    """Configuration of a hub data set that has several."""
+    input_key: str = "image"
+    """Column of the images."""
+    target_key: str = "label"
+    """Column of the labels."""
+    train_split: str = "train"
+    """Split to train on."""
+    val_split: str | None = None
+    """Split for validation, where the data set has one of its own."""
+    test_split: str | None = "test"
+    """Split for the one evaluation at the end; null: none."""
+    holdout: NonNegativeInt = 0
+    """Images to hold out of the training split for validation."""
+    split_seed: NonNegativeInt = 0
+    """Seed of the held-out images."""
+    pipeline: Literal["memory", "timm"] = "memory"
+    """`memory`: small images, decoded once, augmented on the device. `timm`: timm's transforms."""
+    img_size: PositiveInt | None = None
+    """Height and width of the images; null: as they are (memory), or the target's (timm)."""
+    mean: RGB | None = None
+    """Mean to normalise with, in 0..1; null: measured (memory), or the target's (timm)."""
+    std: RGB | None = None
+    """Standard deviation to normalise with; null: as for `mean`."""
+    hflip: Share = 0.5
+    """Probability of a horizontal flip."""
+    pad: NonNegativeInt = 4
+    """Pixels to pad by reflection before the random crop (memory)."""
+    scale: tuple[NonNegativeFloat, NonNegativeFloat] | None = None
+    """Range of the random crop's share of the image; null: timm's (timm)."""
+    ratio: tuple[NonNegativeFloat, NonNegativeFloat] | None = None
+    """Range of the random crop's aspect ratio; null: timm's (timm)."""
+    vflip: Share = 0.0
+    """Probability of a vertical flip (timm)."""
+    color_jitter: NonNegativeFloat = 0.4
+    """Strength of the colour jitter (timm)."""
+    aa: str | None = None
+    """AutoAugment policy, such as rand-m9-mstd0.5-inc1 (timm)."""
+    reprob: Share = 0.0
+    """Probability of random erasing (timm)."""
+    remode: Literal["const", "rand", "pixel"] = "const"
+    """What an erased region is filled with (timm)."""
+    recount: PositiveInt = 1
+    """Number of erased regions (timm)."""
+    interpolation: str = "random"
+    """Interpolation while training (timm)."""
+    crop_pct: Share | None = None
+    """Share of the image that evaluation crops; null: the target's (timm)."""
+    no_aug: bool = False
+    """Switch all augmentation off (timm)."""
+    workers: NonNegativeInt = 4
+    """Processes that decode and augment (timm)."""
+    mixup: NonNegativeFloat = 0.0
+    """Alpha of mixup; 0: off. The gate `correct` then looks at the dominant label."""
+    cutmix: NonNegativeFloat = 0.0
+    """Alpha of cutmix; 0: off."""
+    cutmix_minmax: tuple[Share, Share] | None = None
+    """Range of cutmix's share of the image; overrides `cutmix`."""
+    mixup_prob: Share = 1.0
+    """Probability that mixup or cutmix happens."""
+    mixup_switch_prob: Share = 0.5
+    """Probability of cutmix when both are on."""
+    mixup_mode: Literal["batch", "pair", "elem"] = "batch"
+    """What mixup draws for: a batch, a pair, an image."""
+    mixup_off_epoch: NonNegativeInt = 0
+    """Epoch from which mixup is off; 0: never."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images and labels are mixed."""
+        return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
+
+    @classmethod
+    def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
+        """Yield fields that have no effect, or exclude one another."""
+        for pipeline, fields in _ONLY_IN.items():
+            if pipeline != data.get("pipeline", cls.model_fields["pipeline"].default):
+                for name in fields:
+                    default = cls.model_fields[name].default
+                    if data.get(name, default) != default:
+                        yield problem((name,), f"has no effect unless data.pipeline is {pipeline}.")
+        if (data.get("mean") is None) != (data.get("std") is None):
+            yield problem(("mean",), "mean and std should be given together.")
+        if data.get("holdout") and data.get("val_split"):
+            yield problem(("holdout",), "should be 0 where val_split names a split of its own.")

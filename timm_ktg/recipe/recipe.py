@@ -1,0 +1,126 @@
+"""A recipe: loading it, overriding it, writing it down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ..errors import RecipeError, did_you_mean
+from .data_config import DataConfig
+from .graph_config import GraphConfig
+from .section import Location, Section
+from .train_config import TrainConfig
+
+_PACKAGE = Path(__file__).parent.parent
+
+
+class Recipe(Section):
+    """Everything that decides how a run goes."""
+
+    graph: GraphConfig
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def bundled_recipes() -> dict[str, Path]:
+    """Return the bundled recipes by name, such as `digits` or `cifar100/dml-2`."""
+    # In a wheel they lie inside the package, in a checkout beside it.
+    folder = _PACKAGE / "recipes"
+    if not folder.is_dir():
+        folder = _PACKAGE.parent / "recipes"
+    return {
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for path in sorted(folder.rglob("*.yaml"))
+    }
+
+
+def find_recipe(name: str) -> Path:
+    """Return the file of a recipe, from its path or from the name of a bundled one.
+
+    Raises:
+        RecipeError: There is neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    bundled = bundled_recipes()
+    if name in bundled:
+        return bundled[name]
+    raise RecipeError(
+        [
+            f"recipe: `{name}` is neither a file nor a bundled recipe. "
+            f"Bundled: {', '.join(bundled)}.{did_you_mean(name, bundled)}"
+        ]
+    )
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Return what a recipe's file says, unchecked.
+
+    Raises:
+        RecipeError: The file is no YAML, or no mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError([f"{path}: should be YAML. {' '.join(str(error).split())}"]) from None
+    if not isinstance(values, dict):
+        raise RecipeError([f"{path}: should be a mapping of sections. Found {type(values)}."])
+    return values
+
+
+def check_recipe(values: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that these values make.
+
+    Raises:
+        RecipeError: All that is wrong with them.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = [_line(Recipe, details) for details in error.errors(include_url=False)]
+        raise RecipeError(problems) from None
+
+
+def load_recipe(name: str) -> Recipe:
+    """Return the recipe at a path, or the bundled one of that name.
+
+    Raises:
+        RecipeError: There is none, or all that is wrong with it.
+    """
+    return check_recipe(read_recipe(find_recipe(name)))
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write a recipe with every field spelled out, so that it means the same in later versions."""
+    values = recipe.model_dump(mode="json")
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def _line(section: type[BaseModel], details: Any) -> str:
+    location: Location = details["loc"]
+    where = ".".join(str(part) for part in location)
+    if details["type"] == "extra_forbidden":
+        key, fields = str(location[-1]), _fields_at(section, location[:-1])
+        hint = did_you_mean(key, fields) or f" Keys: {', '.join(fields)}."
+        return f"{where}: unknown key.{hint}"
+    if details["type"] == "missing":
+        return f"{where}: should be given."
+    found = "" if details["type"] == "problem" else f". Found {details['input']!r}."
+    return f"{where}: {details['msg']}{found}"
+
+
+def _fields_at(section: Any, location: Location) -> list[str]:
+    """Return the keys that are valid at a location, following fields, mappings and unions."""
+    for part in location:
+        fields = getattr(section, "model_fields", {})
+        if part in fields:
+            section = fields[part].annotation
+        # a key of a mapping: what the mapping holds
+        arguments = getattr(section, "__args__", ())
+        if arguments and part not in fields:
+            section = arguments[-1]
+    return list(getattr(section, "model_fields", {}))
