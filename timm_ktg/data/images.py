@@ -1,0 +1,116 @@
+"""From stored images to one tensor in memory."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import first_line
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def decode(
+    dataset: "Dataset", input_key: str, target_key: str, img_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Decode a whole split into memory.
+
+    Args:
+        dataset: The split.
+        input_key: The column of images; grey, palette and transparent ones become RGB.
+        target_key: The column of class indices.
+        img_size: Resize every image to this height and width (bicubic, antialiased; the aspect
+            ratio is not kept). Without it, images keep the one size they share.
+
+    Returns:
+        Images, uint8 [N, 3, H, W], and labels, int64 [N].
+
+    Raises:
+        ValueError: If an image cannot be read, or sizes differ and `img_size` is not given.
+    """
+    pixels = np.empty((0, 3, 0, 0), dtype=np.uint8)
+    for row, image in enumerate(_read(dataset, input_key)):
+        if img_size is not None and image.size != (img_size, img_size):
+            image = image.resize((img_size, img_size), Image.Resampling.BICUBIC)
+        if row == 0:
+            pixels = np.empty((len(dataset), 3, image.height, image.width), dtype=np.uint8)
+        elif (image.height, image.width) != pixels.shape[2:]:
+            raise ValueError(
+                f"data.img_size: images should be of one size, found {pixels.shape[3]}x"
+                f"{pixels.shape[2]} and, at row {row}, {image.width}x{image.height}. "
+                "Set data.img_size, or data.pipeline timm."
+            )
+        pixels[row] = np.asarray(image).transpose(2, 0, 1)
+    labels = dataset.with_format("numpy", columns=[target_key])[:][target_key]
+    return torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64))
+
+
+def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of every channel, pixels counted as 0..1.
+
+    Exact: pixels have 256 levels, which are counted, not summed.
+
+    Args:
+        images: uint8 [N, 3, H, W].
+
+    Returns:
+        Means and (population) standard deviations, [3] each, in 0..1.
+    """
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    # A channel is copied to be counted: not all of it at once.
+    for chunk in torch.split(images, 4096):
+        for channel, count in enumerate(counts):
+            count += torch.bincount(chunk[:, channel].flatten(), minlength=256).cpu()
+    weights = counts.double() / counts.sum(1, keepdim=True)
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    mean = weights @ levels
+    variance = (weights * (levels - mean[:, None]).square()).sum(1)
+    return tuple(mean.tolist()), tuple(variance.sqrt().tolist())
+
+
+def read_image(stored: Any, input_key: str, row: int) -> Image.Image:
+    """Decode one image of a column that was cast to `Image(decode=False)`.
+
+    Args:
+        stored: Its bytes or its path, as Datasets keeps them.
+        input_key: The column, for an error.
+        row: The row, for an error.
+
+    Returns:
+        An RGB image.
+
+    Raises:
+        ValueError: If there is no image, or it cannot be read or converted.
+    """
+    from datasets import Image as ImageFeature
+
+    try:
+        if stored is None:
+            raise ValueError("should hold an image, found none")
+        return _to_rgb(ImageFeature().decode_example(stored))
+    except Exception as error:  # Pillow's plugins raise what they like.
+        raise ValueError(
+            f"data.input_key: row {row} of `{input_key}`: {first_line(error)}"
+        ) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert to three channels of 8 bits; transparency is dropped."""
+    if image.mode.startswith(("I", "F")):  # Pillow would clip these without a word.
+        raise ValueError(f"should have 8 bits a channel, found mode {image.mode}")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns about the direct way.
+    return image.convert("RGB")
+
+
+def _read(dataset: "Dataset", input_key: str) -> Iterator[Image.Image]:
+    """Yield every image as RGB, a few encoded ones in memory at a time."""
+    from datasets import Image as ImageFeature
+
+    stored = dataset.select_columns([input_key]).cast_column(input_key, ImageFeature(decode=False))
+    values = (value for batch in stored.iter(256) for value in batch[input_key])
+    return (read_image(value, input_key, row) for row, value in enumerate(values))

@@ -1,0 +1,126 @@
+"""Small images that stay on the device, augmented there a batch at a time."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from .sampling import create_sampler, derive_seed
+
+
+class MemoryLoader:
+    """Batches from a decoded split, by the paper's augmentation.
+
+    Training: pad by reflection, crop back at random, flip at random, each image for itself; then
+    normalise. Evaluation (`train=False`): in order, only normalised. Nothing in the iteration
+    waits for the device.
+
+    All draws come from a generator of this loader, seeded by (seed, epoch, rank): an epoch can be
+    repeated, and the global generators are left alone. CPU and GPU draw different numbers.
+
+    Args:
+        images: uint8 [N, 3, H, W], moved to the device.
+        labels: int64 [N], moved to the device.
+        batch_size: Images a step over all ranks together.
+        mean: [3] means of the channels, in 0..1.
+        std: [3] standard deviations of the channels, in 0..1, above 0.
+        device: Where batches are made.
+        train: Shuffle and augment.
+        pad: Pixels added on each side before cropping, below H and W.
+        hflip: Probability of a horizontal flip.
+        seed: With epoch and rank, determines every draw.
+        rank: This process, 0 .. world_size - 1.
+        world_size: The number of processes.
+
+    Raises:
+        ValueError: If `std`, `pad` or `batch_size` is out of range.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str,
+        train: bool,
+        pad: int = 4,
+        hflip: float = 0.5,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        size, channels, height, width = images.shape
+        if min(std) <= 0:
+            raise ValueError(f"data.std: should be above 0, found {tuple(std)}.")
+        if not 0 <= pad < min(height, width):
+            raise ValueError(
+                f"data.pad: should be 0 or more and below the image's size, {height}x{width}, "
+                f"for reflection. Found {pad}."
+            )
+        self.images, self.labels = images.to(device), labels.to(device)
+        self.train, self.pad, self.hflip = train, pad, hflip
+        self.seed, self.rank, self.epoch = seed, rank, 0
+        self._mean = torch.tensor(mean, device=device).view(channels, 1, 1) * 255
+        self._scale = 1 / (torch.tensor(std, device=device).view(channels, 1, 1) * 255)
+        self._sampler = create_sampler(
+            size, batch_size, train=train, seed=seed, rank=rank, world_size=world_size
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, from 0, whose order and augmentation the next iteration has."""
+        self.epoch = epoch
+        self._sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        """How many batches an epoch has for this rank."""
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield normalised float32 [B, 3, H, W] and int64 [B], this rank's share of each batch."""
+        generator = torch.Generator(self.images.device)
+        generator.manual_seed(derive_seed("augment", self.seed, self.epoch, self.rank))
+        for indices in self._sampler.shares(self.images.device):
+            images = self.images[indices]
+            if self.train:
+                images = self._augment(images, generator)
+            yield images.float().sub_(self._mean).mul_(self._scale), self.labels[indices]
+
+    def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        size, device = len(images), images.device
+        offsets = torch.randint(2 * self.pad + 1, (2, size), generator=generator, device=device)
+        flip = torch.rand(size, generator=generator, device=device) < self.hflip
+        return crop_and_flip(images, offsets[0], offsets[1], flip, self.pad)
+
+
+def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int) -> Tensor:
+    """Pad by reflection, crop to the old size and flip, each image by its own offsets.
+
+    One gather does all three: the padded images never exist.
+
+    Args:
+        images: [B, C, H, W] of any type.
+        top: int64 [B], first row of the crop in the padded image, 0 .. 2 pad.
+        left: int64 [B], first column of the crop in the padded image, 0 .. 2 pad.
+        flip: bool [B], whether the crop is mirrored left to right.
+        pad: Pixels added on each side, below H and W.
+
+    Returns:
+        [B, C, H, W], of the same type.
+    """
+    height, width = images.shape[2:]
+    down = torch.arange(height, device=images.device)
+    across = torch.arange(width, device=images.device)
+    across = torch.where(flip[:, None], across.flip(0), across)  # [B, W]
+    rows = _reflect(down + top[:, None] - pad, height)  # [B, H]
+    columns = _reflect(across + left[:, None] - pad, width)  # [B, W]
+    pixels = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)  # [B, H * W]
+    flat = images.flatten(2)
+    return flat.gather(2, pixels[:, None].expand_as(flat)).view_as(images)
+
+
+def _reflect(position: Tensor, size: int) -> Tensor:
+    """Fold positions beyond an edge back inside, the edge itself not repeated."""
+    return (size - 1) - ((size - 1) - position.abs()).abs()

@@ -1,0 +1,261 @@
+"""Which images train, which select, which test: chosen once, checked, and recorded."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import did_you_mean
+from .sources import load_source
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The splits of one data set, their pixels undecoded.
+
+    Attributes:
+        train: The training images, less those held out.
+        val: The images that select, if any.
+        test: The images of the final test, if any; neither pixels nor labels are read before.
+        input_key: The column of images.
+        target_key: The column of class indices.
+        num_classes: C.
+        class_names: [C] names.
+        fingerprint: SHA-256 over the sizes of all splits, and over the indices and labels of train
+            and val: two runs with the same one trained and selected on the same images.
+    """
+
+    train: "Dataset"
+    val: "Dataset | None"
+    test: "Dataset | None"
+    input_key: str
+    target_key: str
+    num_classes: int
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+
+def load_splits(
+    dataset: str,
+    *,
+    dataset_config: str | None = None,
+    input_key: str = "image",
+    target_key: str = "label",
+    train_split: str = "train",
+    val_split: str | None = None,
+    test_split: str | None = "test",
+    holdout: int = 0,
+    split_seed: int = 0,
+) -> Splits:
+    """Open a data set and choose what trains, what selects and what tests.
+
+    Args:
+        dataset: `digits`, a folder (parquet, arrow or images) or a hub id.
+        dataset_config: The configuration of a data set that has several.
+        input_key: The column of images.
+        target_key: The column of class indices.
+        train_split: The split to train on.
+        val_split: The split that selects.
+        test_split: The split of the final test.
+        holdout: How many training images are set aside as `val`, in place of `val_split`.
+        split_seed: Which images `holdout` takes, 0 or more.
+
+    Returns:
+        The splits, checked; of the test split only the schema and the size, see `check_labels`.
+
+    Raises:
+        ValueError: If a name does not exist, a column is of the wrong type, a split is empty,
+            `holdout` is too large, or the labels are not the classes 0 .. C - 1.
+    """
+    fields = {"train_split": train_split, "val_split": val_split, "test_split": test_split}
+    names = {field: name for field, name in fields.items() if name is not None}
+    _check_roles(names, holdout)
+    chosen = _choose(load_source(dataset, dataset_config), names)
+    for split in chosen.values():
+        _check_column(split, "input_key", input_key)
+        _check_column(split, "target_key", target_key)
+    class_names = _find_classes(chosen, names, target_key)
+    labels = {
+        field: check_labels(split, target_key, len(class_names), field=f"data.{field}")
+        for field, split in chosen.items()
+        if field != "test_split"
+    }
+    rows, val_rows = _hold_out(len(chosen["train_split"]), holdout, split_seed)
+    train, val = chosen["train_split"], chosen.get("val_split")
+    val_labels = labels.get("val_split", labels["train_split"][val_rows])
+    if holdout:
+        train, val = train.select(rows), train.select(val_rows)
+    elif val is not None:
+        val_rows = np.arange(len(val))
+    return Splits(
+        train=train,
+        val=val,
+        test=chosen.get("test_split"),
+        input_key=input_key,
+        target_key=target_key,
+        num_classes=len(class_names),
+        class_names=class_names,
+        fingerprint=_fingerprint(
+            [len(split) for split in chosen.values()],
+            [rows, labels["train_split"][rows], val_rows, val_labels],
+        ),
+    )
+
+
+def check_labels(
+    split: "Dataset", target_key: str, num_classes: int, *, field: str = "data.test_split"
+) -> NDArray[np.int64]:
+    """Read the labels of a split and check that each is a class.
+
+    `load_splits` does it for train and val. The test split is left unread until it is used, and
+    many on the hub are unlabelled (-1): whoever tests calls this first.
+
+    Args:
+        split: The split.
+        target_key: The column of class indices.
+        num_classes: C.
+        field: The setting an error names.
+
+    Returns:
+        [N] class indices, 0 .. C - 1.
+
+    Raises:
+        ValueError: If a label is missing or no class.
+    """
+    column = split.select_columns([target_key]).with_format("arrow")[:].column(target_key)
+    if column.null_count:
+        raise ValueError(
+            f"{field}: every image should have a label, `{target_key}` lacks {column.null_count} "
+            f"of {len(split)}."
+        )
+    labels: NDArray[np.int64] = column.to_numpy().astype(np.int64)
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise ValueError(
+            f"{field}: the labels in `{target_key}` should be 0 .. {num_classes - 1}, the classes "
+            f"of the training split. Found {wrong[0]}."
+        )
+    return labels
+
+
+def _check_roles(names: Mapping[str, str], holdout: int) -> None:
+    """One purpose a split: what selects never trains, what tests never selects."""
+    if holdout and "val_split" in names:
+        raise ValueError(
+            f"data.holdout: should be 0 beside data.val_split, found {holdout} and "
+            f"`{names['val_split']}`. Drop one of the two."
+        )
+    roles: dict[str, str] = {}
+    for field, name in names.items():
+        if name in roles:
+            raise ValueError(
+                f"data.{field}: should differ from data.{roles[name]}, both are `{name}`."
+            )
+        roles[name] = field
+
+
+def _choose(source: "Mapping[str, Dataset]", names: Mapping[str, str]) -> "dict[str, Dataset]":
+    """The chosen splits by the field that names them."""
+    for field, name in names.items():
+        if name not in source:
+            raise ValueError(
+                f"data.{field}: `{name}` is no split. Splits: {', '.join(source)}."
+                f"{did_you_mean(name, source)}"
+            )
+        if not len(source[name]):
+            raise ValueError(f"data.{field}: `{name}` should hold images, it is empty.")
+    return {field: source[name] for field, name in names.items()}
+
+
+def _check_column(split: "Dataset", field: str, key: str) -> None:
+    """The column exists and holds what the field is for."""
+    wants = {"input_key": "images", "target_key": "integer classes"}[field]
+    fits = {"input_key": _is_image, "target_key": _is_class}[field]
+    columns = split.features
+    if key not in columns:
+        raise ValueError(
+            f"data.{field}: `{key}` is no column. Columns: {', '.join(columns)}."
+            f"{did_you_mean(key, columns)}"
+        )
+    if not fits(columns[key]):
+        fitting = [name for name, feature in columns.items() if fits(feature)]
+        found = getattr(columns[key], "dtype", type(columns[key]).__name__)
+        raise ValueError(
+            f"data.{field}: `{key}` should be a column of {wants}, found {found}. "
+            f"Columns of {wants}: {', '.join(fitting) or 'none'}."
+        )
+
+
+def _is_image(feature: Any) -> bool:
+    from datasets import Image
+
+    return isinstance(feature, Image)
+
+
+def _is_class(feature: Any) -> bool:
+    from datasets import ClassLabel, Value
+
+    is_integer = isinstance(feature, Value) and feature.dtype.startswith(("int", "uint"))
+    return is_integer or isinstance(feature, ClassLabel)
+
+
+def _find_classes(
+    chosen: "Mapping[str, Dataset]", names: Mapping[str, str], target_key: str
+) -> tuple[str, ...]:
+    """The class names: those of the ClassLabel, else the numbers 0 .. C - 1 themselves."""
+    stated = {
+        field: tuple(split.features[target_key].names)
+        for field, split in chosen.items()
+        if hasattr(split.features[target_key], "names")
+    }
+    if "train_split" not in stated:
+        return _count_classes(chosen["train_split"], target_key)
+    classes = stated["train_split"]
+    for field, others in stated.items():
+        if others != classes:
+            raise ValueError(
+                f"data.{field}: `{names[field]}` should have the classes of "
+                f"`{names['train_split']}`, found {len(others)} classes where it has "
+                f"{len(classes)}, or the same under other names."
+            )
+    return classes
+
+
+def _count_classes(split: "Dataset", target_key: str) -> tuple[str, ...]:
+    """Count plain integer labels, which have to be 0 .. C - 1 without a gap."""
+    labels = check_labels(split, target_key, np.iinfo(np.int64).max, field="data.target_key")
+    distinct = np.unique(labels)
+    gaps = np.flatnonzero(distinct != np.arange(len(distinct)))
+    if len(gaps):
+        raise ValueError(
+            f"data.target_key: the labels in `{target_key}` should be 0 .. {distinct[-1]} without "
+            f"a gap, found {len(distinct)} distinct ones without {gaps[0]}."
+        )
+    return tuple(str(label) for label in distinct)
+
+
+def _hold_out(size: int, holdout: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split 0 .. size - 1 into what trains and what is held out, each in ascending order."""
+    if not 0 <= holdout < size:
+        raise ValueError(
+            f"data.holdout: should be below the {size} training images and not negative, "
+            f"found {holdout}."
+        )
+    if seed < 0:
+        raise ValueError(f"data.split_seed: should be 0 or more, found {seed}.")
+    order = np.random.default_rng(seed).permutation(size)
+    # Sorted, for rows that are read in order are read fast; the choice is the same.
+    return np.sort(order[holdout:]), np.sort(order[:holdout])
+
+
+def _fingerprint(sizes: list[int], arrays: list[NDArray[np.int64]]) -> str:
+    digest = hashlib.sha256(repr((sizes, [len(array) for array in arrays])).encode())
+    for array in arrays:
+        digest.update(array.astype("<i8").tobytes())
+    return digest.hexdigest()
