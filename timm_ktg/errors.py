@@ -28,3 +28,15 @@ class RecipeError(ValueError):
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(self.problems))
+
+
+def first_line(error: Exception) -> str:
+    """The first line of another library's message, for errors that cost one line.
+
+    Args:
+        error: What that library raised.
+
+    Returns:
+        The line, or the name of the error's type where it says nothing.
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -110,18 +110,22 @@ class KnowledgeTransferGraph(nn.Module):
     @property
     def frozen(self) -> tuple[str, ...]:
         """Names of the nodes that do not learn."""
-        return tuple(name for name, member in self._members() if member.frozen)
+        return tuple(name for name in self.members if self.member(name).frozen)
 
     @property
     def learning(self) -> tuple[str, ...]:
         """Names of the nodes that learn."""
-        return tuple(name for name, member in self._members() if not member.frozen)
+        return tuple(name for name in self.members if not self.member(name).frozen)
 
     def model(self, name: str) -> nn.Module:
         """Return the model of the node `name`, the very one that was given."""
+        return self.member(name).model
+
+    def member(self, name: str) -> Member:
+        """Return the node `name` at work."""
         member = self.members[name]
         assert isinstance(member, Member)
-        return member.model
+        return member
 
     def forward(self, images: Tensor) -> dict[str, NodeOutput]:
         """Return every node's output for the same images [B, 3, H, W]."""
@@ -164,11 +168,6 @@ class KnowledgeTransferGraph(nn.Module):
         if self.reduction == "mean" and networks:
             loss = torch.stack([*label, torch.stack(networks).mean()]).sum()
         return loss
-
-    def _members(self) -> Iterator[tuple[str, Member]]:
-        for name, member in self.members.items():
-            assert isinstance(member, Member)
-            yield name, member
 
 
 def _problems(

@@ -59,6 +59,7 @@ class Member(nn.Module):
         super().__init__()
         self.model = node.model
         self.frozen = frozen
+        self.mean, self.std = node.mean or mean, node.std or std
         self.capture = OutputCapture(node.model, node.taps)
         scale, shift = _affine(node, mean, std)
         self.register_buffer("scale", scale, persistent=False)

@@ -136,7 +136,7 @@ def _parse(
     source.root_parser.prog = prog
     source.root_parser.usage = f"{prog} [RECIPE] [--section.field value ...]"
     try:
-        given = source(args=list(arguments))()  # type: ignore[operator]
+        given = source(args=list(arguments))()
     except SettingsError as error:
         said = str(error).removeprefix("error parsing CLI: ")
         options = list(source.root_parser._option_string_actions)
@@ -149,9 +149,13 @@ def _parse(
 def _settings(nodes: Sequence[str]) -> type[BaseSettings]:
     """Return the settings with a flag for every field of a recipe that has these nodes."""
     graph = _section(
-        "Graph", {"nodes": _section("Nodes", {name: _node(name, nodes) for name in nodes})}, GraphConfig
+        "Graph",
+        {"nodes": _section("Nodes", {name: _node(name, nodes) for name in nodes})},
+        GraphConfig,
     )
-    return create_model("Settings", __base__=(_section("Flags", {"graph": graph}, Recipe), _Flags))  # type: ignore[return-value, call-overload]
+    bases: Any = (_section("Flags", {"graph": graph}, Recipe), _Flags)
+    settings: type[BaseSettings] = create_model("Settings", __base__=bases)
+    return settings
 
 
 def _node(name: str, nodes: Sequence[str]) -> type[Section]:
@@ -160,9 +164,7 @@ def _node(name: str, nodes: Sequence[str]) -> type[Section]:
     return _section("Node", {"learns_from": learns_from}, NodeConfig)
 
 
-def _section(
-    name: str, fields: Mapping[str, Any], base: type[Section] = Section
-) -> type[Section]:
+def _section(name: str, fields: Mapping[str, Any], base: type[Section] = Section) -> type[Section]:
     """Return a section with more fields; aliases, because a node may be called `copy` or `json`."""
     extra = {
         key if key in base.model_fields else f"field_{index}": (

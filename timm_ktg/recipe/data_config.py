@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic_core import InitErrorDetails
 
 from .section import RGB, Section, Share, problem
@@ -52,10 +52,10 @@ class DataConfig(Section):
     """Probability of a horizontal flip."""
     pad: NonNegativeInt = 4
     """Pixels to pad by reflection before the random crop (memory)."""
-    scale: tuple[NonNegativeFloat, NonNegativeFloat] | None = None
-    """Range of the random crop's share of the image; null: timm's (timm)."""
-    ratio: tuple[NonNegativeFloat, NonNegativeFloat] | None = None
-    """Range of the random crop's aspect ratio; null: timm's (timm)."""
+    scale: tuple[Share, Share] = (0.08, 1.0)
+    """Range of the random crop's share of the image (timm)."""
+    ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.3333333333333333)
+    """Range of the random crop's aspect ratio (timm)."""
     vflip: Share = 0.0
     """Probability of a vertical flip (timm)."""
     color_jitter: NonNegativeFloat = 0.4
@@ -64,7 +64,7 @@ class DataConfig(Section):
     """AutoAugment policy, such as rand-m9-mstd0.5-inc1 (timm)."""
     reprob: Share = 0.0
     """Probability of random erasing (timm)."""
-    remode: Literal["const", "rand", "pixel"] = "const"
+    remode: Literal["const", "rand", "pixel"] = "pixel"
     """What an erased region is filled with (timm)."""
     recount: PositiveInt = 1
     """Number of erased regions (timm)."""
@@ -103,7 +103,8 @@ class DataConfig(Section):
             if pipeline != data.get("pipeline", cls.model_fields["pipeline"].default):
                 for name in fields:
                     default = cls.model_fields[name].default
-                    if data.get(name, default) != default:
+                    given = data.get(name, default)
+                    if (tuple(given) if isinstance(given, list) else given) != default:
                         yield problem((name,), f"has no effect unless data.pipeline is {pipeline}.")
         if (data.get("mean") is None) != (data.get("std") is None):
             yield problem(("mean",), "mean and std should be given together.")

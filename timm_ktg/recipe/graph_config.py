@@ -176,7 +176,9 @@ def _role_problems(data: Mapping[str, Any], gates: Gates) -> Iterator[InitErrorD
     frozen = nodes_that_matter(live, target, keep) - {name for _, name in live}
     for name in sorted(frozen & gates.keys()):
         node = data["nodes"][name]
-        if isinstance(node, Mapping) and not (node.get("pretrained") or node.get("checkpoint_path")):
+        if isinstance(node, Mapping) and not (
+            node.get("pretrained") or node.get("checkpoint_path")
+        ):
             yield problem(
                 ("nodes", name),
                 "learns from nothing, so it is frozen and should have weights: checkpoint_path, "

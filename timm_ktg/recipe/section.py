@@ -33,7 +33,7 @@ class Section(BaseModel):
 
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterable[InitErrorDetails]:
-        """Yield what is wrong between the fields of unchecked data, each field's own faults aside."""
+        """Yield what is wrong between the fields of data that nothing has checked yet."""
         return ()
 
     @model_validator(mode="wrap")
@@ -64,7 +64,7 @@ def _relay(error: ValidationError) -> list[InitErrorDetails]:
     return [
         InitErrorDetails(
             type=PydanticCustomError(
-                details["type"],  # type: ignore[arg-type]
+                details["type"],
                 "{message}",
                 {"message": details["msg"]},
             ),

@@ -1,4 +1,4 @@
-"""The section `train`: optimizer, schedule and how the run is done. The defaults are the paper's."""
+"""The section `train`: optimizer, schedule, precision. The defaults are the paper's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .section import Section, Share, checked
 
 
 def _optimizer_problem(name: str) -> str | None:
-    known = timm.optim.list_optimizers()
+    known = [str(each) for each in timm.optim.list_optimizers()]
     if name in known:
         return None
     return f"timm knows no optimizer `{name}`.{did_you_mean(name, known)}"
@@ -69,8 +69,8 @@ class TrainConfig(Section):
     """Clip gradients to this, node by node; null: no clipping."""
     clip_mode: Literal["norm", "value", "agc"] = "norm"
     """How to clip."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Precision of the forward passes; losses are always float32."""
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    """Precision of the forward passes, losses are always float32; null: accelerate's own choice."""
     torchcompile: bool = False
     """Compile every node with torch.compile."""
     channels_last: bool = False

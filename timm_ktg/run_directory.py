@@ -1,0 +1,114 @@
+"""The directory of a run: what lies where, and what may be written over."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import RecipeError
+from .metrics import Metrics
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A run's directory.
+
+    Args:
+        path: The directory.
+    """
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe; running it again repeats the run."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """A line of JSON an epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """The result, written when the run is complete."""
+        return self.path / "summary.json"
+
+    @property
+    def nodes(self) -> Path:
+        """Every node's weights, as timm reads them."""
+        return self.path / "nodes"
+
+    @property
+    def checkpoint(self) -> Path:
+        """States to go on from."""
+        return self.path / "checkpoint"
+
+    def log(self, metrics: Metrics) -> None:
+        """Append an epoch's line."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def forget_after(self, epoch: int) -> None:
+        """Drop the lines of epochs after `epoch`, and one that was cut off while written."""
+        if not self.metrics.exists():
+            return
+        lines = self.metrics.read_text(encoding="utf-8").splitlines()[:epoch]
+        self.metrics.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write the result."""
+        self.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+def create_run_directory(
+    recipe: Path, output_dir: Path | None, overwrite: bool = False
+) -> RunDirectory:
+    """Make the directory of a new run.
+
+    Args:
+        recipe: File of the recipe, whose name the run gets.
+        output_dir: The directory; None: `runs/<recipe>`, or the next of `-2`, `-3`, ... that is
+            free.
+        overwrite: Replace a run that lies there.
+
+    Raises:
+        RecipeError: The directory is not empty, and may not be replaced.
+    """
+    if output_dir is None:
+        return RunDirectory(_next_free(RUNS / _run_name(recipe)))
+    run = RunDirectory(output_dir)
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        if not run.recipe.is_file():
+            raise RecipeError([f"output-dir: {output_dir} is there and is no run; choose another."])
+        if not overwrite:
+            raise RecipeError(
+                [
+                    f"output-dir: {output_dir} holds a run. Go on with it by --resume "
+                    f"{output_dir}, replace it by --overwrite, or choose another directory."
+                ]
+            )
+        shutil.rmtree(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    return run
+
+
+def _run_name(recipe: Path) -> str:
+    """Return `dml-2` for dml-2.yaml, and the run's own name for the recipe.yaml of a run."""
+    return recipe.resolve().parent.name if recipe.name == "recipe.yaml" else recipe.stem
+
+
+def _next_free(path: Path) -> Path:
+    number, candidate = 1, path
+    while True:
+        try:
+            candidate.mkdir(parents=True)
+            return candidate
+        except FileExistsError:
+            number += 1
+            candidate = path.with_name(f"{path.name}-{number}")

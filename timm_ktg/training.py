@@ -1,0 +1,283 @@
+"""Training a graph: what a run is made of, one epoch, one evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import dispatch_clip_grad, distribute_bn
+from torch import Tensor, nn
+
+from .data import Loader, Splits, derive_seed
+from .errors import RecipeError
+from .graph import KnowledgeTransferGraph
+from .metrics import EpochMeter, Metrics, accuracies, correct_counts
+from .recipe.build import build_graph, build_nodes, build_optimizer, build_scheduler
+from .recipe.images import Images, Place, build_images, build_splits
+from .recipe.recipe import Recipe
+from .registry import Bound
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Done:
+    """How far a run is; saved with its state.
+
+    Args:
+        epochs: Epochs done.
+        seconds: Time they took.
+    """
+
+    epochs: int = 0
+    seconds: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` takes."""
+        return {"epochs": self.epochs, "seconds": self.seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.epochs, self.seconds = state["epochs"], state["seconds"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run is made of.
+
+    Args:
+        recipe: The recipe.
+        splits: The data set's splits.
+        images: The loaders.
+        graph: The graph.
+        model: The graph as accelerate prepared it, under DDP with several processes.
+        optimizer: One for all nodes.
+        scheduler: Of the learning rate.
+        epochs: All epochs of the run.
+        accelerator: Device, processes and precision.
+        done: How far the run is.
+    """
+
+    recipe: Recipe
+    splits: Splits
+    images: Images
+    graph: KnowledgeTransferGraph
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler
+    epochs: int
+    accelerator: Accelerator
+    done: Done
+
+
+def build_training(recipe: Recipe, accelerator: Accelerator) -> Training:
+    """Build everything that a recipe asks for, and check that it works together.
+
+    Raises:
+        RecipeError: All that is wrong.
+    """
+    place = Place(accelerator.device, accelerator.process_index, accelerator.num_processes)
+    _check_batch_size(recipe, place.world_size)
+    with accelerator.main_process_first():  # one process fills the cache of a data set
+        splits = build_splits(recipe.data)
+        nodes = build_nodes(recipe, splits.num_classes)
+    target = next(node.model for node in nodes if node.name == recipe.graph.target)
+    images = build_images(recipe, splits, target, place)
+    graph = build_graph(recipe, nodes, images.mean, images.std).to(place.device)
+    _check_outputs(graph, images.size, splits.num_classes, place.device)
+    _check_processes_agree(graph)
+    if recipe.train.channels_last:
+        graph = graph.to(memory_format=torch.channels_last)
+    if recipe.train.torchcompile:
+        for name in graph.members:
+            graph.model(name).compile()
+    optimizer = build_optimizer(recipe.train, graph)
+    scheduler, epochs = build_scheduler(recipe.train, optimizer, len(images.train))
+    model, prepared = accelerator.prepare(graph, optimizer)
+    done = Done()
+    # The scheduler is not prepared, for accelerate would step it once for every process.
+    accelerator.register_for_checkpointing(scheduler, done)
+    return Training(
+        recipe, splits, images, graph, model, prepared, scheduler, epochs, accelerator, done
+    )
+
+
+def train_epoch(training: Training, batches: Batches) -> Metrics:
+    """Train for the next epoch, and step the schedule.
+
+    Args:
+        training: The run.
+        batches: Its training batches, as they are or under a progress bar.
+
+    Returns:
+        What the epoch measured on the training images, learning rate and speed.
+
+    Raises:
+        TrainingError: A loss was not finite.
+    """
+    epoch, start = training.done.epochs, time.perf_counter()
+    updates = len(training.images.train)
+    meter = EpochMeter(training.graph, training.accelerator)
+    rate = training.optimizer.param_groups[0]["lr"]
+    training.model.train()
+    for number, (images, labels) in enumerate(batches, start=epoch * updates + 1):
+        _update(training, images, labels, number, meter)
+        training.scheduler.step_update(number)
+    metrics = meter.read()
+    seconds = time.perf_counter() - start
+    _average_batch_norm(training)
+    training.scheduler.step(epoch + 1)
+    training.done.epochs += 1
+    training.done.seconds += seconds
+    images_per_second = meter.images * training.accelerator.num_processes / seconds
+    speed = {"images_per_second": images_per_second, "seconds": seconds}
+    return {"epoch": epoch + 1, "lr": rate, **metrics, **speed}
+
+
+def start_epoch(training: Training) -> Loader:
+    """Return the batches of the next epoch, with every generator seeded for it.
+
+    What an epoch draws depends on (seed, epoch, rank) alone, so that a run that goes on at an
+    epoch's start draws what an undisturbed one does. Dropout and timm's transforms draw from the
+    global generators; the order and the augmentation in memory have their own.
+    """
+    epoch, rank = training.done.epochs, training.accelerator.process_index
+    set_seed(derive_seed("epoch", training.recipe.train.seed, epoch, rank) % 2**32)
+    training.images.train.set_epoch(epoch)
+    return training.images.train
+
+
+@torch.no_grad()
+def evaluate(training: Training, loader: Loader, split: str) -> Metrics:
+    """Return every node's top-1 and top-5 in percent, exactly, over all processes.
+
+    Args:
+        training: The run.
+        loader: Batches, each process its own images.
+        split: `val` or `test`, for the names of the measures.
+    """
+    accelerator, graph = training.accelerator, training.graph
+    correct = torch.zeros(len(graph.members), 2, dtype=torch.int64, device=accelerator.device)
+    count = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+    graph.eval()
+    for images, labels in loader:
+        # Not through DDP: processes may have different numbers of batches here.
+        with accelerator.autocast():
+            outputs = graph(_formatted(training, images))
+        correct += torch.stack([correct_counts(each.logits, labels) for each in outputs.values()])
+        count += len(labels)
+    correct, count = accelerator.reduce((correct, count), reduction="sum")
+    return accuracies(split, list(graph.members), correct, count)
+
+
+def _update(
+    training: Training, images: Tensor, labels: Tensor, number: int, meter: EpochMeter
+) -> None:
+    """Do one optimizer update (Algorithm 1), with every node's one forward and one backward."""
+    accelerator, graph, train = training.accelerator, training.graph, training.recipe.train
+    progress = number / (training.epochs * len(training.images.train))
+    parts = list(zip(*_chunks(train.grad_accum_steps, images, labels), strict=True))
+    training.optimizer.zero_grad()
+    for index, (some, their) in enumerate(parts):
+        last = index == len(parts) - 1
+        with nullcontext() if last else accelerator.no_sync(training.model):
+            outputs = training.model(_formatted(training, some))
+            losses = graph.losses(outputs, their, progress)
+            accelerator.backward(losses.total * (len(their) / len(labels)))
+        meter.update(losses, outputs, their, number)
+    if train.clip_grad is not None:
+        accelerator.unscale_gradients(training.optimizer)
+        for name in graph.learning:
+            parameters = graph.model(name).parameters()
+            dispatch_clip_grad(parameters, train.clip_grad, mode=train.clip_mode)
+    training.optimizer.step()
+
+
+def _chunks(parts: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return (tensor.chunk(parts) for tensor in tensors)
+
+
+def _formatted(training: Training, images: Tensor) -> Tensor:
+    if training.recipe.train.channels_last:
+        return images.contiguous(memory_format=torch.channels_last)
+    return images
+
+
+def _average_batch_norm(training: Training) -> None:
+    """Make BatchNorm's running statistics their mean over the processes."""
+    if training.accelerator.num_processes > 1:
+        for name in training.graph.learning:
+            distribute_bn(training.graph.model(name), training.accelerator.num_processes, True)
+
+
+def _check_batch_size(recipe: Recipe, processes: int) -> None:
+    parts = processes * recipe.train.grad_accum_steps
+    if recipe.train.batch_size % parts:
+        raise RecipeError(
+            [
+                f"train.batch_size: should be a multiple of {parts}, the processes ({processes}) "
+                f"times grad_accum_steps. Found {recipe.train.batch_size}."
+            ]
+        )
+
+
+@torch.no_grad()
+def _check_outputs(
+    graph: KnowledgeTransferGraph, size: tuple[int, int], num_classes: int, device: torch.device
+) -> None:
+    """Raise RecipeError with all nodes that do not map such images to logits [B, C]."""
+    problems = []
+    images = torch.zeros(2, 3, *size, device=device)
+    graph.eval()
+    for name, member in graph.members.items():
+        try:
+            shape = list(member(images).logits.shape)
+        except Exception as error:  # a model may raise anything at images it was not made for
+            problems.append(
+                f"graph.nodes.{name}: cannot take images of {size[0]}x{size[1]}: "
+                f"{' '.join(str(error).split())}"
+            )
+            continue
+        if shape != [2, num_classes]:
+            problems.append(
+                f"graph.nodes.{name}: should map 2 images to logits [2, {num_classes}]. "
+                f"Found {shape}."
+            )
+    if problems:
+        raise RecipeError(problems)
+
+
+def _check_processes_agree(graph: KnowledgeTransferGraph) -> None:
+    """Raise RecipeError if this graph is not the same, gates' code included, on all processes."""
+    edges = {
+        str(edge): f"{edge.gate} {_code(edge.gate)}, {edge.loss} {_code(edge.loss)}"
+        for edge in graph.edges
+    }
+    everywhere = gather_object([edges])
+    for number, others in enumerate(everywhere):
+        different = sorted(set(everywhere[0].items()) ^ set(others.items()))
+        if different:
+            edge = different[0][0]
+            raise RecipeError(
+                [
+                    f"graph: all processes should have the same gates and losses. On {edge}, "
+                    f"process 0 has {everywhere[0].get(edge)} and process {number} has "
+                    f"{others.get(edge)}."
+                ]
+            )
+
+
+def _code(function: Any) -> str:
+    """Return what tells a function's code from another's."""
+    function = function.function if isinstance(function, Bound) else function
+    code = getattr(function, "__code__", None)
+    seen = (code.co_code, code.co_consts, code.co_names) if code else type(function)
+    return hashlib.sha256(repr(seen).encode()).hexdigest()[:8]
