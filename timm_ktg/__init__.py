@@ -10,19 +10,24 @@ from .graph import GraphLosses, KnowledgeTransferGraph
 from .hooks import OutputCapture
 from .losses import EdgeLoss, NodeOutput, create_loss, list_losses, register_loss
 from .node import Node
+from .plugin import Attachment, attach
+from .task import KnowledgeTransferTask
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Attachment",
     "Edge",
     "EdgeContext",
     "EdgeLoss",
     "Gate",
     "GraphLosses",
     "KnowledgeTransferGraph",
+    "KnowledgeTransferTask",
     "Node",
     "NodeOutput",
     "OutputCapture",
+    "attach",
     "check_gate",
     "create_gate",
     "create_loss",

@@ -10,6 +10,16 @@ from torch import Tensor, nn
 from .errors import did_you_mean
 
 
+class _Keep:
+    """A hook that keeps outputs; an object, so that a deep copy of a model keeps its own."""
+
+    def __init__(self, outputs: list[Any]) -> None:
+        self.outputs = outputs
+
+    def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        self.outputs.append(output)
+
+
 class OutputCapture:
     """Captures what named submodules of a model return: register once, read after each forward.
 
@@ -36,16 +46,8 @@ class OutputCapture:
                     f"`{name}` is no module of {type(model).__name__}.{did_you_mean(name, modules)}"
                 )
         self._handles = [
-            modules[name].register_forward_hook(self._hook(self._outputs[name]))
-            for name in self.names
+            modules[name].register_forward_hook(_Keep(self._outputs[name])) for name in self.names
         ]
-
-    @staticmethod
-    def _hook(outputs: list[Any]) -> Any:
-        def keep(module: nn.Module, arguments: Any, output: Any) -> None:
-            outputs.append(output)
-
-        return keep
 
     def clear(self) -> None:
         """Forget what was captured since the last `read`, as after a forward that failed."""

@@ -14,7 +14,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from tqdm import tqdm
 
-from .checkpoint import export_node, newest_state, save_state
+from .checkpoint import newest_state, save_state
 from .errors import RecipeError
 from .metrics import Metrics, TrainingError
 from .recipe.command_line import Command, parse_command
@@ -22,6 +22,7 @@ from .recipe.recipe import Recipe, save_recipe
 from .run_directory import RunDirectory, create_run_directory
 from .terminal import epoch_line, progress, show_graph, show_result
 from .training import Training, build_training, evaluate, start_epoch, train_epoch
+from .weights import export_node
 
 PROGRAM = "accelerate launch -m timm_ktg.train"
 PACKAGES = ("timm_ktg", "torch", "timm", "accelerate", "datasets")

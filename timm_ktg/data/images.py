@@ -72,8 +72,16 @@ def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]
     return tuple(mean.tolist()), tuple(variance.sqrt().tolist())
 
 
+def undecoded(dataset: "Dataset", input_key: str, *others: str) -> "Dataset":
+    """Narrow a split to some columns, its images left as stored for `read_image`."""
+    from datasets import Image as ImageFeature
+
+    columns = dataset.select_columns([input_key, *others])
+    return columns.cast_column(input_key, ImageFeature(decode=False))
+
+
 def read_image(stored: Any, input_key: str, row: int) -> Image.Image:
-    """Decode one image of a column that was cast to `Image(decode=False)`.
+    """Decode one image of an `undecoded` column.
 
     Args:
         stored: Its bytes or its path, as Datasets keeps them.
@@ -109,8 +117,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _read(dataset: "Dataset", input_key: str) -> Iterator[Image.Image]:
     """Yield every image as RGB, a few encoded ones in memory at a time."""
-    from datasets import Image as ImageFeature
-
-    stored = dataset.select_columns([input_key]).cast_column(input_key, ImageFeature(decode=False))
-    values = (value for batch in stored.iter(256) for value in batch[input_key])
+    batches = undecoded(dataset, input_key).iter(256)
+    values = (value for batch in batches for value in batch[input_key])
     return (read_image(value, input_key, row) for row, value in enumerate(values))

@@ -67,7 +67,7 @@ class MixupLoader:
             )
         self.loader, self.mixup_off_epoch = loader, mixup_off_epoch
         self.seed, self.rank, self.epoch = seed, rank, 0
-        self._mixup = Mixup(  # type: ignore[no-untyped-call]
+        self._mixup = Mixup(
             mixup_alpha=mixup,
             cutmix_alpha=cutmix,
             cutmix_minmax=cutmix_minmax,

@@ -1,7 +1,7 @@
 """Which images train, which select, which test: chosen once, checked, and recorded."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,44 +67,21 @@ def load_splits(
         split_seed: Which images `holdout` takes, 0 or more.
 
     Returns:
-        The splits, checked; of the test split only the schema and the size, see `check_labels`.
+        The splits, checked; of the test split only schema and size, see `check_labels`.
 
     Raises:
-        ValueError: If a name does not exist, a column is of the wrong type, a split is empty,
-            `holdout` is too large, or the labels are not the classes 0 .. C - 1.
+        ValueError: If a name does not exist, or the data do not fit what it names.
     """
     fields = {"train_split": train_split, "val_split": val_split, "test_split": test_split}
     names = {field: name for field, name in fields.items() if name is not None}
     _check_roles(names, holdout)
     chosen = _choose(load_source(dataset, dataset_config), names)
-    for split in chosen.values():
-        _check_column(split, "input_key", input_key)
-        _check_column(split, "target_key", target_key)
-    class_names = _find_classes(chosen, names, target_key)
-    labels = {
-        field: check_labels(split, target_key, len(class_names), field=f"data.{field}")
-        for field, split in chosen.items()
-        if field != "test_split"
-    }
-    rows, val_rows = _hold_out(len(chosen["train_split"]), holdout, split_seed)
-    train, val = chosen["train_split"], chosen.get("val_split")
-    val_labels = labels.get("val_split", labels["train_split"][val_rows])
-    if holdout:
-        train, val = train.select(rows), train.select(val_rows)
-    elif val is not None:
-        val_rows = np.arange(len(val))
+    _check_columns(chosen, input_key, target_key)
+    classes = _find_classes(chosen, names, target_key)
+    train, val, fingerprint = _divide(chosen, target_key, len(classes), holdout, split_seed)
+    test = chosen.get("test_split")
     return Splits(
-        train=train,
-        val=val,
-        test=chosen.get("test_split"),
-        input_key=input_key,
-        target_key=target_key,
-        num_classes=len(class_names),
-        class_names=class_names,
-        fingerprint=_fingerprint(
-            [len(split) for split in chosen.values()],
-            [rows, labels["train_split"][rows], val_rows, val_labels],
-        ),
+        train, val, test, input_key, target_key, len(classes), classes, fingerprint=fingerprint
     )
 
 
@@ -173,10 +150,16 @@ def _choose(source: "Mapping[str, Dataset]", names: Mapping[str, str]) -> "dict[
     return {field: source[name] for field, name in names.items()}
 
 
-def _check_column(split: "Dataset", field: str, key: str) -> None:
-    """The column exists and holds what the field is for."""
-    wants = {"input_key": "images", "target_key": "integer classes"}[field]
-    fits = {"input_key": _is_image, "target_key": _is_class}[field]
+def _check_columns(chosen: "Mapping[str, Dataset]", input_key: str, target_key: str) -> None:
+    """Both columns exist in every split and hold what they are for."""
+    for split in chosen.values():
+        _check_column(split, "input_key", input_key, "images", _is_image)
+        _check_column(split, "target_key", target_key, "integer classes", _is_class)
+
+
+def _check_column(
+    split: "Dataset", field: str, key: str, wants: str, fits: Callable[[Any], bool]
+) -> None:
     columns = split.features
     if key not in columns:
         raise ValueError(
@@ -238,6 +221,25 @@ def _count_classes(split: "Dataset", target_key: str) -> tuple[str, ...]:
             f"a gap, found {len(distinct)} distinct ones without {gaps[0]}."
         )
     return tuple(str(label) for label in distinct)
+
+
+def _divide(
+    chosen: "Mapping[str, Dataset]", target_key: str, num_classes: int, holdout: int, seed: int
+) -> "tuple[Dataset, Dataset | None, str]":
+    """Check the labels, hold out what is asked for, and record it: train, val, fingerprint."""
+    labels = {
+        field: check_labels(split, target_key, num_classes, field=f"data.{field}")
+        for field, split in chosen.items()
+        if field != "test_split"
+    }
+    train, val = chosen["train_split"], chosen.get("val_split")
+    rows, val_rows = _hold_out(len(train), holdout, seed)
+    record = [rows, labels["train_split"][rows], val_rows, labels["train_split"][val_rows]]
+    if holdout:
+        train, val = train.select(rows), train.select(val_rows)
+    elif val is not None:
+        record[2:] = [np.arange(len(val)), labels["val_split"]]
+    return train, val, _fingerprint([len(split) for split in chosen.values()], record)
 
 
 def _hold_out(size: int, holdout: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import did_you_mean
-from .images import read_image
+from .images import read_image, undecoded
 from .sampling import create_sampler, derive_seed
 
 if TYPE_CHECKING:
@@ -95,32 +95,21 @@ class TransformLoader:
         crop_pct: float | None = None,
         no_aug: bool = False,
     ) -> None:
-        from datasets import Image as ImageFeature
-
-        _check_choice("interpolation", interpolation, INTERPOLATIONS)
-        _check_choice("remode", remode, REMODES)
-        if interpolation == "random" and not train:
-            interpolation = "bilinear"
         crop: _Arguments = {"scale": scale, "ratio": ratio, "crop_pct": crop_pct}
         flip: _Arguments = {"hflip": hflip, "vflip": vflip, "interpolation": interpolation}
         color: _Arguments = {"color_jitter": color_jitter, "auto_augment": auto_augment}
         erase: _Arguments = {"re_prob": reprob, "re_mode": remode, "re_count": recount}
         norm: _Arguments = {"mean": tuple(mean), "std": tuple(std)}
-        try:
-            transform = create_transform(
-                img_size, train, no_aug, **crop, **flip, **color, **erase, **norm
-            )
-        except AssertionError as error:  # timm's way to refuse a policy.
-            raise ValueError(f"data.auto_augment: `{auto_augment}`: {error}.") from error
+        arguments = crop | flip | color | erase | norm
+        transform = _create_transform(img_size, train, no_aug, arguments)
         self.device, self.seed, self.rank, self.epoch = torch.device(device), seed, rank, 0
         self._sampler = create_sampler(
             len(dataset), batch_size, train=train, seed=seed, rank=rank, world_size=world_size
         )
-        columns = dataset.select_columns([input_key, target_key])
-        columns = columns.cast_column(input_key, ImageFeature(decode=False))
+        stored = undecoded(dataset, input_key, target_key)
         self._generator = torch.Generator()
         self._loader = DataLoader(
-            cast("TorchDataset[_Sample]", _Samples(columns, input_key, target_key, transform)),
+            cast("TorchDataset[_Sample]", _Samples(stored, input_key, target_key, transform)),
             batch_sampler=self._sampler,
             num_workers=workers,
             pin_memory=self.device.type == "cuda",
@@ -163,6 +152,24 @@ class _Samples:
         row = self.dataset[index]
         image = read_image(row[self.input_key], self.input_key, index)
         return self.transform(image), row[self.target_key]
+
+
+def _create_transform(
+    img_size: int, train: bool, no_aug: bool, arguments: _Arguments
+) -> Callable[[Image.Image], Tensor]:
+    """timm's transform, what timm refuses by assertion or KeyError turned into a ValueError."""
+    _check_choice("interpolation", arguments["interpolation"], INTERPOLATIONS)
+    _check_choice("remode", arguments["re_mode"], REMODES)
+    if not train and arguments["interpolation"] == "random":
+        arguments = arguments | {"interpolation": "bilinear"}
+    try:
+        transform: Callable[[Image.Image], Tensor] = create_transform(
+            img_size, train, no_aug, **arguments
+        )
+    except AssertionError as error:
+        policy = arguments["auto_augment"]
+        raise ValueError(f"data.auto_augment: `{policy}`: {error}.") from error
+    return transform
 
 
 def _check_choice(field: str, name: str, choices: Sequence[str]) -> None:

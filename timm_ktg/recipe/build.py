@@ -12,7 +12,6 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from ..checkpoint import load_weights
 from ..data import derive_seed
 from ..edge import Edge
 from ..errors import RecipeError
@@ -21,6 +20,7 @@ from ..graph import KnowledgeTransferGraph
 from ..losses import create_loss
 from ..node import Channels, Node
 from ..topology import LABEL
+from ..weights import load_weights
 from .graph_config import EdgeConfig, NodeConfig
 from .recipe import Recipe
 from .train_config import TrainConfig

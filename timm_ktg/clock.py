@@ -1,0 +1,50 @@
+"""The clock of a run in somebody else's training loop: counts the optimizer's updates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+
+class Clock:
+    """Counts the updates of an optimizer, so that gates know how far the run is.
+
+    Args:
+        optimizer: The optimizer, or what accelerate made of it.
+        total_updates: k_end, the updates of the whole run.
+
+    Raises:
+        ValueError: `total_updates` is not positive.
+    """
+
+    def __init__(self, optimizer: Optimizer, total_updates: int) -> None:
+        if total_updates < 1:
+            raise ValueError(f"total_updates should be at least 1. Found {total_updates}.")
+        self.updates = 0
+        self.total_updates = total_updates
+        # accelerate's optimizer takes no hooks; the one inside it does the stepping.
+        inner: Optimizer = getattr(optimizer, "optimizer", optimizer)
+        self._handle = inner.register_step_post_hook(self._advance)
+
+    @property
+    def progress(self) -> float:
+        """Share k / k_end of the run that is done with the update being computed; at last 1.
+
+        Raises:
+            ValueError: The run is longer than `total_updates`.
+        """
+        update = self.updates + 1
+        if update > self.total_updates:
+            raise ValueError(
+                f"total_updates should be the updates of the whole run. Found "
+                f"{self.total_updates}, and update {update} is being computed."
+            )
+        return update / self.total_updates
+
+    def stop(self) -> None:
+        """Take the hook off the optimizer."""
+        self._handle.remove()
+
+    def _advance(self, *_: Any) -> None:
+        self.updates += 1
