@@ -67,21 +67,20 @@ class RunDirectory:
 
 
 def create_run_directory(
-    recipe: Path, output_dir: Path | None, overwrite: bool = False
+    name: str, output_dir: Path | None, overwrite: bool = False
 ) -> RunDirectory:
     """Make the directory of a new run.
 
     Args:
-        recipe: File of the recipe, whose name the run gets.
-        output_dir: The directory; None: `runs/<recipe>`, or the next of `-2`, `-3`, ... that is
-            free.
+        name: What the run is called.
+        output_dir: The directory; None: `runs/<name>`, or the next of `-2`, `-3`, ... that is free.
         overwrite: Replace a run that lies there.
 
     Raises:
         RecipeError: The directory is not empty, and may not be replaced.
     """
     if output_dir is None:
-        return RunDirectory(_next_free(RUNS / _run_name(recipe)))
+        return RunDirectory(_next_free(RUNS / name))
     run = RunDirectory(output_dir)
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         if not run.recipe.is_file():
@@ -96,11 +95,6 @@ def create_run_directory(
         shutil.rmtree(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     return run
-
-
-def _run_name(recipe: Path) -> str:
-    """Return `dml-2` for dml-2.yaml, and the run's own name for the recipe.yaml of a run."""
-    return recipe.resolve().parent.name if recipe.name == "recipe.yaml" else recipe.stem
 
 
 def _next_free(path: Path) -> Path:

@@ -108,7 +108,7 @@ def _open(command: Command, recipe: Recipe, accelerator: Accelerator) -> RunDire
     made: list[Any] = [None]
     if accelerator.is_main_process:
         try:
-            directory = create_run_directory(command.path, command.output_dir, command.overwrite)
+            directory = create_run_directory(command.name, command.output_dir, command.overwrite)
             save_recipe(recipe, directory.recipe)
             made = [directory]
         except RecipeError as error:

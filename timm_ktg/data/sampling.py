@@ -70,7 +70,7 @@ class EpochSampler:
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise ValueError(
-                f"batch_size: should be a multiple of the {world_size} processes that share it, "
+                f"train.batch_size: should be a multiple of the {world_size} processes that share it, "
                 f"found {batch_size}."
             )
         if size < world_size:

@@ -53,7 +53,7 @@ class TransformLoader:
         hflip: Probability of a horizontal flip.
         vflip: Probability of a vertical flip.
         color_jitter: Factor of the color jitter; none where `auto_augment` is given.
-        auto_augment: timm's policy string, such as `rand-m9-mstd0.5`.
+        auto_augment: timm's policy string, such as `rand-m9-mstd0.5` (`aa` on timm's command line).
         reprob: Probability of random erasing.
         remode: What erases: `const`, `rand` or `pixel`.
         recount: How many regions are erased.
@@ -157,7 +157,7 @@ class _Samples:
 def _create_transform(
     img_size: int, train: bool, no_aug: bool, arguments: _Arguments
 ) -> Callable[[Image.Image], Tensor]:
-    """timm's transform, what timm refuses by assertion or KeyError turned into a ValueError."""
+    """Create timm's transform; what timm refuses, by assertion, becomes a ValueError."""
     _check_choice("interpolation", arguments["interpolation"], INTERPOLATIONS)
     _check_choice("remode", arguments["re_mode"], REMODES)
     if not train and arguments["interpolation"] == "random":
@@ -168,7 +168,7 @@ def _create_transform(
         )
     except AssertionError as error:
         policy = arguments["auto_augment"]
-        raise ValueError(f"data.auto_augment: `{policy}`: {error}.") from error
+        raise ValueError(f"data.aa: `{policy}`: {error}.") from error
     return transform
 
 

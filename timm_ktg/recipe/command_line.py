@@ -21,7 +21,7 @@ from pydantic_settings import (
 from ..errors import RecipeError, did_you_mean
 from ..topology import LABEL, name_problem
 from .graph_config import EdgeConfig, GraphConfig, NodeConfig
-from .recipe import Recipe, check_recipe, find_recipe, read_recipe
+from .recipe import Recipe, check_recipe, find_recipe, name_recipe, read_recipe
 from .section import Section
 
 _NODES = "--graph.nodes."
@@ -33,7 +33,7 @@ class Command:
 
     Args:
         recipe: The recipe with its overrides.
-        path: File of the recipe.
+        name: What the run is called.
         output_dir: Where the run goes; None: the next free one below `runs`.
         resume: Directory of a run to go on with.
         overwrite: Replace what is at `output_dir`.
@@ -41,7 +41,7 @@ class Command:
     """
 
     recipe: Recipe
-    path: Path
+    name: str
     output_dir: Path | None
     resume: Path | None
     overwrite: bool
@@ -95,7 +95,7 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
         raise RecipeError(["resume: a run goes on with its own recipe; give it no other values."])
     return Command(
         check_recipe(_merged(values, overrides)),
-        path,
+        name_recipe(path),
         flags.output_dir,
         flags.resume,
         flags.overwrite,

@@ -57,6 +57,17 @@ def find_recipe(name: str) -> Path:
     )
 
 
+def name_recipe(path: Path) -> str:
+    """Return what a run of the recipe at `path` is called.
+
+    The name of a bundled recipe; the run's, for the recipe.yaml of a run; else the file's.
+    """
+    for name, bundled in bundled_recipes().items():
+        if path.resolve() == bundled.resolve():
+            return name
+    return path.resolve().parent.name if path.name == "recipe.yaml" else path.stem
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
     """Return what a recipe's file says, unchecked.
 
