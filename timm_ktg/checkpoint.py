@@ -45,15 +45,19 @@ def save_state(accelerator: Accelerator, folder: Path, epoch: int, run: str) -> 
     accelerator.wait_for_everyone()
 
 
-def newest_state(folder: Path, run: str) -> tuple[Path, list[str]]:
+def newest_state(folder: Path, run: str) -> tuple[Path | None, list[str]]:
     """Return the newest state that is whole and of this run, and why newer ones are not.
 
     Args:
         folder: The run's `checkpoint` folder.
         run: What `save_state` was given.
 
+    Returns:
+        The state's folder, None if the run was killed before it wrote one; and a line for each
+        that is refused.
+
     Raises:
-        RecipeError: There is none.
+        RecipeError: There are states, and all are refused.
     """
     refused: list[str] = []
     for state in sorted(folder.glob("epoch-*"), reverse=True):
@@ -61,7 +65,9 @@ def newest_state(folder: Path, run: str) -> tuple[Path, list[str]]:
         if problem is None:
             return state, refused
         refused.append(f"{state}: {problem}")
-    raise RecipeError([f"resume: {folder} holds no checkpoint to go on from.", *refused])
+    if refused:
+        raise RecipeError([f"resume: {folder} holds no checkpoint to go on from.", *refused])
+    return None, []
 
 
 def _state_problem(state: Path, run: str) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RecipeError
+from .files import write_whole
 from .metrics import Metrics
 
 RUNS = Path("runs")
@@ -59,11 +60,11 @@ class RunDirectory:
         if not self.metrics.exists():
             return
         lines = self.metrics.read_text(encoding="utf-8").splitlines()[:epoch]
-        self.metrics.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        write_whole(self.metrics, "".join(line + "\n" for line in lines))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the result."""
-        self.summary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        write_whole(self.summary, json.dumps(summary, indent=2) + "\n")
 
 
 def create_run_directory(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import platform
 import sys
 import time
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; None: those of the command line.
 
     Returns:
-        The exit code: 0, 1 if a run cannot go on, 2 if what was asked for is wrong.
+        The exit code: 0, 1 if a run cannot go on, 2 if what was asked for is wrong, 130 if it was
+        interrupted.
     """
     try:
         run(parse_command(sys.argv[1:] if argv is None else argv, PROGRAM))
@@ -43,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error.problems, 2)
     except TrainingError as error:
         return _fail([str(error)], 1)
+    except KeyboardInterrupt:
+        return _fail(["Interrupted. --resume with the run's directory goes on with it."], 130)
     return 0
 
 
@@ -55,6 +59,8 @@ def run(command: Command) -> None:
     """
     start = time.perf_counter()
     accelerator = _accelerator(command.recipe)
+    if not accelerator.is_main_process:
+        logging.getLogger("timm_ktg").setLevel(logging.ERROR)  # one process warns for all
     recipe = _settled(command.recipe, accelerator)
     training = build_training(recipe, accelerator)
     if accelerator.is_main_process:
@@ -83,7 +89,8 @@ def run(command: Command) -> None:
             directory.log(metrics)
             tqdm.write(epoch_line(metrics, training.epochs, training.graph))
         save_state(accelerator, directory.checkpoint, epoch + 1, identity)
-    _finish(training, directory, time.perf_counter() - start)
+    _finish(training, directory, start)
+    accelerator.end_training()
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
@@ -126,13 +133,14 @@ def _go_on(training: Training, directory: RunDirectory, identity: str) -> None:
     state, refused = newest_state(directory.checkpoint, identity)
     for line in refused:
         accelerator.print(f"Refused {line}")
-    accelerator.load_state(str(state))
+    if state is not None:
+        accelerator.load_state(str(state))
     if accelerator.is_main_process:
         directory.forget_after(training.done.epochs)
-    accelerator.print(f"Going on from {state}, after {training.done.epochs} epochs.")
+    accelerator.print(f"Going on from {state or 'the start'}, epochs done: {training.done.epochs}.")
 
 
-def _finish(training: Training, directory: RunDirectory, seconds: float) -> None:
+def _finish(training: Training, directory: RunDirectory, start: float) -> None:
     """Evaluate the last epoch once on the test images, export the nodes, show the result."""
     graph, images = training.graph, training.images
     split, loader = "test", images.test() if images.test else None
@@ -145,7 +153,7 @@ def _finish(training: Training, directory: RunDirectory, seconds: float) -> None
         path = directory.nodes / f"{name}.safetensors"
         member = graph.member(name)
         export_node(member.model, path, member.mean, member.std)
-    summary = _summary(training, result, split, seconds)
+    summary = _summary(training, result, split, time.perf_counter() - start)
     directory.write_summary(summary)
     show_result(
         summary,
@@ -179,7 +187,8 @@ def _summary(training: Training, result: Metrics, split: str, seconds: float) ->
         "device": str(training.accelerator.device),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
-        "seconds": {"training": training.done.seconds, "this_process": seconds},
+        "training_seconds": training.done.seconds,
+        "wall_seconds": seconds,
     }
 
 

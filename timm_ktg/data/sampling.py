@@ -70,8 +70,8 @@ class EpochSampler:
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise ValueError(
-                f"train.batch_size: should be a multiple of the {world_size} processes that share it, "
-                f"found {batch_size}."
+                f"train.batch_size: should be a multiple of the {world_size} processes that share "
+                f"it, found {batch_size}."
             )
         if size < world_size:
             raise ValueError(

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..errors import RecipeError, did_you_mean
+from ..files import write_whole
 from .data_config import DataConfig
 from .graph_config import GraphConfig
 from .section import Location, Section
@@ -108,7 +109,7 @@ def load_recipe(name: str) -> Recipe:
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write a recipe with every field spelled out, so that it means the same in later versions."""
     values = recipe.model_dump(mode="json")
-    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    write_whole(path, yaml.safe_dump(values, sort_keys=False))
 
 
 def _line(section: type[BaseModel], details: Any) -> str:
