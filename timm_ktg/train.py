@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from .checkpoint import newest_state, save_state
@@ -94,10 +94,8 @@ def run(command: Command) -> None:
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
-    # BatchNorm's statistics are averaged before an evaluation, not sent around at every step.
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     try:
-        return Accelerator(mixed_precision=recipe.train.mixed_precision, kwargs_handlers=[ddp])
+        return Accelerator(mixed_precision=recipe.train.mixed_precision)
     except ValueError as error:
         raise RecipeError([f"train.mixed_precision: {error}"]) from error
 

@@ -15,6 +15,7 @@ from accelerate.utils import gather_object, set_seed
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import dispatch_clip_grad, distribute_bn
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from .data import Loader, Splits, derive_seed
 from .errors import RecipeError
@@ -102,6 +103,9 @@ def build_training(recipe: Recipe, accelerator: Accelerator) -> Training:
     optimizer = build_optimizer(recipe.train, graph)
     scheduler, epochs = build_scheduler(recipe.train, optimizer, len(images.train))
     model, prepared = accelerator.prepare(graph, optimizer)
+    if isinstance(model, DistributedDataParallel):
+        # BatchNorm's statistics are averaged after an epoch, not sent around at every step.
+        model.broadcast_buffers = False
     done = Done()
     # The scheduler is not prepared, for accelerate would step it once for every process.
     accelerator.register_for_checkpointing(scheduler, done)
