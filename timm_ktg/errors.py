@@ -1,6 +1,7 @@
 """What goes wrong through no fault of the code, and how it is said."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -28,6 +29,29 @@ class RecipeError(ValueError):
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(self.problems))
+
+
+def one_line(error: Exception) -> str:
+    """Return what an error says as one line, behind its type where that is not plain ValueError.
+
+    Args:
+        error: What was raised.
+    """
+    said = " ".join(str(error).split())
+    return said if isinstance(error, ValueError) and said else f"{type(error).__name__}: {said}"
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Make a RecipeError of one line, at a place of the recipe, of whatever is raised inside.
+
+    Args:
+        where: The place, such as `train.opt_kwargs`.
+    """
+    try:
+        yield
+    except Exception as error:  # other libraries raise what they like
+        raise RecipeError([f"{where}: {one_line(error)}"]) from error
 
 
 def first_line(error: Exception) -> str:

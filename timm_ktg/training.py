@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .data import Loader, Splits, derive_seed
-from .errors import RecipeError
+from .errors import RecipeError, one_line
 from .graph import KnowledgeTransferGraph
 from .metrics import EpochMeter, Metrics, accuracies, correct_counts
 from .recipe.build import build_graph, build_nodes, build_optimizer, build_scheduler
@@ -246,8 +246,7 @@ def _check_outputs(
             shape = list(member(images).logits.shape)
         except Exception as error:  # a model may raise anything at images it was not made for
             problems.append(
-                f"graph.nodes.{name}: cannot take images of {size[0]}x{size[1]}: "
-                f"{' '.join(str(error).split())}"
+                f"graph.nodes.{name}: cannot take images of {size[0]}x{size[1]}: {one_line(error)}"
             )
             continue
         if shape != [2, num_classes]:

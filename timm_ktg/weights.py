@@ -56,13 +56,12 @@ def load_weights(model: nn.Module, path: str) -> dict[str, Channels]:
     try:
         state = load_state_dict(path)
     except Exception as error:
-        raise ValueError(f".checkpoint_path: `{path}` cannot be read: {error}") from error
+        raise ValueError(f"`{path}` cannot be read: {error}") from error
     problems = list(_mismatches(model.state_dict(), state))
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise ValueError(
-            f".checkpoint_path: `{path}` should hold the weights of this model. "
-            f"Found {problems[0]}{more}."
+            f"`{path}` should hold the weights of this model. Found {problems[0]}{more}."
         )
     model.load_state_dict(state)
     return _normalisation(path)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import timm
 import torch
@@ -14,9 +14,10 @@ from torch import nn
 
 from ..data import derive_seed
 from ..edge import Edge
-from ..errors import RecipeError
+from ..errors import RecipeError, located
 from ..gates import create_gate
 from ..graph import KnowledgeTransferGraph
+from ..hooks import OutputCapture
 from ..losses import create_loss
 from ..node import Channels, Node
 from ..topology import LABEL
@@ -24,8 +25,6 @@ from ..weights import load_weights
 from .graph_config import EdgeConfig, NodeConfig
 from .recipe import Recipe
 from .train_config import TrainConfig
-
-T = TypeVar("T")
 
 
 def build_nodes(
@@ -41,15 +40,16 @@ def build_nodes(
     Raises:
         RecipeError: All nodes that cannot be built, with the reasons.
     """
-    nodes, problems = [], []
+    nodes: list[Node] = []
+    problems: list[str] = []
     for name, node in recipe.graph.nodes.items():
         try:
             if given and name in given:
                 nodes.append(Node(name, given[name], tuple(node.taps)))
             else:
                 nodes.append(_build_node(name, node, num_classes, recipe.train.seed))
-        except Exception as error:  # a model's constructor may raise anything
-            problems.append(f"graph.nodes.{name}{_said(error)}")
+        except RecipeError as error:
+            problems += error.problems
     if problems:
         raise RecipeError(problems)
     return nodes
@@ -74,9 +74,8 @@ def build_graph(
         for name, node in recipe.graph.nodes.items()
         for source, edge in node.learns_from.items()
     ]
-    return _or_recipe_error(
-        "graph.",
-        lambda: KnowledgeTransferGraph(
+    try:
+        return KnowledgeTransferGraph(
             nodes,
             edges,
             recipe.graph.target,
@@ -84,8 +83,9 @@ def build_graph(
             keep=recipe.graph.keep,
             mean=mean,
             std=std,
-        ),
-    )
+        )
+    except ValueError as error:
+        raise RecipeError([f"graph.{line}" for line in str(error).splitlines()]) from error
 
 
 def build_optimizer(train: TrainConfig, graph: KnowledgeTransferGraph) -> torch.optim.Optimizer:
@@ -94,17 +94,15 @@ def build_optimizer(train: TrainConfig, graph: KnowledgeTransferGraph) -> torch.
     Raises:
         RecipeError: The optimizer does not take these arguments.
     """
-    return _or_recipe_error(
-        "train.opt_kwargs: ",
-        lambda: create_optimizer_v2(
+    with located("train.opt_kwargs"):
+        return create_optimizer_v2(
             _parameter_groups(train, graph),
             opt=train.opt,
             lr=train.lr,
             weight_decay=train.weight_decay,
             momentum=train.momentum,
             **train.opt_kwargs,
-        ),
-    )
+        )
 
 
 def build_scheduler(
@@ -115,9 +113,8 @@ def build_scheduler(
     Raises:
         RecipeError: The schedule's lengths do not fit together.
     """
-    built: tuple[Scheduler, int] = _or_recipe_error(
-        "train.sched: ",
-        lambda: create_scheduler_v2(
+    with located("train.sched"):
+        built: tuple[Scheduler, int] = create_scheduler_v2(
             optimizer,
             sched=train.sched,
             num_epochs=train.epochs,
@@ -131,34 +128,52 @@ def build_scheduler(
             warmup_prefix=train.warmup_prefix,
             step_on_epochs=not train.sched_on_updates,
             updates_per_epoch=updates_per_epoch,
-        ),
-    )
-    return built
+        )
+        return built
 
 
 def _build_node(name: str, node: NodeConfig, num_classes: int, seed: int) -> Node:
+    where = f"graph.nodes.{name}"
     arguments = {"num_classes": num_classes, **node.model_kwargs}
     # Nodes of one architecture must not start alike, and one more node must not change the others.
     own_seed = derive_seed(f"init {name}", seed) if node.seed is None else node.seed
-    with torch.random.fork_rng():
+    # What can go wrong is the download, where there is one.
+    field = "pretrained" if node.pretrained else "model_kwargs"
+    with located(f"{where}.{field}"), torch.random.fork_rng():
         torch.manual_seed(own_seed)
         model = timm.create_model(node.model, pretrained=node.pretrained, **arguments)
-    classes = getattr(model, "num_classes", num_classes)
-    if classes != num_classes:
-        raise ValueError(f".model_kwargs: the data have {num_classes} classes. Found {classes}.")
-    learns = any(edge.gate != "cutoff" for edge in node.learns_from.values())
-    config = getattr(model, "pretrained_cfg", {})
-    if node.pretrained and not learns and config.get("num_classes") != num_classes:
-        raise ValueError(
-            f".pretrained: a frozen node needs weights for the data's {num_classes} classes. "
-            f"Found {config.get('num_classes')}; its classifier would be random."
-        )
-    if not node.has_weights:
-        return Node(name, model, tuple(node.taps))
-    own: dict[str, Any] = {"mean": config.get("mean"), "std": config.get("std")}
+    with located(f"{where}.model_kwargs"):
+        classes = getattr(model, "num_classes", num_classes)
+        if classes != num_classes:
+            raise ValueError(f"the data have {num_classes} classes. Found {classes}.")
+    own: dict[str, Any] = {}
+    if node.pretrained:
+        own = _expected(model)
+        with located(f"{where}.pretrained"):
+            _check_teacher(node, model, num_classes)
     if node.checkpoint_path is not None:
-        own |= load_weights(model, node.checkpoint_path)
-    return Node(name, model, tuple(node.taps), pretrained=True, **own)
+        with located(f"{where}.checkpoint_path"):
+            own = _expected(model) | load_weights(model, node.checkpoint_path)
+    with located(f"{where}.taps"):
+        OutputCapture(model, node.taps).remove()
+    return Node(name, model, tuple(node.taps), pretrained=node.has_weights, **own)
+
+
+def _expected(model: nn.Module) -> dict[str, Any]:
+    """Return the normalisation that timm's weights of a model expect."""
+    config = getattr(model, "pretrained_cfg", {})
+    return {"mean": config.get("mean"), "std": config.get("std")}
+
+
+def _check_teacher(node: NodeConfig, model: nn.Module, num_classes: int) -> None:
+    """Raise ValueError if a frozen node's classifier is not among its pretrained weights."""
+    learns = any(edge.gate != "cutoff" for edge in node.learns_from.values())
+    classes = getattr(model, "pretrained_cfg", {}).get("num_classes")
+    if not learns and node.checkpoint_path is None and classes != num_classes:
+        raise ValueError(
+            f"a frozen node should have weights for the {num_classes} classes of the data. Found "
+            f"{classes}; its classifier would be random."
+        )
 
 
 def _build_edge(source: str, destination: str, edge: EdgeConfig, recipe: Recipe) -> Edge:
@@ -182,19 +197,3 @@ def _parameter_groups(train: TrainConfig, graph: KnowledgeTransferGraph) -> list
             own = [{"params": list(model.parameters()), "weight_decay": train.weight_decay}]
         groups += [{**group, "node": name} for group in own]
     return groups
-
-
-def _said(error: Exception) -> str:
-    """Return an error as the end of a line that begins with a location."""
-    text = " ".join(str(error).split())
-    if isinstance(error, ValueError) and text.startswith("."):
-        return text
-    return f": {text}" if isinstance(error, ValueError) else f": {type(error).__name__}: {text}"
-
-
-def _or_recipe_error(where: str, build: Callable[[], T]) -> T:
-    try:
-        return build()
-    except Exception as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise RecipeError([where + line for line in lines]) from error

@@ -10,7 +10,7 @@ import timm
 from pydantic import BeforeValidator, PositiveFloat, model_serializer
 from pydantic_core import InitErrorDetails
 
-from ..errors import did_you_mean
+from ..errors import did_you_mean, one_line
 from ..gates import check_gate, create_gate
 from ..graph import Reduction
 from ..losses import create_loss
@@ -42,11 +42,6 @@ def _from_word(value: Any) -> Any:
     return {"gate": value} if isinstance(value, str) else value
 
 
-def _one_line(error: Exception) -> str:
-    named = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    return named + " ".join(str(error).split())
-
-
 class EdgeConfig(Section):
     """How a node learns from one source; a bare word is the gate."""
 
@@ -68,14 +63,14 @@ class EdgeConfig(Section):
         try:
             check_gate(create_gate(gate, **data.get("gate_kwargs", {})))
         except Exception as error:  # a gate of somebody else's may raise anything
-            yield problem(("gate",), _one_line(error))
+            yield problem(("gate",), one_line(error))
         try:
             if loss is not None:
                 create_loss(loss, **data.get("loss_kwargs", {}))
             elif data.get("loss_kwargs"):
                 yield problem(("loss_kwargs",), "belong to a loss; name it as `loss`.")
         except Exception as error:
-            yield problem(("loss",), _one_line(error))
+            yield problem(("loss",), one_line(error))
 
     @model_serializer(mode="wrap")
     def _to_word(self, handler: Any) -> Any:

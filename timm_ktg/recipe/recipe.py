@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ..errors import RecipeError, did_you_mean
+from ..errors import RecipeError, did_you_mean, one_line
 from ..files import write_whole
 from .data_config import DataConfig
 from .graph_config import GraphConfig
@@ -78,7 +78,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError([f"{path}: should be YAML. {' '.join(str(error).split())}"]) from None
+        raise RecipeError([f"{path}: should be YAML. {one_line(error)}"]) from None
     if not isinstance(values, dict):
         raise RecipeError([f"{path}: should be a mapping of sections. Found {type(values)}."])
     return values
