@@ -86,10 +86,15 @@ def build_training(recipe: Recipe, accelerator: Accelerator) -> Training:
         RecipeError: All that is wrong.
     """
     place = Place(accelerator.device, accelerator.process_index, accelerator.num_processes)
-    _check_batch_size(recipe, place.world_size)
+    problems = _batch_size_problems(recipe, place.world_size)
     with accelerator.main_process_first():  # one process fills the cache of a data set
-        splits = build_splits(recipe.data)
-        nodes = build_nodes(recipe, splits.num_classes)
+        try:
+            splits = build_splits(recipe.data)
+            nodes = build_nodes(recipe, splits.num_classes)
+        except RecipeError as error:
+            raise RecipeError([*problems, *error.problems]) from error
+    if problems:
+        raise RecipeError(problems)
     target = next(node.model for node in nodes if node.name == recipe.graph.target)
     images = build_images(recipe, splits, target, place)
     graph = build_graph(recipe, nodes, images.mean, images.std).to(place.device)
@@ -222,15 +227,14 @@ def _average_batch_norm(training: Training) -> None:
             distribute_bn(training.graph.model(name), training.accelerator.num_processes, True)
 
 
-def _check_batch_size(recipe: Recipe, processes: int) -> None:
+def _batch_size_problems(recipe: Recipe, processes: int) -> list[str]:
     parts = processes * recipe.train.grad_accum_steps
-    if recipe.train.batch_size % parts:
-        raise RecipeError(
-            [
-                f"train.batch_size: should be a multiple of {parts}, the processes ({processes}) "
-                f"times grad_accum_steps. Found {recipe.train.batch_size}."
-            ]
-        )
+    if recipe.train.batch_size % parts == 0:
+        return []
+    return [
+        f"train.batch_size: should be a multiple of {parts}, the processes ({processes}) times "
+        f"grad_accum_steps. Found {recipe.train.batch_size}."
+    ]
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from pydantic_settings import (
 from ..errors import RecipeError, did_you_mean
 from ..topology import LABEL, name_problem
 from .graph_config import EdgeConfig, GraphConfig, NodeConfig
+from .images import data_problems
 from .recipe import Recipe, check_recipe, find_recipe, name_recipe, read_recipe
 from .section import Section
 
@@ -94,13 +95,21 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
     if flags.resume and (overrides or "recipe" in flags.model_fields_set):
         raise RecipeError(["resume: a run goes on with its own recipe; give it no other values."])
     return Command(
-        check_recipe(_merged(values, overrides)),
+        _checked(_merged(values, overrides)),
         name_recipe(path),
         flags.output_dir,
         flags.resume,
         flags.overwrite,
         flags.dry_run,
     )
+
+
+def _checked(values: Mapping[str, Any]) -> Recipe:
+    """Return the recipe, or raise RecipeError with all its problems, those of the data included."""
+    try:
+        return check_recipe(values)
+    except RecipeError as error:
+        raise RecipeError([*error.problems, *data_problems(values)]) from None
 
 
 def _timm_style(argument: str) -> str:

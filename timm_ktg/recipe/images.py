@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
@@ -80,6 +81,21 @@ def build_splits(data: DataConfig) -> Splits:
         )
     except ValueError as error:
         raise RecipeError(str(error).splitlines()) from error
+
+
+def data_problems(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what is wrong with the data set of a recipe that is wrong elsewhere, if it can be told.
+
+    Args:
+        values: A recipe, unchecked.
+    """
+    try:
+        build_splits(DataConfig.model_validate(values.get("data", {})))
+    except ValidationError:  # said already, with the rest of the recipe
+        return ()
+    except RecipeError as error:
+        return error.problems
+    return ()
 
 
 def build_images(recipe: Recipe, splits: Splits, target: nn.Module, place: Place) -> Images:

@@ -1,0 +1,1 @@
+"""The search for the graph that makes the target most accurate."""
