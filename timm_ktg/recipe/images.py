@@ -84,7 +84,7 @@ def build_splits(data: DataConfig) -> Splits:
 
 
 def data_problems(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what is wrong with the data set of a recipe that is wrong elsewhere, if it can be told.
+    """Return what is wrong with the data set of a recipe that has other faults, if it can be told.
 
     Args:
         values: A recipe, unchecked.

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import sha256
 from itertools import chain, cycle, islice, permutations, product
+from math import prod
 from typing import Any, Literal, NamedTuple
 
 from ..errors import did_you_mean
@@ -50,7 +50,8 @@ class SearchSpace:
     nodes: int
     frozen: bool
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
+        """Check that there is something to draw, and each only once."""
         if self.nodes < 1:
             raise ValueError(f"nodes should be 1 or more, the target included. Found {self.nodes}.")
         if self.nodes > 1 and not self.models:
@@ -64,35 +65,28 @@ class SearchSpace:
 
     @property
     def size(self) -> int:
-        """M^(N-1) * G^(N^2), times 2^(N-1) if `frozen` is a choice.
+        """M^(N-1) * G^(N^2), times 2^(N-1) where `frozen` is a choice.
 
-        The number of ways to choose, so invalid graphs and graphs that are the same count each.
+        The number of ways to choose: invalid graphs and graphs that are the same count each.
         """
-        roles = 2 if self.frozen else 1
-        return (len(self.models) * roles) ** (self.nodes - 1) * len(self.gates) ** self.nodes**2
+        return prod(len(categories) for categories in self.choices().values())
 
-    @cached_property
+    @property
     def auxiliaries(self) -> tuple[str, ...]:
         """Names of the auxiliaries."""
-        return tuple(_auxiliary(index) for index in range(1, self.nodes))
+        return _names(self.nodes)[1:]
 
-    @cached_property
+    @property
     def pairs(self) -> tuple[Pair, ...]:
         """Every edge that can be: N from the label and N(N-1) between networks."""
-        names = (TARGET, *self.auxiliaries)
-        return tuple(
-            (source, destination)
-            for destination in names
-            for source in (LABEL, *names)
-            if source != destination
-        )
+        return _pairs(_names(self.nodes))
 
     def choices(self) -> dict[str, tuple[str, ...]]:
         """Return the categories of each of Optuna's parameters, always in the same order."""
-        roles = {_role_of(name): (LEARNS, FROZEN) for name in self.auxiliaries}
+        roles = {_role_of(name): (LEARNS, FROZEN) for name in self.auxiliaries if self.frozen}
         return {
             **{_model_of(name): self.models for name in self.auxiliaries},
-            **(roles if self.frozen else {}),
+            **roles,
             **{_gate_of(pair): self.gates for pair in self.pairs},
         }
 
@@ -118,7 +112,7 @@ class CanonicalGraph:
     """A graph in the one form of all that are the same; made by `canonical`.
 
     Args:
-        nodes: The networks that matter, the target first, the auxiliaries in order of model.
+        nodes: The networks that matter, the target first, then the auxiliaries by model.
         edges: The edges that exist, by destination, then source, the label first.
     """
 
@@ -127,9 +121,9 @@ class CanonicalGraph:
 
     @property
     def key(self) -> str:
-        """64 bits of a hash of the form, 16 hexadecimal digits, the same in every process.
+        """16 hexadecimal digits, 64 bits of a hash of the form, alike in every process.
 
-        That two of a million graphs share a key by chance has a probability of 3e-8.
+        Of a million graphs, two share a key by chance with a probability of 3e-8.
         """
         form = json.dumps([[node.model for node in self.nodes], self.edges])
         return sha256(form.encode()).hexdigest()[:16]
@@ -149,7 +143,7 @@ def canonical(space: SearchSpace, params: Mapping[str, str]) -> CanonicalGraph |
     """Return the form of the graph that the parameters draw.
 
     What is cut off is dropped, and so is what a frozen node would learn; then every node without
-    a path to the target; an auxiliary without incoming edges is frozen, chosen so or not.
+    a path to the target. An auxiliary without incoming edges is frozen, chosen so or not.
 
     Args:
         space: Where the parameters come from.
@@ -165,12 +159,14 @@ def canonical(space: SearchSpace, params: Mapping[str, str]) -> CanonicalGraph |
         if params.get(name) not in categories:
             found = f"`{params[name]}`" if name in params else "nothing"
             raise ValueError(f"{name} should be one of {', '.join(categories)}. Found {found}.")
-    frozen = [
-        name for name in space.auxiliaries if space.frozen and params[_role_of(name)] == FROZEN
-    ]
-    models = {name: params[_model_of(name)] for name in space.auxiliaries}
-    gates = {pair: params[_gate_of(pair)] for pair in space.pairs if pair[1] not in frozen}
-    return _canonical({TARGET: space.target_model, **models}, gates)
+    auxiliaries = space.auxiliaries
+    frozen = [name for name in auxiliaries if space.frozen and params[_role_of(name)] == FROZEN]
+    drawn = {pair: params[_gate_of(pair)] for pair in space.pairs if pair[1] not in frozen}
+    gates = {pair: gate for pair, gate in drawn.items() if gate != CUTOFF}
+    if all(destination != TARGET for _, destination in gates):
+        return None
+    models = {name: params[_model_of(name)] for name in auxiliaries}
+    return _least({TARGET: space.target_model, **models}, gates)
 
 
 def params_of(space: SearchSpace, graph: CanonicalGraph) -> dict[str, str]:
@@ -184,21 +180,18 @@ def params_of(space: SearchSpace, graph: CanonicalGraph) -> dict[str, str]:
         A category for each of `space.choices()`, in their order.
 
     Raises:
-        ValueError: The space does not hold the graph; says which gate, model or number is missing.
+        ValueError: The space does not hold the graph; it names the gate or model that is missing.
     """
     models = {node.name: node.model for node in graph.nodes}
     if len(models) > space.nodes:
-        raise ValueError(f"the graph has {len(models)} nodes; the space has {space.nodes}.")
-    if models.pop(TARGET) != space.target_model:
-        raise ValueError(
-            f"the target should be {space.target_model}. Found {graph.nodes[0].model}."
-        )
+        raise ValueError(f"the graph has {len(models)} nodes, but the space {space.nodes}.")
+    _check_candidate(TARGET, models.pop(TARGET), [space.target_model])
     for name, model in models.items():
-        _check_candidate("model", model, space.models, name)
+        _check_candidate(_model_of(name), model, space.models)
     gates = {(edge.source, edge.destination): edge.gate for edge in graph.edges}
     roles = {name: FROZEN if name in graph.frozen_nodes else LEARNS for name in space.auxiliaries}
     return {
-        **{_model_of(name): models.get(name, space.models[0]) for name in space.auxiliaries},
+        **{_model_of(name): models.get(name, space.models[0]) for name in roles},
         **{_role_of(name): role for name, role in roles.items() if space.frozen},
         **{_gate_of(pair): _candidate(space, graph, gates, pair) for pair in space.pairs},
     }
@@ -212,23 +205,23 @@ def graph_section(
     Args:
         graph: The graph.
         gate_spec: How a recipe writes each gate: a word, or `{gate: ..., gate_kwargs: ...}`.
-            `through`, to which canonical graphs turn `correct`, may be left out.
+            `through`, which `correct` becomes on a label edge, may be left out.
         weights: The checkpoint_path for frozen nodes, by the name of their model.
 
     Raises:
-        ValueError: A gate has no way to be written, or a frozen node no weights.
+        ValueError: There is no spec for a gate, or no weights for a frozen node.
     """
     spec = {THROUGH: THROUGH, **gate_spec}
     nodes: dict[str, dict[str, Any]] = {node.name: {"model": node.model} for node in graph.nodes}
     for source, destination, gate in graph.edges:
-        _check_candidate("gate", gate, spec, _gate_of((source, destination)))
+        _check_candidate(_gate_of((source, destination)), gate, spec)
         # A copy, because YAML writes one object that is there twice as an anchor.
         nodes[destination].setdefault("learns_from", {})[source] = deepcopy(spec[gate])
-    for node in graph.nodes:
-        if node.role == FROZEN:
-            if node.model not in weights:
-                raise ValueError(f"{node.name} is frozen and needs weights of {node.model}.")
-            nodes[node.name]["checkpoint_path"] = weights[node.model]
+    for name, model, role in graph.nodes:
+        if role == FROZEN and model not in weights:
+            raise ValueError(f"{name} is frozen and should have weights of {model}. Found none.")
+        if role == FROZEN:
+            nodes[name]["checkpoint_path"] = weights[model]
     return {"target": TARGET, "nodes": nodes}
 
 
@@ -244,20 +237,21 @@ def all_through(space: SearchSpace, auxiliaries: Sequence[str]) -> CanonicalGrap
         space: Names the target's model.
         auxiliaries: Models of the auxiliaries, candidates of the space or not.
     """
-    models = _models(space, auxiliaries)
-    pairs = [pair for pair in product((LABEL, *models), models) if pair[0] != pair[1]]
-    return _sound(models, dict.fromkeys(pairs, THROUGH))
+    models = [space.target_model, *auxiliaries]
+    names = _names(len(models))
+    return _least(dict(zip(names, models, strict=True)), dict.fromkeys(_pairs(names), THROUGH))
 
 
 def distillation(space: SearchSpace, teacher: str) -> CanonicalGraph:
-    """Return the target with the label and a frozen teacher (KD, here at T = 1; the paper's T is 2).
+    """Return the target with the label and a frozen teacher: KD, but at T = 1 (the paper's: 2).
 
     Args:
         space: Names the target's model.
-        teacher: Model of the teacher.
+        teacher: Model of the teacher, a candidate of the space or not.
     """
-    models = _models(space, [teacher])
-    return _sound(models, {(LABEL, TARGET): THROUGH, (_auxiliary(1), TARGET): THROUGH})
+    target, helper = _names(2)
+    models = {target: space.target_model, helper: teacher}
+    return _least(models, {(LABEL, target): THROUGH, (helper, target): THROUGH})
 
 
 def controls(
@@ -267,7 +261,7 @@ def controls(
 
     Args:
         space: Names the target's model.
-        auxiliaries: Models of the auxiliaries, such as those of the best graph; None: N - 1, the
+        auxiliaries: Models of the auxiliaries, such as the best graph's; None: N - 1 of them, the
             candidates in their order, over and over.
     """
     if auxiliaries is None:
@@ -281,8 +275,13 @@ Models = Mapping[str, str]
 Gates = Mapping[Pair, str]
 
 
-def _auxiliary(index: int) -> str:
-    return f"aux{index}"
+def _names(count: int) -> tuple[str, ...]:
+    return (TARGET, *(f"aux{index}" for index in range(1, count)))
+
+
+def _pairs(names: Sequence[str]) -> tuple[Pair, ...]:
+    ends = product(names, (LABEL, *names))
+    return tuple((source, destination) for destination, source in ends if source != destination)
 
 
 def _model_of(name: str) -> str:
@@ -297,110 +296,77 @@ def _gate_of(pair: Pair) -> str:
     return f"gate/{pair[0]}->{pair[1]}"
 
 
-def _models(space: SearchSpace, auxiliaries: Sequence[str]) -> dict[str, str]:
-    named = {_auxiliary(index): model for index, model in enumerate(auxiliaries, start=1)}
-    return {TARGET: space.target_model, **named}
-
-
-def _sound(models: Models, gates: Gates) -> CanonicalGraph:
-    graph = _canonical(models, gates)
-    assert graph is not None
-    return graph
-
-
-def _check_candidate(
-    kind: str, name: str, names: Sequence[str] | Mapping[str, Any], at: str
-) -> None:
+def _check_candidate(where: str, name: str, names: Sequence[str] | Mapping[str, Any]) -> None:
     if name not in names:
-        listed = f"`{name}` is no candidate. Candidates: {', '.join(names)}."
-        raise ValueError(f"{at}: the {kind} {listed}{did_you_mean(name, names)}")
+        near = did_you_mean(name, names)
+        raise ValueError(f"{where}: should be one of {', '.join(names)}. Found `{name}`.{near}")
 
 
 def _candidate(space: SearchSpace, graph: CanonicalGraph, gates: Gates, pair: Pair) -> str:
-    """Return the candidate for an edge: the graph's gate, one that is the same, or any if dead."""
+    """Return the candidate for an edge: its gate in the graph, or one that makes no difference."""
     gate = gates.get(pair, CUTOFF)
-    if gate in space.gates:
-        return gate
-    if gate == THROUGH and pair[0] == LABEL and CORRECT in space.gates:
-        return CORRECT
-    # A node that learns nothing because it is told so, or that the graph has not.
-    told = space.frozen or pair[1] not in graph.frozen_nodes
-    if pair[1] not in graph.learners and told:
-        return space.gates[0]
-    _check_candidate("gate", gate, space.gates, _gate_of(pair))
-    raise AssertionError
+    alike = [gate, CORRECT] if (pair[0], gate) == (LABEL, THROUGH) else [gate]
+    cut_by_role = graph.frozen_nodes if space.frozen else ()
+    if pair[1] in set(space.auxiliaries).difference(graph.learners, graph.frozen_nodes) or (
+        pair[1] in cut_by_role
+    ):
+        alike += space.gates
+    found = next((name for name in alike if name in space.gates), gate)
+    _check_candidate(_gate_of(pair), found, space.gates)
+    return found
 
 
-def _canonical(models: Models, gates: Gates) -> CanonicalGraph | None:
-    """Return the least form of a graph, given as models by node and gates by edge."""
-    gates = {
-        pair: THROUGH if pair[0] == LABEL and gate == CORRECT else gate
-        for pair, gate in gates.items()
-        if gate != CUTOFF
-    }
-    if all(destination != TARGET for _, destination in gates):
-        return None
+def _least(models: Models, gates: Gates) -> CanonicalGraph:
+    """Return the form of a valid graph, given as models by node and gates by edge."""
     matter = nodes_that_matter(list(gates), TARGET)
     models = {name: model for name, model in models.items() if name in matter}
-    gates = {pair: gate for pair, gate in gates.items() if pair[1] in matter}
-    return _renamed(
-        min(_orders(models, gates), key=lambda order: _form(order, gates)), models, gates
+    gates = {
+        pair: THROUGH if (pair[0], gate) == (LABEL, CORRECT) else gate
+        for pair, gate in gates.items()
+        if pair[1] in matter
+    }
+    order = min(_orders(models, gates), key=lambda order: _table(order, gates))
+    new = {LABEL: LABEL, **dict(zip(order, _names(len(order)), strict=True))}
+    pairs = [pair for pair in _pairs(order) if pair in gates]
+    learners = {destination for _, destination in pairs}
+    roles = {name: LEARNS if name in learners else FROZEN for name in order}
+    return CanonicalGraph(
+        tuple(GraphNode(new[name], models[name], roles[name]) for name in order),
+        tuple(GraphEdge(new[pair[0]], new[pair[1]], gates[pair]) for pair in pairs),
     )
 
 
-def _form(order: Sequence[str], gates: Gates) -> list[str]:
-    """Write the gates as a table, row by row: destinations down, sources across."""
+def _table(order: Sequence[str], gates: Gates) -> list[str]:
+    """Write the gates row by row: destinations down, sources across, nothing where no edge is."""
     return [gates.get((source, node), "") for node in order for source in (LABEL, *order)]
 
 
-def _renamed(order: Sequence[str], models: Models, gates: Gates) -> CanonicalGraph:
-    names = [TARGET, *(_auxiliary(index) for index in range(1, len(order)))]
-    new = dict(zip(order, names, strict=True)) | {LABEL: LABEL}
-    learners = {destination for _, destination in gates}
-    return CanonicalGraph(
-        nodes=tuple(
-            GraphNode(new[name], models[name], LEARNS if name in learners else FROZEN)
-            for name in order
-        ),
-        edges=tuple(
-            GraphEdge(new[source], new[node], gates[source, node])
-            for node in order
-            for source in (LABEL, *order)
-            if (source, node) in gates
-        ),
-    )
-
-
 def _orders(models: Models, gates: Gates) -> Iterator[tuple[str, ...]]:
-    """Yield the orders of nodes that may give the least form: the target first, then by colour."""
+    """Yield the orders that may give the least form: by colour, and every one within a colour."""
     groups: dict[int, list[str]] = {}
     for name, colour in _colours(models, gates).items():
         groups.setdefault(colour, []).append(name)
     within = (permutations(groups[colour]) for colour in sorted(groups))
-    return (tuple(chain(*order)) for order in product(*within))
+    return (tuple(chain(*parts)) for parts in product(*within))
 
 
 def _colours(models: Models, gates: Gates) -> dict[str, int]:
-    """Number the nodes so that those of unlike models or edges differ, whatever their names.
+    """Number the nodes by model and edges, whatever their names; the target is 0.
 
-    Colours are refined by the colours of neighbours until none splits (Weisfeiler and Leman).
-    Nodes of one colour may yet be unlike, so what is left is a matter for permutations.
+    Colours are refined by those of the neighbours until none splits any more (Weisfeiler and
+    Leman, 1968). Nodes that differ in colour are unlike; the converse need not hold.
     """
     signs: dict[str, tuple[Any, ...]]
     signs = {name: (name != TARGET, model) for name, model in models.items()}
     count = 0
     while True:
         ranks = {sign: rank for rank, sign in enumerate(sorted(set(signs.values())))}
-        colours = {name: ranks[sign] for name, sign in signs.items()}
+        colours = {LABEL: -1, **{name: ranks[sign] for name, sign in signs.items()}}
         if len(ranks) == count:
-            return colours
+            return {name: colours[name] for name in models}
         count = len(ranks)
-        learns: dict[str, list[tuple[int, str]]] = {name: [] for name in models}
-        teaches: dict[str, list[tuple[int, str]]] = {name: [] for name in models}
-        for (source, destination), gate in gates.items():
-            learns[destination].append((colours.get(source, -1), gate))
-            teaches.get(source, []).append((colours[destination], gate))
-        signs = {
-            name: (colours[name], tuple(sorted(learns[name])), tuple(sorted(teaches[name])))
-            for name in models
-        }
+        around: dict[str, list[tuple[bool, int, str]]] = {name: [] for name in (LABEL, *models)}
+        for (source, node), gate in gates.items():
+            around[source].append((False, colours[node], gate))
+            around[node].append((True, colours[source], gate))
+        signs = {name: (colours[name], *sorted(around[name])) for name in models}
