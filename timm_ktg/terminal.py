@@ -102,6 +102,7 @@ def progress(items: Iterable[T], total: int, epoch: int, epochs: int, show: bool
         leave=False,
         disable=not show,
         mininterval=30 if in_file else 0.2,
+        maxinterval=60,  # else tqdm draws an unchanged bar again after 10 s
         file=_Lines(sys.stderr) if in_file else sys.stderr,
     )
     return bar

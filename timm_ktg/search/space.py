@@ -7,12 +7,11 @@ for `through` on a label edge (the label is always right), or in what cannot rea
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import chain, cycle, islice, permutations, product
+from itertools import chain, cycle, groupby, islice, permutations, product
 from math import prod
 from typing import Any, Literal, NamedTuple
 
@@ -29,7 +28,7 @@ FROZEN: Role = "frozen"
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """What is free: every auxiliary's model, the gate of every edge, and who is frozen.
+    """What a search chooses: every auxiliary's model, every edge's gate, and who is frozen.
 
     Args:
         target_model: timm's name of the target's model, which is not free.
@@ -37,8 +36,8 @@ class SearchSpace:
         gates: Candidates for every edge's gate, as they are shown, such as `linear` or
             `confident(threshold=0.9)`. `cutoff` is no edge.
         nodes: Number N of networks, the target included, at least 1.
-        frozen: Whether `frozen` is a choice of its own for every auxiliary. It is not in the
-            paper, whose gates freeze an auxiliary only where they cut off all its N edges.
+        frozen: Whether `frozen` is a choice of its own for every auxiliary. The paper has none:
+            an auxiliary is frozen only where all its N gates are drawn as `cutoff`.
 
     Raises:
         ValueError: There is nothing to draw, or something is there twice.
@@ -59,9 +58,8 @@ class SearchSpace:
         if not set(self.gates) - {CUTOFF}:
             raise ValueError(f"gates should name one besides `{CUTOFF}`. Found no other.")
         for field, names in (("models", self.models), ("gates", self.gates)):
-            twice = [name for name, count in Counter(names).items() if count > 1]
-            if twice:
-                raise ValueError(f"{field} should name each once. Found `{twice[0]}` twice.")
+            if len(set(names)) < len(names):
+                raise ValueError(f"{field} should name each only once. Found {', '.join(names)}.")
 
     @property
     def size(self) -> int:
@@ -83,10 +81,9 @@ class SearchSpace:
 
     def choices(self) -> dict[str, tuple[str, ...]]:
         """Return the categories of each of Optuna's parameters, always in the same order."""
-        roles = {_role_of(name): (LEARNS, FROZEN) for name in self.auxiliaries if self.frozen}
         return {
             **{_model_of(name): self.models for name in self.auxiliaries},
-            **roles,
+            **{_role_of(name): (LEARNS, FROZEN) for name in self.auxiliaries if self.frozen},
             **{_gate_of(pair): self.gates for pair in self.pairs},
         }
 
@@ -121,10 +118,7 @@ class CanonicalGraph:
 
     @property
     def key(self) -> str:
-        """16 hexadecimal digits, 64 bits of a hash of the form, alike in every process.
-
-        Of a million graphs, two share a key by chance with a probability of 3e-8.
-        """
+        """16 digits of a hash: equal for equal graphs; for two others, with a chance of 5e-20."""
         form = json.dumps([[node.model for node in self.nodes], self.edges])
         return sha256(form.encode()).hexdigest()[:16]
 
@@ -156,16 +150,13 @@ def canonical(space: SearchSpace, params: Mapping[str, str]) -> CanonicalGraph |
         ValueError: A parameter is missing or not of the space.
     """
     for name, categories in space.choices().items():
-        if params.get(name) not in categories:
-            found = f"`{params[name]}`" if name in params else "nothing"
-            raise ValueError(f"{name} should be one of {', '.join(categories)}. Found {found}.")
-    auxiliaries = space.auxiliaries
-    frozen = [name for name in auxiliaries if space.frozen and params[_role_of(name)] == FROZEN]
+        _check_candidate(name, params.get(name, ""), categories)
+    models = {name: params[_model_of(name)] for name in space.auxiliaries}
+    frozen = [name for name in models if space.frozen and params[_role_of(name)] == FROZEN]
     drawn = {pair: params[_gate_of(pair)] for pair in space.pairs if pair[1] not in frozen}
     gates = {pair: gate for pair, gate in drawn.items() if gate != CUTOFF}
     if all(destination != TARGET for _, destination in gates):
         return None
-    models = {name: params[_model_of(name)] for name in auxiliaries}
     return _least({TARGET: space.target_model, **models}, gates)
 
 
@@ -218,16 +209,11 @@ def graph_section(
         # A copy, because YAML writes one object that is there twice as an anchor.
         nodes[destination].setdefault("learns_from", {})[source] = deepcopy(spec[gate])
     for name, model, role in graph.nodes:
-        if role == FROZEN and model not in weights:
-            raise ValueError(f"{name} is frozen and should have weights of {model}. Found none.")
         if role == FROZEN:
+            if model not in weights:
+                raise ValueError(f"{name} is frozen; weights should hold {model}. Found none.")
             nodes[name]["checkpoint_path"] = weights[model]
     return {"target": TARGET, "nodes": nodes}
-
-
-def label_only(space: SearchSpace) -> CanonicalGraph:
-    """Return the target alone with the label."""
-    return all_through(space, ())
 
 
 def all_through(space: SearchSpace, auxiliaries: Sequence[str]) -> CanonicalGraph:
@@ -235,7 +221,7 @@ def all_through(space: SearchSpace, auxiliaries: Sequence[str]) -> CanonicalGrap
 
     Args:
         space: Names the target's model.
-        auxiliaries: Models of the auxiliaries, candidates of the space or not.
+        auxiliaries: Models of the auxiliaries, candidates of the space or not; none: label-only.
     """
     models = [space.target_model, *auxiliaries]
     names = _names(len(models))
@@ -249,9 +235,8 @@ def distillation(space: SearchSpace, teacher: str) -> CanonicalGraph:
         space: Names the target's model.
         teacher: Model of the teacher, a candidate of the space or not.
     """
-    target, helper = _names(2)
-    models = {target: space.target_model, helper: teacher}
-    return _least(models, {(LABEL, target): THROUGH, (helper, target): THROUGH})
+    gates = {(LABEL, TARGET): THROUGH, ("teacher", TARGET): THROUGH}
+    return _least({TARGET: space.target_model, "teacher": teacher}, gates)
 
 
 def controls(
@@ -266,7 +251,7 @@ def controls(
     """
     if auxiliaries is None:
         auxiliaries = list(islice(cycle(space.models), space.nodes - 1))
-    found = {"label-only": label_only(space)}
+    found = {"label-only": all_through(space, ())}
     found |= {f"KD from {model}": distillation(space, model) for model in auxiliaries}
     return found | ({"all-through": all_through(space, auxiliaries)} if auxiliaries else {})
 
@@ -276,12 +261,11 @@ Gates = Mapping[Pair, str]
 
 
 def _names(count: int) -> tuple[str, ...]:
-    return (TARGET, *(f"aux{index}" for index in range(1, count)))
+    return TARGET, *(f"aux{index}" for index in range(1, count))
 
 
 def _pairs(names: Sequence[str]) -> tuple[Pair, ...]:
-    ends = product(names, (LABEL, *names))
-    return tuple((source, destination) for destination, source in ends if source != destination)
+    return tuple((source, node) for node in names for source in (LABEL, *names) if source != node)
 
 
 def _model_of(name: str) -> str:
@@ -306,10 +290,7 @@ def _candidate(space: SearchSpace, graph: CanonicalGraph, gates: Gates, pair: Pa
     """Return the candidate for an edge: its gate in the graph, or one that makes no difference."""
     gate = gates.get(pair, CUTOFF)
     alike = [gate, CORRECT] if (pair[0], gate) == (LABEL, THROUGH) else [gate]
-    cut_by_role = graph.frozen_nodes if space.frozen else ()
-    if pair[1] in set(space.auxiliaries).difference(graph.learners, graph.frozen_nodes) or (
-        pair[1] in cut_by_role
-    ):
+    if pair[1] not in (graph.learners if space.frozen else [node.name for node in graph.nodes]):
         alike += space.gates
     found = next((name for name in alike if name in space.gates), gate)
     _check_candidate(_gate_of(pair), found, space.gates)
@@ -343,30 +324,25 @@ def _table(order: Sequence[str], gates: Gates) -> list[str]:
 
 def _orders(models: Models, gates: Gates) -> Iterator[tuple[str, ...]]:
     """Yield the orders that may give the least form: by colour, and every one within a colour."""
-    groups: dict[int, list[str]] = {}
-    for name, colour in _colours(models, gates).items():
-        groups.setdefault(colour, []).append(name)
-    within = (permutations(groups[colour]) for colour in sorted(groups))
+    colour = _colours(models, gates).__getitem__
+    groups = groupby(sorted(models, key=colour), key=colour)
+    within = [permutations(group) for _, group in groups]
     return (tuple(chain(*parts)) for parts in product(*within))
 
 
 def _colours(models: Models, gates: Gates) -> dict[str, int]:
-    """Number the nodes by model and edges, whatever their names; the target is 0.
+    """Number the nodes by model and edges, whatever their names; the target comes first.
 
-    Colours are refined by those of the neighbours until none splits any more (Weisfeiler and
-    Leman, 1968). Nodes that differ in colour are unlike; the converse need not hold.
+    Colours are refined by those of the neighbours (Weisfeiler and Leman, 1968), which cannot split
+    them more often than there are nodes. Unlike colours mean unlike nodes, but not conversely.
     """
-    signs: dict[str, tuple[Any, ...]]
-    signs = {name: (name != TARGET, model) for name, model in models.items()}
-    count = 0
-    while True:
+    signs: dict[str, tuple[Any, ...]] = {name: (name != TARGET, models[name]) for name in models}
+    for _ in models:
         ranks = {sign: rank for rank, sign in enumerate(sorted(set(signs.values())))}
         colours = {LABEL: -1, **{name: ranks[sign] for name, sign in signs.items()}}
-        if len(ranks) == count:
-            return {name: colours[name] for name in models}
-        count = len(ranks)
-        around: dict[str, list[tuple[bool, int, str]]] = {name: [] for name in (LABEL, *models)}
+        around: dict[str, list[tuple[bool, int, str]]] = {name: [] for name in colours}
         for (source, node), gate in gates.items():
             around[source].append((False, colours[node], gate))
             around[node].append((True, colours[source], gate))
         signs = {name: (colours[name], *sorted(around[name])) for name in models}
+    return colours
