@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from .gates import EdgeContext, Gate, create_gate, cutoff, gate_problem
-from .losses import EdgeLoss, create_loss
-from .registry import Bound
+from .gates import EdgeContext, Gate, create_gate, cutoff
+from .losses import EdgeLoss, create_loss, problem_of
+from .registry import Bound, shown
 from .topology import LABEL, Pair
 
 
@@ -40,7 +40,7 @@ class Edge:
                 f"{self}: temperature should be 1 on an edge from the label. "
                 f"Found {self.temperature}."
             )
-        if self.temperature <= 0:
+        if not self.temperature > 0:  # not a number is not above 0 either
             raise ValueError(f"{self}: temperature should be above 0. Found {self.temperature}.")
         if self.loss is None:
             loss = create_loss("cross_entropy" if self.source == LABEL else "kl_div")
@@ -65,18 +65,16 @@ class Edge:
         """Return the losses l_st [B], before the gate.
 
         Raises:
-            ValueError: The loss returned another shape.
+            ValueError: The loss returned another shape, or something detached from the destination.
         """
         assert self.loss is not None
         losses = self.loss(
             context.source, context.destination, context.labels, temperature=self.temperature
         )
-        batch = context.destination.logits.shape[:1]
-        if losses.shape != batch:
-            raise ValueError(
-                f"{self}: loss `{self.loss}` should return one loss a sample {list(batch)}. "
-                f"Found {list(losses.shape)}."
-            )
+        logits = context.destination.logits
+        problem = problem_of(losses, len(logits), attached=logits.requires_grad)
+        if problem:
+            raise ValueError(f"{self}: loss `{shown(self.loss)}` should return {problem}.")
         return losses
 
     def gated(self, losses: Tensor, context: EdgeContext) -> Tensor:
@@ -86,7 +84,7 @@ class Edge:
             ValueError: The gate returned another shape, or something detached from the losses.
         """
         gated = self.gate(losses, context)
-        problem = gate_problem(gated, losses)
+        problem = problem_of(gated, len(losses), attached=losses.requires_grad)
         if problem:
-            raise ValueError(f"{self}: gate `{self.gate}` should return {problem}.")
+            raise ValueError(f"{self}: gate `{shown(self.gate)}` should return {problem}.")
         return gated

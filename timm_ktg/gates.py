@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .losses import NodeOutput
-from .registry import Bound, Function, Registry
+from .losses import NodeOutput, problem_of
+from .registry import Bound, Function, Registry, shown
 
 
 class EdgeContext(NamedTuple):
@@ -126,31 +126,16 @@ def check_gate(gate: Gate, num_classes: int = 10) -> None:
 
 
 def _check_gate_once(gate: Gate, values: Tensor, context: EdgeContext) -> None:
-    losses = values.clone().requires_grad_()
-    before = context.source.logits.clone()
-    passed = gate(losses * 1, context)
-    problem = gate_problem(passed, losses)
+    leaf = values.clone().requires_grad_()
+    arguments = (leaf * 1, context.source.logits, context.destination.logits, context.labels)
+    before = [argument.clone() for argument in arguments]
+    passed = gate(arguments[0], context)
+    problem = problem_of(passed, len(values), attached=True)
     if problem is None and not passed.isfinite().all():
         problem = f"finite numbers. Found {passed.tolist()}"
-    if problem is None and not torch.equal(passed, gate(losses * 1, context)):
-        problem = "the same for the same arguments. Found two different answers"
-    if problem is None and not torch.equal(before, context.source.logits):
+    if problem is None and not all(map(torch.equal, before, arguments)):
         problem = "a new tensor. Found its arguments changed in place"
+    if problem is None and not torch.equal(passed, gate(leaf * 1, context)):
+        problem = "the same for the same arguments. Found two different answers"
     if problem:
-        raise ValueError(f"gate `{gate}` should return {problem}.")
-
-
-def gate_problem(passed: Any, losses: Tensor) -> str | None:
-    """Say what a gate should have returned for `losses` [B] and what it did, if that is wrong.
-
-    Looks at no values, so that it costs a training step no synchronisation with the device.
-    """
-    if not isinstance(passed, Tensor):
-        return f"a tensor. Found {type(passed).__name__}"
-    if passed.shape != losses.shape:
-        return f"one loss a sample {list(losses.shape)}. Found {list(passed.shape)}"
-    if not passed.is_floating_point():
-        return f"floating-point numbers. Found {passed.dtype}"
-    if losses.requires_grad and not passed.requires_grad:
-        return "losses that gradients flow through. Found an output detached from the losses"
-    return None
+        raise ValueError(f"gate `{shown(gate)}` should return {problem}.")

@@ -79,8 +79,8 @@ class KnowledgeTransferGraph(nn.Module):
         std: Channels | None = None,
     ) -> None:
         super().__init__()
-        edges = [edge for edge in edges if not edge.is_cut_off]
         _raise_if_any([*_problems(nodes, edges, target, keep), *_reduction_problem(reduction)])
+        edges = [edge for edge in edges if not edge.is_cut_off]
         matter = nodes_that_matter([edge.pair for edge in edges], target, keep)
         left_out = [node.name for node in nodes if node.name not in matter]
         if left_out:
@@ -177,18 +177,22 @@ def _problems(
     pairs = [edge.pair for edge in edges]
     for name in names:
         problem = name_problem(name)
-        if hasattr(nn.ModuleDict, name):
+        if hasattr(nn.ModuleDict(), name):
             problem = f"`{name}` is a name that torch keeps for itself; choose another."
         if problem or names.count(name) > 1:
             yield f"nodes.{name}: {problem or 'two nodes should not have the same name.'}"
     for (source, destination), problem in edge_problems(names, pairs):
         yield f"edges.{source}->{destination}: {problem}"
-    problem = target_problem(names, pairs, target)
+    problem = target_problem(names, [edge.pair for edge in edges if not edge.is_cut_off], target)
     if problem:
         yield f"target: {problem}"
     for name in keep:
         if name not in names:
             yield f"keep: `{name}` is no node.{did_you_mean(name, names)}"
+    models = [id(node.model) for node in nodes]
+    for node in nodes:
+        if models.count(id(node.model)) > 1:
+            yield f"nodes.{node.name}: should have a model of its own. Found it in two nodes."
     classes = {
         node.name: node.model.num_classes for node in nodes if hasattr(node.model, "num_classes")
     }

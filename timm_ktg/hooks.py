@@ -11,13 +11,18 @@ from .errors import did_you_mean
 
 
 class _Keep:
-    """A hook that keeps outputs; an object, so that a deep copy of a model keeps its own."""
+    """A hook that keeps the last output; an object, so that a deep copy of a model has its own."""
 
-    def __init__(self, outputs: list[Any]) -> None:
-        self.outputs = outputs
+    def __init__(self) -> None:
+        self.runs = 0
+        self.output: Any = None
 
     def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        self.outputs.append(output)
+        self.runs += 1
+        self.output = output
+
+    def clear(self) -> None:
+        self.runs, self.output = 0, None
 
 
 class OutputCapture:
@@ -36,8 +41,7 @@ class OutputCapture:
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
         self.names = tuple(names)
-        self._outputs: dict[str, list[Any]] = {name: [] for name in self.names}
-        if len(self._outputs) < len(self.names):
+        if len(set(self.names)) < len(self.names):
             raise ValueError(f"taps should be different modules. Found {', '.join(self.names)}.")
         modules = dict(model.named_modules())
         for name in self.names:
@@ -45,14 +49,15 @@ class OutputCapture:
                 raise ValueError(
                     f"`{name}` is no module of {type(model).__name__}.{did_you_mean(name, modules)}"
                 )
+        self._keeps = {name: _Keep() for name in self.names}
         self._handles = [
-            modules[name].register_forward_hook(_Keep(self._outputs[name])) for name in self.names
+            modules[name].register_forward_hook(keep) for name, keep in self._keeps.items()
         ]
 
     def clear(self) -> None:
         """Forget what was captured since the last `read`, as after a forward that failed."""
-        for outputs in self._outputs.values():
-            outputs.clear()
+        for keep in self._keeps.values():
+            keep.clear()
 
     def read(self) -> dict[str, Tensor]:
         """Return the outputs of the last forward by module name, and forget them.
@@ -61,17 +66,18 @@ class OutputCapture:
             ValueError: Since the last `read`, a module ran twice or not at all, or returned
                 something other than one tensor.
         """
-        captured = {name: list(outputs) for name, outputs in self._outputs.items()}
+        runs = {name: keep.runs for name, keep in self._keeps.items()}
+        outputs = {name: keep.output for name, keep in self._keeps.items()}
         self.clear()
-        for name, outputs in captured.items():
-            if len(outputs) != 1:
-                times = f"{len(outputs)} times" if outputs else "not at all"
+        for name, output in outputs.items():
+            if runs[name] != 1:
+                times = f"{runs[name]} times" if runs[name] else "not at all"
                 raise ValueError(f"Module `{name}` should run once in a forward. It ran {times}.")
-            if not isinstance(outputs[0], Tensor):
+            if not isinstance(output, Tensor):
                 raise ValueError(
-                    f"Module `{name}` should return one tensor. Found {type(outputs[0]).__name__}."
+                    f"Module `{name}` should return one tensor. Found {type(output).__name__}."
                 )
-        return {name: outputs[0] for name, outputs in captured.items()}
+        return outputs
 
     def remove(self) -> None:
         """Take the hooks off the model and forget what was captured."""

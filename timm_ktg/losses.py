@@ -41,6 +41,27 @@ class EdgeLoss(Protocol):
         """Return the losses [B] in float32."""
 
 
+def problem_of(values: Any, batch: int, attached: bool) -> str | None:
+    """Say what should have been returned for a batch and what was, if that is wrong.
+
+    Looks at no values, so that it costs a training step no synchronisation with the device.
+
+    Args:
+        values: What a loss or a gate returned.
+        batch: B.
+        attached: Whether gradients should flow through it.
+    """
+    if not isinstance(values, Tensor):
+        return f"a tensor. Found {type(values).__name__}"
+    if values.shape != (batch,):
+        return f"one loss a sample [{batch}]. Found {list(values.shape)}"
+    if not values.is_floating_point():
+        return f"floating-point numbers. Found {values.dtype}"
+    if attached and not values.requires_grad:
+        return "losses that gradients flow through. Found an output detached from them"
+    return None
+
+
 def cross_entropy(
     source: NodeOutput,
     destination: NodeOutput,

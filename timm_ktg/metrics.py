@@ -12,6 +12,7 @@ from torch import Tensor
 from .gates import dominant
 from .graph import GraphLosses, KnowledgeTransferGraph
 from .losses import NodeOutput
+from .registry import shown
 
 TOP = (1, 5)
 
@@ -113,7 +114,7 @@ class EpochMeter:
         edges = [
             edge for edge, bad in zip(self.edges.values(), first_bad, strict=True) if bad == update
         ]
-        named = ", ".join(f"{edge} (gate {edge.gate})" for edge in edges)
+        named = ", ".join(f"{edge} (gate {shown(edge.gate)})" for edge in edges)
         nodes = ", ".join(sorted({edge.destination for edge in edges}))
         raise TrainingError(
             f"The loss of node {nodes} is not finite at update {update:.0f}, on {named}."

@@ -26,6 +26,9 @@ class Node:
         mean: Per-channel mean that the model expects its images normalised with, in 0..1; None:
             the images are right as they come.
         std: Per-channel standard deviation, likewise.
+
+    Raises:
+        ValueError: Only one of mean and std is given.
     """
 
     name: str
@@ -34,6 +37,14 @@ class Node:
     pretrained: bool = False
     mean: Channels | None = None
     std: Channels | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the normalisation is whole."""
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(
+                f"nodes.{self.name}: mean and std should be given together. "
+                f"Found mean {self.mean} and std {self.std}."
+            )
 
 
 class Member(nn.Module):
@@ -60,7 +71,10 @@ class Member(nn.Module):
         self.model = node.model
         self.frozen = frozen
         self.mean, self.std = node.mean or mean, node.std or std
-        self.capture = OutputCapture(node.model, node.taps)
+        try:
+            self.capture = OutputCapture(node.model, node.taps)
+        except ValueError as error:
+            raise ValueError(f"nodes.{node.name}.taps: {error}") from None
         scale, shift = _affine(node, mean, std)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)

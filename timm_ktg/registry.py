@@ -40,6 +40,15 @@ class Bound:
         return f"{self.name}({arguments})" if arguments else self.name
 
 
+def shown(function: Callable[..., Any] | None) -> str:
+    """Return what a gate or a loss is called in messages: its name, and what is bound to it."""
+    return (
+        str(function)
+        if isinstance(function, Bound)
+        else getattr(function, "__name__", str(function))
+    )
+
+
 class Registry:
     """Functions by name.
 
@@ -70,7 +79,9 @@ class Registry:
         """
         name = function.__name__
         self._check_signature(name, function, self._options(function))
-        taken = [_distribution(entry) for entry in self._entries(name)]
+        # A function may be decorated and be an entry point of its own distribution.
+        entries = [entry for entry in self._entries(name) if not _is_entry_of(function, entry)]
+        taken = [_distribution(entry) for entry in entries]
         before = self._decorated.get(name)
         # The same definition again, as when a notebook's cell runs twice, replaces the first.
         if before is not None and _origin(before) != _origin(function):
@@ -129,9 +140,7 @@ class Registry:
         return Bound(name, function, arguments)
 
     def _entries(self, name: str) -> list[EntryPoint]:
-        # One distribution can be found twice on sys.path (an editable install and its metadata).
-        found = entry_points(group=self.group, name=name)
-        return list({(_distribution(entry), entry.value): entry for entry in found}.values())
+        return list(entry_points(group=self.group, name=name))
 
     def _load(self, entry: EntryPoint) -> Function:
         where = f"{self.kind} `{entry.name}` of {_distribution(entry)} ({entry.value})"
@@ -169,6 +178,10 @@ class Registry:
 
 def _origin(function: Function) -> str:
     return f"{function.__module__}.{function.__qualname__}"
+
+
+def _is_entry_of(function: Function, entry: EntryPoint) -> bool:
+    return entry.value.replace(":", ".") == _origin(function)
 
 
 def _distribution(entry: EntryPoint) -> str:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from .edge import Edge
 from .graph import KnowledgeTransferGraph
 from .metrics import Metrics
+from .registry import shown
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ def show_graph(graph: KnowledgeTransferGraph, models: dict[str, str]) -> None:
 
 def _describe(edge: Edge) -> str:
     temperature = f", T={edge.temperature:g}" if edge.temperature != 1 else ""
-    return f"{edge.source}: {edge.gate}{temperature}"
+    return f"{edge.source}: {shown(edge.gate)}{temperature}"
 
 
 def epoch_line(metrics: Metrics, epochs: int, graph: KnowledgeTransferGraph) -> str:

@@ -24,7 +24,7 @@ from .metrics import EpochMeter, Metrics, accuracies, correct_counts
 from .recipe.build import build_graph, build_nodes, build_optimizer, build_scheduler
 from .recipe.images import Images, Place, build_images, build_splits
 from .recipe.recipe import Recipe
-from .registry import Bound
+from .registry import Bound, shown
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -265,7 +265,7 @@ def _check_outputs(
 def _check_processes_agree(graph: KnowledgeTransferGraph) -> None:
     """Raise RecipeError if this graph is not the same, gates' code included, on all processes."""
     edges = {
-        str(edge): f"{edge.gate} {_code(edge.gate)}, {edge.loss} {_code(edge.loss)}"
+        str(edge): f"{shown(edge.gate)} {_code(edge.gate)}, {shown(edge.loss)} {_code(edge.loss)}"
         for edge in graph.edges
     }
     everywhere = gather_object([edges])
