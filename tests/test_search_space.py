@@ -1,0 +1,350 @@
+"""The search space, and canonical graphs against a reference that tries every renaming."""
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice, permutations, product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from timm_ktg.recipe.graph_config import GraphConfig
+from timm_ktg.search.space import (
+    CanonicalGraph,
+    SearchSpace,
+    canonical,
+    controls,
+    distillation,
+    graph_section,
+    params_of,
+)
+
+PAPER = ("through", "cutoff", "linear", "correct")
+Params = dict[str, str]
+
+
+def space_of(
+    nodes: int, models: str = "ab", gates: tuple[str, ...] = PAPER, frozen: bool = False
+) -> SearchSpace:
+    return SearchSpace("t", tuple(models), gates, nodes, frozen)
+
+
+def every(space: SearchSpace) -> Iterator[Params]:
+    choices = space.choices()
+    return (dict(zip(choices, values, strict=True)) for values in product(*choices.values()))
+
+
+def draw(space: SearchSpace, rng: random.Random, cut: float = 0.0) -> Params:
+    """Uniform parameters, but with more edges cut off."""
+    params = {name: rng.choice(categories) for name, categories in space.choices().items()}
+    gates = [name for name in params if name.startswith("gate/")]
+    return params | {name: "cutoff" for name in gates if rng.random() < cut}
+
+
+def drawn(space: SearchSpace, *edges: str, **models: str) -> Params:
+    """Parameters of the graph with these edges, `source->destination[:gate]`, and no others."""
+    params = {name: "cutoff" if "->" in name else of[0] for name, of in space.choices().items()}
+    params |= {f"model/{name}": model for name, model in models.items()}
+    for edge in edges:
+        pair, _, gate = edge.partition(":")
+        params[f"gate/{pair}"] = gate or "through"
+    return params
+
+
+def form(space: SearchSpace, *edges: str, **models: str) -> CanonicalGraph:
+    graph = canonical(space, drawn(space, *edges, **models))
+    assert graph is not None
+    return graph
+
+
+def renamed(space: SearchSpace, params: Params, order: Sequence[str]) -> Params:
+    """The same graph, its auxiliaries under other names."""
+    new = dict(zip(space.auxiliaries, order, strict=True))
+    result = {}
+    for name, category in params.items():
+        kind, rest = name.split("/")
+        result[f"{kind}/{'->'.join(new.get(end, end) for end in rest.split('->'))}"] = category
+    return result
+
+
+def reduced(params: Params) -> tuple[frozenset[Any], frozenset[Any]] | None:
+    """The reference: what is left of a graph, as plain sets; walks forward along the edges."""
+    edges = set()
+    for name, gate in params.items():
+        if name.startswith("gate/") and gate != "cutoff":
+            source, destination = name[5:].split("->")
+            if params.get(f"role/{destination}") != "frozen":
+                gate = "through" if source == "label" and gate == "correct" else gate
+                edges.add((source, destination, gate))
+
+    def arrives(node: str, been: tuple[str, ...] = ()) -> bool:
+        return node == "target" or any(
+            arrives(destination, (*been, node))
+            for source, destination, _ in edges
+            if source == node and destination not in been
+        )
+
+    if not any(destination == "target" for _, destination, _ in edges):
+        return None
+    alive = {name[6:] for name in params if name.startswith("model/") and arrives(name[6:])}
+    nodes = frozenset((name, params[f"model/{name}"]) for name in alive)
+    return nodes, frozenset(edge for edge in edges if {*edge[:2]} <= alive | {"label", "target"})
+
+
+def classes_of(space: SearchSpace, draws: Iterable[Params]) -> Iterator[tuple[Params, int | None]]:
+    """Yield every draw with the number of its class, found by every renaming; None: invalid."""
+    known: dict[Any, int] = {}
+    for params in draws:
+        graph = reduced(params)
+        if graph is not None and graph not in known:
+            number = len(known)
+            for order in permutations(space.auxiliaries):
+                known[reduced(renamed(space, params, order))] = number
+        yield params, None if graph is None else known[graph]
+
+
+@pytest.mark.parametrize(
+    ("space", "size"),
+    [
+        (space_of(1, ""), 4),
+        (space_of(2, "abc"), 3 * 4**4),
+        (space_of(2, "abc", frozen=True), 3 * 2 * 4**4),
+        (space_of(3, "ab", PAPER[:2], frozen=True), 2**2 * 2**2 * 2**9),
+        (space_of(3, "a", PAPER[:3]), 3**9),
+    ],
+)
+def test_size_is_the_number_of_draws(space: SearchSpace, size: int) -> None:
+    assert space.size == size == sum(1 for _ in every(space))
+
+
+def test_choices_are_named_and_ordered() -> None:
+    choices = space_of(3, frozen=True).choices()
+    assert " ".join(choices).replace("gate/", "") == (
+        "model/aux1 model/aux2 role/aux1 role/aux2 label->target aux1->target aux2->target "
+        "label->aux1 target->aux1 aux2->aux1 label->aux2 target->aux2 aux1->aux2"
+    )
+    assert list(choices.values()) == [("a", "b")] * 2 + [("learns", "frozen")] * 2 + [PAPER] * 9
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"nodes": 0}, "nodes should be 1 or more"),
+        ({"models": ()}, "models should name a candidate"),
+        ({"gates": ("cutoff",)}, "gates should name one besides `cutoff`"),
+        ({"models": ("a", "b", "a")}, "models should name each only once. Found a, b, a."),
+        ({"gates": ("linear", "linear")}, "gates should name each only once."),
+    ],
+)
+def test_space_that_nothing_can_be_drawn_from_is_refused(change: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        replace(space_of(2), **change)
+
+
+@pytest.mark.parametrize(
+    ("space", "forms"),
+    [
+        # By hand: 1 without aux1 -> target; with it, each other edge is there or not.
+        (space_of(2, "a", ("cutoff", "through")), 1 + 2**3),
+        # 2 without aux1 -> target; with it, 3 gates there, 3 a label edge, 4 target -> aux1.
+        (space_of(2, "abc"), 2 + 3 * (3 * 3 * 3 * 4)),
+        (space_of(2, "abc", frozen=True), 326),  # the role adds nothing that cutoff cannot do
+        (space_of(2, "a", ("correct", "linear"), True), 2**4 + 2**2),  # here it does
+        # Two that learn (Burnside, 2^6 with 2^3 fixed by the swap), one of them, none.
+        (space_of(3, "a", ("through", "correct"), True), (2**6 + 2**3) // 2 + 2**4 + 3),
+        # No auxiliary, one, two of unlike models, two alike (of 2^8, 2^4 fixed by the swap).
+        (space_of(3, "ab", ("cutoff", "linear")), 1 + 2 * 2**3 + 2**8 + (2**8 + 2**4)),
+        (space_of(3, "ab", ("cutoff", "linear"), True), 545),
+    ],
+)
+def test_canonical_graphs_are_the_classes_of_the_space(space: SearchSpace, forms: int) -> None:
+    graphs, numbers = {}, {}
+    for params, number in classes_of(space, every(space)):
+        graph = canonical(space, params)
+        assert (graph is None) == (number is None)
+        if graph is not None:
+            assert canonical(space, params_of(space, graph)) == graph
+            assert graphs.setdefault(number, graph) == graph
+            assert numbers.setdefault(graph.key, number) == number
+    assert len(graphs) == len(numbers) == forms
+
+
+@pytest.mark.parametrize("nodes", [4, 5])
+def test_canonical_graphs_of_random_draws_are_their_classes(nodes: int) -> None:
+    space = space_of(nodes, "a", ("through", "cutoff"))
+    rng = random.Random(0)
+    draws = [draw(space, rng, cut=0.2) for _ in range(400)]
+    for params in draws[:100]:
+        draws.append(renamed(space, params, rng.sample(space.auxiliaries, nodes - 1)))
+    graphs = [(canonical(space, params), number) for params, number in classes_of(space, draws)]
+    keys, numbers = zip(*((graph and graph.key, number) for graph, number in graphs), strict=True)
+    assert len(set(graphs)) == len(set(keys)) == len(set(numbers)) > 100
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(("nodes", "cut"), [(2, 0.0), (5, 0.0), (5, 0.5), (6, 0.7), (7, 0.5)])
+def test_canonical_is_idempotent_and_blind_to_names(nodes: int, cut: float, frozen: bool) -> None:
+    space = space_of(nodes, "abc", (*PAPER, "confident(threshold=0.9)"), frozen)
+    rng = random.Random(nodes)
+    for _ in range(40):
+        params = draw(space, rng, cut)
+        graph = canonical(space, params)
+        order = rng.sample(space.auxiliaries, nodes - 1)
+        assert canonical(space, renamed(space, params, order)) == graph
+        if graph is not None:
+            assert canonical(space, params_of(space, graph)) == graph
+            assert list(params_of(space, graph)) == list(space.choices())
+
+
+def test_canonical_tells_a_ring_of_six_from_two_of_three() -> None:
+    """Every node of both has the same neighbourhood, so that only permutations can tell."""
+    space = space_of(7, "a")
+    graphs = []
+    for rings in ([(1, 2, 3, 4, 5, 6)], [(1, 2, 3), (4, 5, 6)]):
+        pairs = [pair for ring in rings for pair in zip(ring, ring[1:] + ring[:1], strict=True)]
+        params = {name: "through" if "->" in name else "a" for name in space.choices()}
+        params |= {f"gate/aux{source}->aux{destination}": "linear" for source, destination in pairs}
+        orders = islice(permutations(space.auxiliaries), 0, None, 37)
+        forms = {canonical(space, renamed(space, params, order)) for order in orders}
+        assert len(forms) == 1
+        graphs += forms
+    assert graphs[0] != graphs[1]
+
+
+def test_auxiliaries_are_named_in_order_of_their_models() -> None:
+    edges = ("aux1->target:linear", "label->aux1", "aux2->target", "label->aux2:linear")
+    graph = form(space_of(3), *edges, aux1="b", aux2="a")
+    nodes = [" ".join(node) for node in graph.nodes]
+    assert nodes == ["target t learns", "aux1 a learns", "aux2 b learns"]
+    assert [" ".join(edge) for edge in graph.edges] == [
+        "aux1 target through",
+        "aux2 target linear",
+        "label aux1 linear",
+        "label aux2 through",
+    ]
+
+
+def test_key_is_the_same_in_every_process() -> None:
+    assert form(space_of(3), "label->target", "aux1->target:linear").key == "029d43f8e3644822"
+
+
+@pytest.mark.parametrize("edges", [(), ("label->aux1",), ("label->aux1", "target->aux1")])
+def test_target_without_incoming_edge_is_none(edges: tuple[str, ...]) -> None:
+    assert canonical(space_of(2), drawn(space_of(2), *edges)) is None
+
+
+@pytest.mark.parametrize(
+    "dead",  # the last: a cycle that the target feeds
+    ["label->aux1", "target->aux1 label->aux1", "target->aux1 aux1->aux2 aux2->aux1"],
+)
+def test_nodes_that_cannot_reach_the_target_are_dropped(dead: str) -> None:
+    space = space_of(4)
+    graph = form(space, "label->target", "aux3->target", *dead.split(), aux3="b")
+    assert graph == distillation(space, "b")
+    assert [(node.name, node.model) for node in graph.nodes] == [("target", "t"), ("aux1", "b")]
+
+
+def test_correct_is_through_on_label_edges_alone() -> None:
+    space = space_of(2)
+    graph = form(space, "label->target:correct", "aux1->target:correct", "label->aux1:correct")
+    assert [edge.gate for edge in graph.edges] == ["through", "correct", "through"]
+
+
+def test_auxiliary_without_incoming_edges_is_frozen_whatever_its_role() -> None:
+    space = space_of(2, frozen=True)
+    edges = ("label->target", "aux1->target:linear")
+    cut, told = drawn(space, *edges), drawn(space, *edges, "label->aux1", "target->aux1")
+    told["role/aux1"] = "frozen"
+    graph = canonical(space, cut)
+    assert graph is not None and canonical(space, told) == graph
+    assert (graph.learners, graph.frozen_nodes) == (("target",), ("aux1",))
+
+
+def test_frozen_auxiliaries_are_rare_unless_a_choice() -> None:
+    for frozen, share in ((False, 12 / 240), (True, 204 / 480)):  # 5.0 %; 42.5 %
+        space = space_of(2, "a", frozen=frozen)
+        graphs = [graph for params in every(space) if (graph := canonical(space, params))]
+        assert sum(bool(graph.frozen_nodes) for graph in graphs) / len(graphs) == share
+    draws = [list(params.values())[-2:] for params in every(space_of(2, "a"))]  # aux1's two gates
+    assert draws.count(["cutoff"] * 2) / len(draws) == 0.0625  # also where it teaches nobody
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"gate/label->aux1": "liner"}, "gate/label->aux1: .* Did you mean `linear`"),
+        ({"model/aux1": "c"}, "model/aux1: should be one of a, b. Found `c`."),
+    ],
+)
+def test_parameters_of_another_space_are_refused(change: Params, said: str) -> None:
+    space = space_of(2, frozen=True)
+    with pytest.raises(ValueError, match=said):
+        canonical(space, drawn(space, "label->target") | change)
+    with pytest.raises(ValueError, match="Found ``"):
+        canonical(space, {})
+
+
+def test_controls_are_what_they_say() -> None:
+    space = space_of(3)
+    everything = dict.fromkeys(space.choices(), "through")
+    assert controls(space) == {
+        "label-only": form(space, "label->target"),
+        "KD from a": form(space, "label->target", "aux2->target", aux2="a"),
+        "KD from b": form(space, "label->target", "aux2->target", aux2="b"),
+        "all-through": canonical(space, everything | {"model/aux1": "b", "model/aux2": "a"}),
+    }
+    assert list(controls(space_of(1))) == ["label-only"]
+
+
+def test_controls_of_given_models_can_be_drawn_in_a_larger_space() -> None:
+    space = space_of(5)
+    found = controls(space, ["b", "a", "b"])
+    assert [node.model for node in found["all-through"].nodes] == ["t", "a", "b", "b"]
+    assert len(found["all-through"].edges) == 4**2
+    assert all(canonical(space, params_of(space, graph)) == graph for graph in found.values())
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        (space_of(1), "the graph has 2 nodes, but the space 1."),
+        (space_of(2, "bc"), "model/aux1: should be one of b, c. Found `a`."),
+        (space_of(2, "a", ("linear", "cutoff")), "gate/label->target: .* Found `through`."),
+        (space_of(2, "a", ("through",)), "gate/label->aux1: .* Found `cutoff`."),
+        (space_of(3, "a", ("through",), True), "gate/aux2->target: .* Found `cutoff`."),
+        (SearchSpace("u", ("a",), PAPER, 2, False), "target: should be one of u. Found `t`."),
+    ],
+)
+def test_params_of_names_what_the_space_lacks(space: SearchSpace, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        params_of(space, distillation(space_of(2), "a"))
+
+
+def test_graph_section_is_a_graph_of_a_recipe(tmp_path: Path) -> None:
+    weights = tmp_path / "wrn.safetensors"
+    weights.touch()
+    slow = {"gate": "negative_linear", "gate_kwargs": {}}
+    resnet, wrn = "resnet8_cifar", "wrn16_2_cifar"
+    space = SearchSpace(resnet, (resnet, wrn), (*PAPER, "slow"), 3, False)
+    edges = ("label->target:correct", "aux1->target:slow", "aux2->target:slow")
+    graph = form(space, *edges, "label->aux1:linear", aux1=resnet, aux2=wrn)
+    section = graph_section(graph, {"linear": "linear", "slow": slow}, {wrn: str(weights)})
+    target_learns = {"label": "through", "aux1": slow, "aux2": slow}
+    assert section["nodes"] == {
+        "target": {"model": resnet, "learns_from": target_learns},
+        "aux1": {"model": resnet, "learns_from": {"label": "linear"}},
+        "aux2": {"model": wrn, "checkpoint_path": str(weights)},
+    }
+    assert "&" not in yaml.safe_dump(section)  # no anchors for the spec that is there twice
+    config = GraphConfig.model_validate(section)
+    assert config.nodes[config.target].learns_from["aux2"].gate == "negative_linear"
+
+
+def test_graph_section_names_what_is_missing() -> None:
+    graph = form(space_of(2), "aux1->target:linear", aux1="b")
+    with pytest.raises(ValueError, match="gate/aux1->target: .* Found `linear`."):
+        graph_section(graph, {}, {"b": "x"})
+    with pytest.raises(ValueError, match="aux1 is frozen; weights should hold b. Found none."):
+        graph_section(graph, {"linear": "linear"}, {"a": "x"})
