@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from .errors import ContractError
 from .gates import EdgeContext, Gate, create_gate, cutoff
 from .losses import EdgeLoss, create_loss, problem_of
 from .registry import Bound, shown
@@ -65,7 +66,7 @@ class Edge:
         """Return the losses l_st [B], before the gate.
 
         Raises:
-            ValueError: The loss returned another shape, or something detached from the destination.
+            ContractError: The loss returned another shape, or something detached.
         """
         assert self.loss is not None
         losses = self.loss(
@@ -74,17 +75,17 @@ class Edge:
         logits = context.destination.logits
         problem = problem_of(losses, len(logits), attached=logits.requires_grad)
         if problem:
-            raise ValueError(f"{self}: loss `{shown(self.loss)}` should return {problem}.")
+            raise ContractError(f"{self}: loss `{shown(self.loss)}` should return {problem}.")
         return losses
 
     def gated(self, losses: Tensor, context: EdgeContext) -> Tensor:
         """Return what the gate lets through of the losses, G(l_st) [B].
 
         Raises:
-            ValueError: The gate returned another shape, or something detached from the losses.
+            ContractError: The gate returned another shape, or something detached from the losses.
         """
         gated = self.gate(losses, context)
         problem = problem_of(gated, len(losses), attached=losses.requires_grad)
         if problem:
-            raise ValueError(f"{self}: gate `{shown(self.gate)}` should return {problem}.")
+            raise ContractError(f"{self}: gate `{shown(self.gate)}` should return {problem}.")
         return gated

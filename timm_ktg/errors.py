@@ -1,5 +1,7 @@
 """What goes wrong through no fault of the code, and how it is said."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -31,6 +33,23 @@ class RecipeError(ValueError):
         super().__init__("\n".join(self.problems))
 
 
+class ContractError(ValueError):
+    """A gate or a loss returned something that its contract does not allow."""
+
+
+@contextmanager
+def collected(problems: list[str]) -> Iterator[None]:
+    """Keep the problems of a RecipeError that is raised inside, and go on after the block.
+
+    Args:
+        problems: Where they are kept, to be raised all at once.
+    """
+    try:
+        yield
+    except RecipeError as error:
+        problems += error.problems
+
+
 def one_line(error: Exception) -> str:
     """Return what an error says as one line, behind its type where that is not plain ValueError.
 
@@ -38,7 +57,10 @@ def one_line(error: Exception) -> str:
         error: What was raised.
     """
     said = " ".join(str(error).split())
-    return said if isinstance(error, ValueError) and said else f"{type(error).__name__}: {said}"
+    kind = type(error).__name__
+    if not said:
+        return kind
+    return said if isinstance(error, ValueError) else f"{kind}: {said}"
 
 
 @contextmanager

@@ -143,7 +143,7 @@ class KnowledgeTransferGraph(nn.Module):
                 included, and k_end is their total in the whole run.
 
         Raises:
-            ValueError: A gate or a loss returned something other than [B] attached losses.
+            ContractError: A gate or a loss returned something other than [B] attached losses.
         """
         sources = {name: output.detach() for name, output in outputs.items()}
         sources[LABEL] = _label_output(labels, next(iter(outputs.values())).logits)

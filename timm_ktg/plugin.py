@@ -74,7 +74,7 @@ def attach(
 
 def _graph_around(model: nn.Module, named: Recipe | str | Path) -> KnowledgeTransferGraph:
     # Imported here, because most who import the package need no recipes.
-    from .recipe.build import build_graph, build_nodes
+    from .recipe.build import build_edges, build_graph, build_nodes
     from .recipe.recipe import Recipe, load_recipe
 
     recipe = named if isinstance(named, Recipe) else load_recipe(str(named))
@@ -85,7 +85,8 @@ def _graph_around(model: nn.Module, named: Recipe | str | Path) -> KnowledgeTran
             "or build the graph by hand."
         )
     nodes = build_nodes(recipe, num_classes, given={recipe.graph.target: model})
-    return build_graph(recipe, nodes, recipe.data.mean, recipe.data.std)
+    edges = build_edges(recipe, num_classes)
+    return build_graph(recipe, nodes, edges, recipe.data.mean, recipe.data.std)
 
 
 class Attachment:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
+from functools import lru_cache
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any, TypeVar
 
 import torch
@@ -96,7 +98,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """Return the names in alphabetical order, without importing any entry point."""
-        names = {entry.name for entry in entry_points(group=self.group)}
+        names = _installed(self.group, tuple(sys.path)).names
         return sorted(names | self._decorated.keys())
 
     def get(self, name: str) -> Function:
@@ -140,7 +142,7 @@ class Registry:
         return Bound(name, function, arguments)
 
     def _entries(self, name: str) -> list[EntryPoint]:
-        return list(entry_points(group=self.group, name=name))
+        return list(_installed(self.group, tuple(sys.path)).select(name=name))
 
     def _load(self, entry: EntryPoint) -> Function:
         where = f"{self.kind} `{entry.name}` of {_distribution(entry)} ({entry.value})"
@@ -174,6 +176,12 @@ class Registry:
                 f"{self.kind} `{name}` should have the form {name}({expected}). "
                 f"Found {name}{signature}: {error}."
             ) from None
+
+
+@lru_cache(maxsize=4)
+def _installed(group: str, path: tuple[str, ...]) -> EntryPoints:
+    """Return a group's entry points; kept for a search path, because a scan reads many files."""
+    return entry_points(group=group)
 
 
 def _origin(function: Function) -> str:

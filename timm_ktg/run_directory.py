@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import RecipeError
+from .errors import RecipeError, one_line
 from .files import write_whole
 from .metrics import Metrics
 
@@ -50,6 +50,11 @@ class RunDirectory:
         """States to go on from."""
         return self.path / "checkpoint"
 
+    @property
+    def own(self) -> tuple[Path, ...]:
+        """All that a run writes."""
+        return (self.recipe, self.metrics, self.summary, self.nodes, self.checkpoint)
+
     def log(self, metrics: Metrics) -> None:
         """Append an epoch's line."""
         with self.metrics.open("a", encoding="utf-8") as file:
@@ -83,18 +88,26 @@ def create_run_directory(
     if output_dir is None:
         return RunDirectory(_next_free(RUNS / name))
     run = RunDirectory(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        if not run.recipe.is_file():
-            raise RecipeError([f"output-dir: {output_dir} is there and is no run; choose another."])
-        if not overwrite:
-            raise RecipeError(
-                [
-                    f"output-dir: {output_dir} holds a run. Go on with it by --resume "
-                    f"{output_dir}, replace it by --overwrite, or choose another directory."
-                ]
-            )
-        shutil.rmtree(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        found = sorted(output_dir.iterdir())
+    except FileExistsError:
+        found = [output_dir]
+    except OSError as error:
+        problem = f"output-dir: {output_dir} cannot be made: {one_line(error)}"
+        raise RecipeError([problem]) from error
+    foreign = [path for path in found if path not in run.own]
+    if foreign or (found and not run.recipe.is_file()):
+        raise RecipeError([f"output-dir: {output_dir} is there and is no run; choose another."])
+    if found and not overwrite:
+        raise RecipeError(
+            [
+                f"output-dir: {output_dir} holds a run. Go on with it by --resume {output_dir}, "
+                "replace it by --overwrite, or choose another directory."
+            ]
+        )
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     return run
 
 

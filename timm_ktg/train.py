@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from .checkpoint import newest_state, save_state
-from .errors import RecipeError
+from .errors import ContractError, RecipeError
 from .metrics import Metrics, TrainingError
 from .recipe.command_line import Command, parse_command
 from .recipe.recipe import Recipe, save_recipe
@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(parse_command(sys.argv[1:] if argv is None else argv, PROGRAM))
     except RecipeError as error:
         return _fail(error.problems, 2)
+    except ContractError as error:
+        return _fail([str(error)], 2)
     except TrainingError as error:
         return _fail([str(error)], 1)
     except KeyboardInterrupt:

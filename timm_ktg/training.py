@@ -18,10 +18,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .data import Loader, Splits, derive_seed
-from .errors import RecipeError, one_line
+from .errors import RecipeError, collected, one_line
 from .graph import KnowledgeTransferGraph
 from .metrics import EpochMeter, Metrics, accuracies, correct_counts
-from .recipe.build import build_graph, build_nodes, build_optimizer, build_scheduler
+from .recipe.build import (
+    build_edges,
+    build_graph,
+    build_nodes,
+    build_optimizer,
+    build_scheduler,
+)
 from .recipe.images import Images, Place, build_images, build_splits
 from .recipe.recipe import Recipe
 from .registry import Bound, shown
@@ -86,18 +92,20 @@ def build_training(recipe: Recipe, accelerator: Accelerator) -> Training:
         RecipeError: All that is wrong.
     """
     place = Place(accelerator.device, accelerator.process_index, accelerator.num_processes)
-    problems = _batch_size_problems(recipe, place.world_size)
-    with accelerator.main_process_first():  # one process fills the cache of a data set
-        try:
-            splits = build_splits(recipe.data)
+    problems: list[str] = []
+    with collected(problems):
+        _check_batch_size(recipe, place.world_size)
+    with collected(problems), accelerator.main_process_first():  # one process downloads for all
+        splits = build_splits(recipe.data)
+        with collected(problems):
             nodes = build_nodes(recipe, splits.num_classes)
-        except RecipeError as error:
-            raise RecipeError([*problems, *error.problems]) from error
+        with collected(problems):
+            edges = build_edges(recipe, splits.num_classes)
     if problems:
         raise RecipeError(problems)
     target = next(node.model for node in nodes if node.name == recipe.graph.target)
     images = build_images(recipe, splits, target, place)
-    graph = build_graph(recipe, nodes, images.mean, images.std).to(place.device)
+    graph = build_graph(recipe, nodes, edges, images.mean, images.std).to(place.device)
     _check_outputs(graph, images.size, splits.num_classes, place.device)
     _check_processes_agree(graph)
     if recipe.train.channels_last:
@@ -227,14 +235,15 @@ def _average_batch_norm(training: Training) -> None:
             distribute_bn(training.graph.model(name), training.accelerator.num_processes, True)
 
 
-def _batch_size_problems(recipe: Recipe, processes: int) -> list[str]:
+def _check_batch_size(recipe: Recipe, processes: int) -> None:
     parts = processes * recipe.train.grad_accum_steps
-    if recipe.train.batch_size % parts == 0:
-        return []
-    return [
-        f"train.batch_size: should be a multiple of {parts}, the processes ({processes}) times "
-        f"grad_accum_steps. Found {recipe.train.batch_size}."
-    ]
+    if recipe.train.batch_size % parts:
+        raise RecipeError(
+            [
+                f"train.batch_size: should be a multiple of {parts}, the processes ({processes}) "
+                f"times grad_accum_steps. Found {recipe.train.batch_size}."
+            ]
+        )
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from .errors import one_line
 from .node import Channels
 
 _METADATA = "timm_ktg"
@@ -56,7 +57,7 @@ def load_weights(model: nn.Module, path: str) -> dict[str, Channels]:
     try:
         state = load_state_dict(path)
     except Exception as error:
-        raise ValueError(f"`{path}` cannot be read: {error}") from error
+        raise ValueError(f"`{path}` cannot be read: {one_line(error)}") from error
     problems = list(_mismatches(model.state_dict(), state))
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""

@@ -151,10 +151,19 @@ def _choose(source: "Mapping[str, Dataset]", names: Mapping[str, str]) -> "dict[
 
 
 def _check_columns(chosen: "Mapping[str, Dataset]", input_key: str, target_key: str) -> None:
-    """Both columns exist in every split and hold what they are for."""
+    """Both columns exist in every split and hold what they are for; both are reported."""
+    problems: dict[str, None] = {}
     for split in chosen.values():
-        _check_column(split, "input_key", input_key, "images", _is_image)
-        _check_column(split, "target_key", target_key, "integer classes", _is_class)
+        for field, key, wants, fits in (
+            ("input_key", input_key, "images", _is_image),
+            ("target_key", target_key, "integer classes", _is_class),
+        ):
+            try:
+                _check_column(split, field, key, wants, fits)
+            except ValueError as error:
+                problems[str(error)] = None
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def _check_column(

@@ -14,8 +14,8 @@ from torch import nn
 
 from ..data import derive_seed
 from ..edge import Edge
-from ..errors import RecipeError, located
-from ..gates import create_gate
+from ..errors import RecipeError, collected, located
+from ..gates import check_gate, create_gate
 from ..graph import KnowledgeTransferGraph
 from ..hooks import OutputCapture
 from ..losses import create_loss
@@ -43,37 +43,60 @@ def build_nodes(
     nodes: list[Node] = []
     problems: list[str] = []
     for name, node in recipe.graph.nodes.items():
-        try:
+        with collected(problems):
             if given and name in given:
                 nodes.append(Node(name, given[name], tuple(node.taps)))
             else:
                 nodes.append(_build_node(name, node, num_classes, recipe.train.seed))
-        except RecipeError as error:
-            problems += error.problems
     if problems:
         raise RecipeError(problems)
     return nodes
 
 
+def build_edges(recipe: Recipe, num_classes: int) -> list[Edge]:
+    """Return the edges of a recipe, every gate checked against its contract.
+
+    Args:
+        recipe: The recipe.
+        num_classes: Classes of the data.
+
+    Raises:
+        RecipeError: All gates and losses that break their contracts.
+    """
+    edges: list[Edge] = []
+    problems: list[str] = []
+    for name, node in recipe.graph.nodes.items():
+        for source, config in node.learns_from.items():
+            where = f"graph.nodes.{name}.learns_from.{source}"
+            with collected(problems):
+                with located(where):
+                    edges.append(_build_edge(source, name, config, recipe))
+                with located(f"{where}.gate"):
+                    check_gate(edges[-1].gate, num_classes)
+    if problems:
+        raise RecipeError(problems)
+    return edges
+
+
 def build_graph(
-    recipe: Recipe, nodes: list[Node], mean: Channels | None, std: Channels | None
+    recipe: Recipe,
+    nodes: list[Node],
+    edges: list[Edge],
+    mean: Channels | None,
+    std: Channels | None,
 ) -> KnowledgeTransferGraph:
-    """Return the graph of a recipe over its nodes.
+    """Return the graph of a recipe.
 
     Args:
         recipe: The recipe.
         nodes: What `build_nodes` returned.
+        edges: What `build_edges` returned.
         mean: Per-channel mean that the images come normalised with.
         std: Per-channel standard deviation, likewise.
 
     Raises:
         RecipeError: What is wrong with the graph.
     """
-    edges = [
-        _build_edge(source, name, edge, recipe)
-        for name, node in recipe.graph.nodes.items()
-        for source, edge in node.learns_from.items()
-    ]
     try:
         return KnowledgeTransferGraph(
             nodes,

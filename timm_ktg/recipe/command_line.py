@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pydantic_settings import (
     CliImplicitFlag,
     CliPositionalArg,
     CliSettingsSource,
+    PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
 )
@@ -22,10 +24,18 @@ from ..errors import RecipeError, did_you_mean
 from ..topology import LABEL, name_problem
 from .graph_config import EdgeConfig, GraphConfig, NodeConfig
 from .images import data_problems
-from .recipe import Recipe, check_recipe, find_recipe, name_recipe, read_recipe
+from .recipe import (
+    Recipe,
+    check_recipe,
+    find_recipe,
+    name_recipe,
+    parse_yaml,
+    read_recipe,
+)
 from .section import Section
 
 _NODES = "--graph.nodes."
+_EDGE = r"^--graph\.nodes\.\w+\.learns_from\.\w+$"
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,18 @@ class _Flags(BaseSettings):
         cli_parse_none_str="null",
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take nothing from environment variables, which happen to be called RESUME or so."""
+        return (init_settings,)
+
     recipe: CliPositionalArg[str] = Field(
         "digits", description="path of a recipe, or name of a bundled one"
     )
@@ -84,7 +106,7 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
     Raises:
         RecipeError: All that is wrong with the recipe and its overrides.
     """
-    arguments = [_timm_style(argument) for argument in argv]
+    arguments = _gates_named([_timm_style(argument) for argument in argv])
     # Which nodes there are, and with them which flags, is known once the recipe is read.
     flags, _ = _parse(_without_nodes([a for a in arguments if a not in ("-h", "--help")]), [], prog)
     path = flags.resume / "recipe.yaml" if flags.resume else find_recipe(flags.recipe)
@@ -92,8 +114,10 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
         raise RecipeError([f"resume: `{flags.resume}` is no run: it has no recipe.yaml."])
     values = read_recipe(path)
     flags, overrides = _parse(arguments, _node_names(values), prog)
-    if flags.resume and (overrides or "recipe" in flags.model_fields_set):
-        raise RecipeError(["resume: a run goes on with its own recipe; give it no other values."])
+    if flags.resume and (overrides or flags.model_fields_set - {"resume", "dry_run"}):
+        raise RecipeError(
+            ["resume: a run goes on in its place with its own recipe; give it nothing else."]
+        )
     return Command(
         _checked(_merged(values, overrides)),
         name_recipe(path),
@@ -118,6 +142,17 @@ def _timm_style(argument: str) -> str:
     if flag.startswith("--") and "." in flag:
         flag = "--" + flag[2:].replace("-", "_")
     return flag + equals + value
+
+
+def _gates_named(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with an edge that is given a bare word, as in a recipe, as its gate."""
+    named = []
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
+        flag, equals, value = argument.partition("=")
+        if re.match(_EDGE, flag) and not (value if equals else following).startswith("{"):
+            flag += ".gate"
+        named.append(flag + equals + value)
+    return named
 
 
 def _without_nodes(arguments: Iterable[str]) -> list[str]:
@@ -152,7 +187,7 @@ def _parse(
         unknown = said.removeprefix("unrecognized arguments: ").split("=")[0].split(" ")[0]
         raise RecipeError([f"command line: {said}.{did_you_mean(unknown, options)}"]) from None
     overrides = {key: given.pop(key) for key in Recipe.model_fields if key in given}
-    return _Flags.model_validate(given), cast(dict[str, Any], _nulls(overrides))
+    return _Flags.model_validate(given), cast(dict[str, Any], _settled(overrides))
 
 
 def _settings(nodes: Sequence[str]) -> type[BaseSettings]:
@@ -169,7 +204,7 @@ def _settings(nodes: Sequence[str]) -> type[BaseSettings]:
 
 def _node(name: str, nodes: Sequence[str]) -> type[Section]:
     sources = [LABEL, *(other for other in nodes if other != name)]
-    learns_from = _section("LearnsFrom", {source: EdgeConfig | str for source in sources})
+    learns_from = _section("LearnsFrom", dict.fromkeys(sources, EdgeConfig | str))
     return _section("Node", {"learns_from": learns_from}, NodeConfig)
 
 
@@ -185,10 +220,16 @@ def _section(name: str, fields: Mapping[str, Any], base: type[Section] = Section
     return create_model(name, __base__=base, **extra)  # type: ignore[call-overload, no-any-return]
 
 
-def _nulls(value: Any) -> Any:
-    """Return the values with what pydantic-settings makes of `null` for a list, [None], as None."""
+def _settled(value: Any, free: bool = False) -> Any:
+    """Return the values as a recipe's file would give them.
+
+    pydantic-settings makes [None] of `null` for a list, and leaves the arguments of `..._kwargs`,
+    whose types no schema tells, as texts.
+    """
     if isinstance(value, Mapping):
-        return {key: _nulls(item) for key, item in value.items()}
+        return {key: _settled(item, free or key.endswith("_kwargs")) for key, item in value.items()}
+    if free and isinstance(value, str):
+        return parse_yaml(value)
     return None if value == [None] else value
 
 

@@ -19,6 +19,16 @@ _ONLY_IN: dict[str, tuple[str, ...]] = {
 }
 
 
+def _is(given: Any, value: Any) -> bool:
+    """Return whether an unchecked value is `value`; the command line gives numbers as texts."""
+    if isinstance(given, list):
+        given = tuple(given)
+    try:
+        return float(given) == float(value)
+    except (TypeError, ValueError):
+        return bool(given == value)
+
+
 class DataConfig(Section):
     """Images, splits, augmentation; every name that timm's training script has means the same."""
 
@@ -103,10 +113,9 @@ class DataConfig(Section):
             if pipeline != data.get("pipeline", cls.model_fields["pipeline"].default):
                 for name in fields:
                     default = cls.model_fields[name].default
-                    given = data.get(name, default)
-                    if (tuple(given) if isinstance(given, list) else given) != default:
+                    if not _is(data.get(name, default), default):
                         yield problem((name,), f"has no effect unless data.pipeline is {pipeline}.")
         if (data.get("mean") is None) != (data.get("std") is None):
             yield problem(("mean",), "mean and std should be given together.")
-        if data.get("holdout") and data.get("val_split"):
+        if not _is(data.get("holdout", 0), 0) and data.get("val_split"):
             yield problem(("holdout",), "should be 0 where val_split names a split of its own.")

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, PositiveFloat, model_serializer
 from pydantic_core import InitErrorDetails
 
 from ..errors import did_you_mean, one_line
-from ..gates import check_gate, create_gate
+from ..gates import create_gate
 from ..graph import Reduction
 from ..losses import create_loss
 from ..topology import (
@@ -61,8 +61,8 @@ class EdgeConfig(Section):
         """Yield what is wrong with the gate and the loss."""
         gate, loss = data.get("gate", "through"), data.get("loss")
         try:
-            check_gate(create_gate(gate, **data.get("gate_kwargs", {})))
-        except Exception as error:  # a gate of somebody else's may raise anything
+            create_gate(gate, **data.get("gate_kwargs", {}))
+        except Exception as error:  # somebody else's module may raise anything
             yield problem(("gate",), one_line(error))
         try:
             if loss is not None:
@@ -75,7 +75,9 @@ class EdgeConfig(Section):
     @model_serializer(mode="wrap")
     def _to_word(self, handler: Any) -> Any:
         """Write an edge that is nothing but a gate as a bare word."""
-        return self.gate if self == EdgeConfig(gate=self.gate) else handler(self)
+        fields = type(self).model_fields.items()
+        others = [name for name, field in fields if getattr(self, name) != field.default]
+        return self.gate if set(others) <= {"gate"} else handler(self)
 
 
 class NodeConfig(Section):
@@ -118,6 +120,8 @@ class GraphConfig(Section):
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
         """Yield what is wrong with the structure."""
         gates = _gates(data)
+        if data.get("nodes") == {}:
+            yield problem(("nodes",), "should name at least one node. Found none.")
         yield from _edge_problems(data, gates)
         yield from _role_problems(data, gates)
 
@@ -130,10 +134,13 @@ def _gates(data: Mapping[str, Any]) -> Gates:
     nodes = data.get("nodes")
     result: dict[str, dict[str, Any]] = {}
     for name, node in nodes.items() if isinstance(nodes, Mapping) else ():
+        if not isinstance(name, str):
+            continue  # pydantic's to report
         sources = node.get("learns_from") if isinstance(node, Mapping) else None
-        result[str(name)] = {
-            str(source): edge.get("gate") if isinstance(edge, Mapping) else edge
+        result[name] = {
+            source: edge.get("gate") if isinstance(edge, Mapping) else edge
             for source, edge in (sources.items() if isinstance(sources, Mapping) else ())
+            if isinstance(source, str)
         }
     return result
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -84,15 +85,19 @@ def build_splits(data: DataConfig) -> Splits:
 
 
 def data_problems(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what is wrong with the data set of a recipe that has other faults, if it can be told.
+    """Return what is wrong with the data set of a recipe that has other faults, if it is at hand.
 
     Args:
         values: A recipe, unchecked.
     """
     try:
-        build_splits(DataConfig.model_validate(values.get("data", {})))
+        data = DataConfig.model_validate(values.get("data", {}))
     except ValidationError:  # said already, with the rest of the recipe
         return ()
+    if "/" in data.dataset and not Path(data.dataset).exists():
+        return ()  # a hub's: nothing is downloaded for a recipe that cannot run
+    try:
+        build_splits(data)
     except RecipeError as error:
         return error.problems
     return ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,31 @@ def name_recipe(path: Path) -> str:
     return path.resolve().parent.name if path.name == "recipe.yaml" else path.stem
 
 
+class _Loader(yaml.SafeLoader):  # type: ignore[misc] # no type hints in PyYAML
+    """YAML as people write it: 1e-8 is a number, and no key stands twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key `{min(twice)}` stands twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what a text of YAML says."""
+    return yaml.load(text, _Loader)
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
     """Return what a recipe's file says, unchecked.
 
@@ -76,7 +102,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         RecipeError: The file is no YAML, or no mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError([f"{path}: should be YAML. {one_line(error)}"]) from None
     if not isinstance(values, dict):
@@ -114,7 +140,7 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
 
 def _line(section: type[BaseModel], details: Any) -> str:
     location: Location = details["loc"]
-    where = ".".join(str(part) for part in location)
+    where = ".".join(str(part) for part in location if part != "[key]")
     if details["type"] == "extra_forbidden":
         key, fields = str(location[-1]), _fields_at(section, location[:-1])
         hint = did_you_mean(key, fields) or f" Keys: {', '.join(fields)}."

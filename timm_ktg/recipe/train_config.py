@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import timm.optim
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ..errors import did_you_mean
 from .section import Section, Share, checked
@@ -16,6 +16,10 @@ def _optimizer_problem(name: str) -> str | None:
     if name in known:
         return None
     return f"timm knows no optimizer `{name}`.{did_you_mean(name, known)}"
+
+
+def _no_is_a_word(value: Any) -> Any:
+    return "no" if value is False else value  # YAML takes a bare `no` for false
 
 
 class TrainConfig(Section):
@@ -69,7 +73,9 @@ class TrainConfig(Section):
     """Clip gradients to this, node by node; null: no clipping."""
     clip_mode: Literal["norm", "value", "agc"] = "norm"
     """How to clip."""
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    mixed_precision: Annotated[
+        Literal["no", "bf16", "fp16"] | None, BeforeValidator(_no_is_a_word)
+    ] = None
     """Precision of the forward passes, losses are always float32; null: accelerate's own choice."""
     torchcompile: bool = False
     """Compile every node with torch.compile."""

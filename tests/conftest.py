@@ -1,0 +1,69 @@
+"""Fixtures for the tests of recipes, of the command line and of the main job in this process."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+
+from timm_ktg import gates, losses
+from timm_ktg.train import main
+
+from .recipe_cases import Refused, Values, rows, write
+
+
+@pytest.fixture(scope="session")
+def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture(scope="session")
+def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved data set of 12 images to train on and 6 to test on, of 8x8 and 3 classes."""
+    datasets.disable_progress_bars()
+    folder = tmp_path_factory.mktemp("data") / "pets"
+    datasets.DatasetDict(train=rows(12), test=rows(6)).save_to_disk(str(folder))
+    return folder
+
+
+@pytest.fixture
+def workplace(
+    tmp_path: Path, pets: Path, datasets_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """A working directory with `pets`, on the CPU, off the network and out of the user's cache."""
+    monkeypatch.chdir(tmp_path)
+    Path("pets").symlink_to(pets)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", datasets_cache)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    # Nets this small only wait for each other's threads, above all on a machine that is busy.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path
+    torch.set_num_threads(threads)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture
+def own_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the gates and losses that a test registers."""
+    for registry in (gates._registry, losses._registry):
+        monkeypatch.setattr(registry, "_decorated", dict(registry._decorated))
+
+
+@pytest.fixture
+def refused(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Runs a recipe that cannot run, and returns what the terminal says of it, line by line."""
+
+    def run(values: Values, *flags: str) -> list[str]:
+        command = [write(values), *flags]
+        capsys.readouterr()
+        code = main(command)
+        said = capsys.readouterr().err.splitlines()
+        assert code == 2, said
+        return said
+
+    return run
