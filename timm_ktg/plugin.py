@@ -115,8 +115,12 @@ class Attachment:
         device = next(model.parameters()).device
         for name in self.auxiliaries:
             graph.member(name).to(device)
-        self._groups = self._add_groups(group)
         self.clock = Clock(optimizer, total_updates)
+        try:
+            self._groups = self._add_groups(group)
+        except ValueError:
+            self.clock.stop()
+            raise
         self._hooks = [
             model.register_forward_pre_hook(self._before),
             model.register_forward_hook(self._after, with_kwargs=True),

@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from .checkpoint import newest_state, save_state
-from .errors import ContractError, RecipeError
+from .errors import ContractError, RecipeError, located
 from .metrics import Metrics, TrainingError
 from .recipe.command_line import Command, parse_command
 from .recipe.recipe import Recipe, save_recipe
@@ -96,10 +96,11 @@ def run(command: Command) -> None:
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
-    try:
-        return Accelerator(mixed_precision=recipe.train.mixed_precision)
-    except ValueError as error:
-        raise RecipeError([f"train.mixed_precision: {error}"]) from error
+    with located("train.mixed_precision"):
+        accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision)
+        if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+            raise ValueError("fp16 needs an accelerator. Found a CPU, where bf16 works.")
+    return accelerator
 
 
 def _settled(recipe: Recipe, accelerator: Accelerator) -> Recipe:

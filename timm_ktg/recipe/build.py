@@ -215,7 +215,7 @@ def _parameter_groups(train: TrainConfig, graph: KnowledgeTransferGraph) -> list
         model = graph.model(name)
         if train.filter_bias_and_bn:
             without: Any = getattr(model, "no_weight_decay", tuple)()
-            own = param_groups_weight_decay(model, train.weight_decay, without)
+            own = param_groups_weight_decay(model, train.weight_decay, no_weight_decay_list=without)
         else:
             own = [{"params": list(model.parameters()), "weight_decay": train.weight_decay}]
         groups += [{**group, "node": name} for group in own]

@@ -116,7 +116,7 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
     flags, overrides = _parse(arguments, _node_names(values), prog)
     if flags.resume and (overrides or flags.model_fields_set - {"resume", "dry_run"}):
         raise RecipeError(
-            ["resume: a run goes on in its place with its own recipe; give it nothing else."]
+            ["resume: a run goes on with its own recipe, in its own place; give it nothing else."]
         )
     return Command(
         _checked(_merged(values, overrides)),
