@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import RecipeError, one_line
+from .errors import RecipeError, located
 from .files import write_whole
 from .metrics import Metrics
 
@@ -87,17 +87,30 @@ def create_run_directory(
     """
     if output_dir is None:
         return RunDirectory(_next_free(RUNS / name))
+    check_output_dir(output_dir, overwrite)
     run = RunDirectory(output_dir)
-    try:
+    with located(f"output-dir: {output_dir} cannot be made"):
         output_dir.mkdir(parents=True, exist_ok=True)
-        found = sorted(output_dir.iterdir())
-    except FileExistsError:
-        found = [output_dir]
-    except OSError as error:
-        problem = f"output-dir: {output_dir} cannot be made: {one_line(error)}"
-        raise RecipeError([problem]) from error
-    foreign = [path for path in found if path not in run.own]
-    if foreign or (found and not run.recipe.is_file()):
+    for path in run.own:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    return run
+
+
+def check_output_dir(output_dir: Path, overwrite: bool) -> None:
+    """Raise RecipeError if a new run cannot be written into a directory.
+
+    Args:
+        output_dir: The directory, which need not exist.
+        overwrite: Whether a run that lies there may be replaced.
+    """
+    if not output_dir.exists():
+        return
+    run = RunDirectory(output_dir)
+    found = list(output_dir.iterdir()) if output_dir.is_dir() else [output_dir]
+    if found and not (run.recipe.is_file() and all(path in run.own for path in found)):
         raise RecipeError([f"output-dir: {output_dir} is there and is no run; choose another."])
     if found and not overwrite:
         raise RecipeError(
@@ -106,9 +119,6 @@ def create_run_directory(
                 "replace it by --overwrite, or choose another directory."
             ]
         )
-    for path in found:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return run
 
 
 def _next_free(path: Path) -> Path:

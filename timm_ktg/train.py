@@ -16,13 +16,20 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from .checkpoint import newest_state, save_state
-from .errors import ContractError, RecipeError, located
+from .errors import ContractError, RecipeError, collected, located
 from .metrics import Metrics, TrainingError
 from .recipe.command_line import Command, parse_command
 from .recipe.recipe import Recipe, save_recipe
-from .run_directory import RunDirectory, create_run_directory
+from .run_directory import RunDirectory, check_output_dir, create_run_directory
 from .terminal import epoch_line, progress, show_graph, show_result
-from .training import Training, build_training, evaluate, start_epoch, train_epoch
+from .training import (
+    Training,
+    build_training,
+    evaluate,
+    problems_everywhere,
+    start_epoch,
+    train_epoch,
+)
 from .weights import export_node
 
 PROGRAM = "accelerate launch -m timm_ktg.train"
@@ -39,8 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 if a run cannot go on, 2 if what was asked for is wrong, 130 if it was
         interrupted.
     """
+    problems: list[str] = []
     try:
-        run(parse_command(sys.argv[1:] if argv is None else argv, PROGRAM))
+        with collected(problems):
+            command = parse_command(sys.argv[1:] if argv is None else argv, PROGRAM)
+            if command.output_dir and not (command.resume or command.dry_run):
+                check_output_dir(command.output_dir, command.overwrite)
+        problems = problems_everywhere(problems)
+        if problems:
+            raise RecipeError(problems)
+        run(command)
     except RecipeError as error:
         return _fail(error.problems, 2)
     except ContractError as error:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate import Accelerator, PartialState
+from accelerate.utils import gather_object, parse_flag_from_env, set_seed
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import dispatch_clip_grad, distribute_bn
 from torch import Tensor, nn
@@ -101,6 +102,7 @@ def build_training(recipe: Recipe, accelerator: Accelerator) -> Training:
             nodes = build_nodes(recipe, splits.num_classes)
         with collected(problems):
             edges = build_edges(recipe, splits.num_classes)
+    problems = problems_everywhere(problems)
     if problems:
         raise RecipeError(problems)
     target = next(node.model for node in nodes if node.name == recipe.graph.target)
@@ -125,6 +127,13 @@ def build_training(recipe: Recipe, accelerator: Accelerator) -> Training:
     return Training(
         recipe, splits, images, graph, model, prepared, scheduler, epochs, accelerator, done
     )
+
+
+def problems_everywhere(problems: Sequence[str]) -> list[str]:
+    """Return the problems of all processes, each once, so that none waits for one that gave up."""
+    # The first to ask settles what kind of processes there are, and forgets this flag by itself.
+    PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    return list(dict.fromkeys(gather_object(list(problems))))
 
 
 def train_epoch(training: Training, batches: Batches) -> Metrics:
@@ -295,5 +304,14 @@ def _code(function: Any) -> str:
     """Return what tells a function's code from another's."""
     function = function.function if isinstance(function, Bound) else function
     code = getattr(function, "__code__", None)
-    seen = (code.co_code, code.co_consts, code.co_names) if code else type(function)
-    return hashlib.sha256(repr(seen).encode()).hexdigest()[:8]
+    seen = _parts(code) if code else repr(type(function))
+    defaults = (getattr(function, "__defaults__", None), getattr(function, "__kwdefaults__", None))
+    return hashlib.sha256(f"{seen} {defaults}".encode()).hexdigest()[:8]
+
+
+def _parts(constant: Any) -> str:
+    """Return a constant of code as text, without addresses and the order of sets."""
+    if isinstance(constant, CodeType):
+        inner = [_parts(each) for each in constant.co_consts]
+        return f"{constant.co_code!r} {constant.co_names} {inner}"
+    return str(sorted(map(repr, constant))) if isinstance(constant, frozenset) else repr(constant)

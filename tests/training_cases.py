@@ -1,0 +1,349 @@
+"""Recipes that train in a second, and runs of them: in this process, in another one, in two."""
+
+import atexit
+import copy
+import json
+import multiprocessing
+import os
+import runpy
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from itertools import islice
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import patch_environment
+from datasets import DatasetDict, disable_progress_bars
+from timm.models import register_model
+from torch import Tensor, nn
+
+import timm_ktg as ktg
+from timm_ktg import gates, losses
+from timm_ktg.data.sources import load_source
+from timm_ktg.recipe.recipe import check_recipe
+from timm_ktg.training import Training, build_training
+
+Values = dict[str, Any]
+
+TIMES = ("seconds", "images_per_second")
+DEADLINE = 240  # seconds, for processes on a loaded machine; a hang is what it is there for
+
+# Some of the bundled digits: 266 to train on, which is 4 batches of 64 and one of 10, and for each
+# of validation and test a number that two processes cannot share evenly.
+TRAIN, VAL, TEST = 266, 61, 63
+UPDATES = 5  # an epoch
+
+
+@cache
+def small_digits() -> str:
+    folder = tempfile.mkdtemp(prefix="digits-")
+    atexit.register(shutil.rmtree, folder)
+    digits = load_source("digits")
+    train, test = digits["train"].select(range(TRAIN + VAL)), digits["test"].select(range(TEST))
+    disable_progress_bars()
+    DatasetDict({"train": train, "test": test}).save_to_disk(folder)
+    return folder
+
+
+class TinyNet(nn.Module):
+    """Patches, a nonlinearity, dropout, a classifier; BatchNorm only where `norm` asks for it."""
+
+    def __init__(self, num_classes: int, width: int, drop_rate: float, norm: bool) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.stem = nn.Conv2d(3, width, 4, stride=4)
+        self.norm = nn.BatchNorm2d(width) if norm else nn.Identity()
+        self.act = nn.GELU()
+        self.drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(4 * width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.act(self.norm(self.stem(x))).flatten(1)
+        return self.head(self.drop(features))
+
+
+@register_model
+def ktg_tiny(
+    pretrained: bool = False,
+    num_classes: int = 10,
+    width: int = 8,
+    drop_rate: float = 0.0,
+    norm: bool = False,
+    **_: Any,
+) -> nn.Module:
+    return TinyNet(num_classes, width, drop_rate, norm)
+
+
+# Gates and losses that show what a run hands them, or go wrong when a run has come far enough.
+
+progress: list[float] = []
+calls = {"erratic": 0}
+
+
+def recording(losses: Tensor, context: ktg.EdgeContext) -> Tensor:
+    progress.append(float(context.progress))
+    return losses
+
+
+def breaking(losses: Tensor, context: ktg.EdgeContext, *, factor: float = 1.0) -> Tensor:
+    return losses * (factor if 0.6 < context.progress < 0.9 else 1.0)
+
+
+def erratic(
+    source: ktg.NodeOutput,
+    destination: ktg.NodeOutput,
+    labels: Tensor,
+    *,
+    temperature: float,
+    good: int,
+) -> Tensor:
+    """Cross-entropy, the first `good` times."""
+    calls["erratic"] += 1
+    values = losses.cross_entropy(source, destination, labels, temperature=temperature)
+    return values if calls["erratic"] <= good else values * float("nan")
+
+
+def scaled(
+    source: ktg.NodeOutput,
+    destination: ktg.NodeOutput,
+    labels: Tensor,
+    *,
+    temperature: float,
+    factor: float,
+) -> Tensor:
+    values = losses.cross_entropy(source, destination, labels, temperature=temperature)
+    return values * factor
+
+
+def register_cases() -> None:
+    for gate in (recording, breaking):
+        gates.register_gate(gate)
+    for loss in (erratic, scaled):
+        losses.register_loss(loss)
+
+
+def reset_accelerate() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def workbench(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Register this module's gates and losses for one test, and leave no state of accelerate."""
+    monkeypatch.setattr(gates._registry, "_decorated", {})
+    monkeypatch.setattr(losses._registry, "_decorated", {})
+    register_cases()
+    progress.clear()
+    calls["erratic"] = 0
+    reset_accelerate()
+    yield
+    reset_accelerate()
+
+
+@pytest.fixture
+def one_process_group(tmp_path: Path) -> Iterator[None]:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+# Recipes.
+
+MUTUAL: Values = {
+    "a": {"model": "ktg_tiny", "learns_from": {"label": "through", "b": "correct"}},
+    "b": {
+        "model": "ktg_tiny",
+        "model_kwargs": {"width": 6},
+        "learns_from": {"label": "linear", "a": {"gate": "through", "temperature": 2.0}},
+    },
+}
+PLAIN: Values = {"a": {"model": "ktg_tiny", "learns_from": {"label": "through"}}}
+NO_AUGMENTATION: Values = {"pad": 0, "hflip": 0.0}
+
+
+def recipe_values(
+    nodes: Values = MUTUAL, data: Values | None = None, **train: Any
+) -> dict[str, Values]:
+    return {
+        "graph": {"target": "a", "nodes": copy.deepcopy(nodes)},
+        "data": {"dataset": small_digits(), "holdout": VAL, "pad": 1, **(data or {})},
+        "train": {"epochs": 2, "batch_size": 64, "lr": 0.05, "sched": "cosine", **train},
+    }
+
+
+def build(values: Values) -> Training:
+    """Build a recipe in this process, of one."""
+    reset_accelerate()
+    recipe = check_recipe(values)
+    torch.manual_seed(77)  # nothing may depend on it
+    accelerator = Accelerator(cpu=True, mixed_precision=recipe.train.mixed_precision)
+    return build_training(recipe, accelerator)
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().clone() for key, value in module.state_dict().items()}
+
+
+def same_state(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """Whether two states are the same, bit for bit."""
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[key]) for key, value in first.items()
+    )
+
+
+def furthest(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    """Return the largest difference of two states."""
+    assert first.keys() == second.keys()
+    return max(
+        float((value.double() - second[key].double()).abs().max()) for key, value in first.items()
+    )
+
+
+# Runs.
+
+
+def run_main(*argv: str | Path) -> int:
+    """Run the main job in this process."""
+    from timm_ktg.train import main
+
+    reset_accelerate()
+    with patch_environment(accelerate_use_cpu="true"):
+        return main([str(argument) for argument in argv])
+
+
+def write_recipe(path: Path, values: Values) -> Path:
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def train_run(path: Path, values: Values, *flags: str) -> Path:
+    """Write a recipe beside `path`, train it there in this process, return `path`."""
+    recipe = write_recipe(path.with_suffix(".yaml"), values)
+    assert run_main(recipe, "--output-dir", path, *flags) == 0
+    return path
+
+
+@contextmanager
+def interrupted_in(epoch: int) -> Iterator[None]:
+    """Let Ctrl-C be pressed after three batches of an epoch, from 1, of a run in this process."""
+    import timm_ktg.train
+
+    start_epoch = timm_ktg.train.start_epoch
+
+    def start(training: Training) -> Iterable[Any]:
+        batches = start_epoch(training)
+        return batches if training.done.epochs + 1 < epoch else three(batches)
+
+    def three(batches: Iterable[Any]) -> Iterator[Any]:
+        yield from islice(batches, 3)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timm_ktg.train, "start_epoch", start)
+        yield
+
+
+def stop_run(path: Path, values: Values, epoch: int) -> Path:
+    """Like `train_run`, but interrupted in the middle of an epoch, from 1."""
+    recipe = write_recipe(path.with_suffix(".yaml"), values)
+    with interrupted_in(epoch):
+        assert run_main(recipe, "--output-dir", path) == 130
+    return path
+
+
+def metrics_of(run: Path) -> list[dict[str, float]]:
+    """Return the lines of metrics.jsonl without the times."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def summary_of(run: Path) -> Values:
+    summary: Values = json.loads((run / "summary.json").read_text())
+    return summary
+
+
+def weights_of(run: Path) -> dict[str, bytes]:
+    found = {path.name: path.read_bytes() for path in (run / "nodes").iterdir()}
+    assert found
+    return found
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Assert that two runs came to the same, bit for bit, times aside."""
+    assert metrics_of(first) == metrics_of(second)
+    assert weights_of(first) == weights_of(second)
+    assert summary_of(first)["nodes"] == summary_of(second)["nodes"]
+
+
+# Processes of their own, real ones with a number to kill, forked from one that has imported torch
+# and timm already: an import costs more than most tests here.
+
+_forkserver = multiprocessing.get_context("forkserver")
+_forkserver.set_forkserver_preload(
+    ["tests.training_cases", "timm_ktg.run_directory", "sklearn.datasets"]
+)
+
+
+def start(log: Path, function: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """Start a function in a process of its own, its output in a file."""
+    process = _forkserver.Process(target=_logged, args=(log, function, arguments))
+    process.start()
+    return process
+
+
+def finish(*processes: BaseProcess, deadline: float = DEADLINE) -> list[int | None]:
+    """Return the exit codes; a process that hangs is killed, and its code is None."""
+    end = time.monotonic() + deadline
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+    hung = [process for process in processes if process.is_alive()]
+    for process in hung:
+        process.kill()
+        process.join()
+    return [None if process in hung else process.exitcode for process in processes]
+
+
+def program(*argv: str | Path) -> None:
+    """Be `python -m timm_ktg.train`."""
+    sys.argv = ["timm_ktg.train", *map(str, argv)]
+    runpy.run_module("timm_ktg.train", run_name="__main__", alter_sys=True)
+
+
+def start_two(folder: Path, function: Callable[..., None], *arguments: Any) -> list[BaseProcess]:
+    """Start a function in two processes, in the environment that `accelerate launch` makes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [
+        start(folder / f"{rank}.log", _ranked, rank, port, function, *arguments) for rank in (0, 1)
+    ]
+
+
+def _ranked(rank: int, port: int, function: Callable[..., None], *arguments: Any) -> None:
+    os.environ |= {
+        **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"},
+    }
+    function(*arguments)
+
+
+def _logged(log: Path, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    register_cases()
+    function(*arguments)
