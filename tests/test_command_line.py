@@ -341,3 +341,11 @@ def test_run_of_broken_recipe_cannot_be_resumed() -> None:
     shutil.copytree("pets", "broken")
     Path("broken/recipe.yaml").write_text(json.dumps(recipe(train={"lr": 0})))
     assert refusal("--resume", "broken").startswith("train.lr: ")
+
+
+@pytest.mark.parametrize("flag", ["--graph", "--graph-from"])
+def test_graph_can_be_taken_from_another_recipe(flag: str) -> None:
+    mine = write(recipe(TWO, LABEL_ONLY, train={"lr": 0.25}))
+    found = parse(mine, flag, "cifar100/dml-3", "--graph.target", "twin").recipe
+    assert (found.graph.target, found.train.lr) == ("twin", 0.25)
+    assert "`nowhere` is neither" in refusal(mine, flag, "nowhere")

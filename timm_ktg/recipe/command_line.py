@@ -87,6 +87,11 @@ class _Flags(BaseSettings):
         validation_alias=AliasChoices("output-dir", "output_dir"),
         description="directory of the run; null: the next free one below runs",
     )
+    graph_from: str | None = Field(
+        None,
+        validation_alias=AliasChoices("graph-from", "graph_from"),
+        description="recipe whose graph takes the place of this one's; or --graph",
+    )
     resume: Path | None = Field(None, description="directory of a run to go on with")
     overwrite: CliImplicitFlag[bool] = Field(False, description="replace what is in output-dir")
     dry_run: CliImplicitFlag[bool] = Field(
@@ -113,6 +118,8 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
     if not path.is_file():
         raise RecipeError([f"resume: `{flags.resume}` is no run: it has no recipe.yaml."])
     values = read_recipe(path)
+    if flags.graph_from:
+        values["graph"] = read_recipe(find_recipe(flags.graph_from)).get("graph")
     flags, overrides = _parse(arguments, _node_names(values), prog)
     if flags.resume and (overrides or flags.model_fields_set - {"resume", "dry_run"}):
         raise RecipeError(
@@ -139,6 +146,8 @@ def _checked(values: Mapping[str, Any]) -> Recipe:
 def _timm_style(argument: str) -> str:
     """Return `--train.batch-size=3`, as timm's flags are written, as `--train.batch_size=3`."""
     flag, equals, value = argument.partition("=")
+    if flag == "--graph":  # taken: pydantic-settings would read the whole section from it
+        flag = "--graph-from"
     if flag.startswith("--") and "." in flag:
         flag = "--" + flag[2:].replace("-", "_")
     return flag + equals + value
