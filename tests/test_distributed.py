@@ -110,7 +110,7 @@ NORMED: Values = {
 }
 
 
-def look_inside(folder: Path) -> None:
+def look_inside(folder: Path, recipes: dict[str, Values]) -> None:
     """Train an epoch of two graphs, and save what this process then has."""
     found: dict[str, Any] = {}
     average = training_module._average_batch_norm
@@ -120,8 +120,8 @@ def look_inside(folder: Path) -> None:
         average(training)
 
     training_module._average_batch_norm = spy
-    for name, nodes in (("plain", MUTUAL), ("normed", NORMED)):
-        training = build(recipe_values(nodes, data=ODD))
+    for name, values in recipes.items():
+        training = build(values)
         assert training.accelerator.num_processes == 2
         assert isinstance(training.model, DistributedDataParallel)
         found[f"{name} metrics"] = train_epoch(training, start_epoch(training))
@@ -136,7 +136,9 @@ def look_inside(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("inside")
-    assert finish(*start_two(folder, look_inside, folder)) == [0, 0], logs(folder)
+    nodes = {"plain": MUTUAL, "normed": NORMED}
+    recipes = {name: recipe_values(each, data=ODD) for name, each in nodes.items()}
+    assert finish(*start_two(folder, look_inside, folder, recipes)) == [0, 0], logs(folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
@@ -254,16 +256,18 @@ GATE = "def gate(losses, context, *, threshold=0.8): return losses * threshold"
 NESTED = "def gate(losses, context): return (lambda values: values * 2)(losses)"
 
 
-@pytest.mark.parametrize("source", [GATE, NESTED])
+CALLED = "def gate(losses, context, *, by=lambda values: values * 2): return by(losses)"
+SHORT = ["plain", "nested", "called"]
+
+
+@pytest.mark.parametrize("source", [GATE, NESTED, CALLED], ids=SHORT)
 def test_same_gate_is_the_same_wherever_it_lies_in_memory(source: str) -> None:
     assert code_of(source) == code_of(source)
 
 
-@pytest.mark.parametrize(
-    ("one", "other"), [(GATE, GATE.replace("0.8", "0.9")), (NESTED, NESTED.replace("2", "3"))]
-)
-def test_gates_that_differ_in_a_number_are_different(one: str, other: str) -> None:
-    assert code_of(one) != code_of(other)
+@pytest.mark.parametrize("source", [GATE, NESTED, CALLED], ids=SHORT)
+def test_gates_that_differ_in_a_number_are_different(source: str) -> None:
+    assert code_of(source) != code_of(source.replace("0.8", "0.9").replace("* 2", "* 3"))
 
 
 def test_accelerate_launch_starts_two(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def batches(graph: KnowledgeTransferGraph) -> Iterator[tuple[dict, torch.Tensor,
 
 def test_epoch_means_weigh_every_image_alike() -> None:
     graph = graph_of(*EDGES)
-    meter = EpochMeter(graph, Accelerator())
+    meter = EpochMeter(graph, Accelerator(cpu=True))
     sums: dict[str, float] = dict.fromkeys(("a", "label->a", "passed b->a", "top1 a"), 0.0)
     for update, (outputs, labels, losses) in enumerate(batches(graph), start=1):
         meter.update(losses, outputs, labels, update)
@@ -87,7 +87,7 @@ def test_epoch_means_weigh_every_image_alike() -> None:
 
 def test_every_measure_has_its_name() -> None:
     graph = graph_of(*EDGES, edge("c", "a", "linear"), frozen=("c",))
-    meter = EpochMeter(graph, Accelerator())
+    meter = EpochMeter(graph, Accelerator(cpu=True))
     for update, (outputs, labels, losses) in enumerate(batches(graph), start=1):
         meter.update(losses, outputs, labels, update)
     edges = ("label->a", "b->a", "label->b", "a->b", "c->a")
@@ -101,7 +101,7 @@ def test_every_measure_has_its_name() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_first_loss_that_is_not_finite_is_named(bad: float) -> None:
     graph = graph_of(*EDGES)
-    meter = EpochMeter(graph, Accelerator())
+    meter = EpochMeter(graph, Accelerator(cpu=True))
     for update in range(1, 6):
         for outputs, labels, losses in batches(graph):
             if update >= 3:
@@ -117,7 +117,7 @@ def test_first_loss_that_is_not_finite_is_named(bad: float) -> None:
 
 def test_meter_waits_for_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = graph_of(*EDGES)
-    meter = EpochMeter(graph, Accelerator())
+    meter = EpochMeter(graph, Accelerator(cpu=True))
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
         monkeypatch.setattr(torch.Tensor, name, _refuse)
     for outputs, labels, losses in batches(graph):

@@ -126,6 +126,11 @@ class Attachment:
             model.register_forward_hook(self._after, with_kwargs=True),
         ]
 
+    def __repr__(self) -> str:
+        """Return who teaches whom, and how far the run is."""
+        done = f"{self.clock.updates}/{self.clock.total_updates} updates"
+        return f"Attachment({', '.join(self.auxiliaries)} -> {self.graph.target}, {done})"
+
     def losses(self, labels: Tensor) -> GraphLosses:
         """Return the losses of the model's last forward in training mode, in all their parts.
 
@@ -149,10 +154,23 @@ class Attachment:
     def state_dict(self) -> dict[str, Any]:
         """Return the clock and the auxiliaries, to be saved beside model and optimizer."""
         members = {name: self.graph.model(name).state_dict() for name in self.auxiliaries}
-        return {"updates": self.clock.updates, "auxiliaries": members}
+        return {
+            "updates": self.clock.updates,
+            "total_updates": self.clock.total_updates,
+            "auxiliaries": members,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state.
+
+        Raises:
+            ValueError: It is of a run of another length, whose gates were elsewhere at this update.
+        """
+        if state["total_updates"] != self.clock.total_updates:
+            raise ValueError(
+                f"total_updates should be {state['total_updates']}, as when the state was saved. "
+                f"Found {self.clock.total_updates}."
+            )
         self.clock.updates = state["updates"]
         for name in self.auxiliaries:
             self.graph.model(name).load_state_dict(state["auxiliaries"][name])
@@ -197,8 +215,9 @@ class Attachment:
         before = list(self._optimizer.param_groups)
         if any("initial_lr" in group for group in before):
             raise ValueError(
-                "attach should come before the scheduler, which otherwise leaves the auxiliaries' "
-                "learning rate alone. Found an optimizer that has one."
+                "attach should come before the scheduler, and before a saved state is loaded into "
+                "the optimizer, or the auxiliaries miss both. Found `initial_lr` in its groups, "
+                "which a scheduler leaves there."
             )
         for name in self.auxiliaries:
             if name in self.graph.learning:

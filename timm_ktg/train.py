@@ -79,6 +79,7 @@ def run(command: Command) -> None:
     if not accelerator.is_main_process:
         logging.getLogger("timm_ktg").setLevel(logging.ERROR)  # one process warns for all
     recipe = _settled(command.recipe, accelerator)
+    accelerator.print(f"Reading {recipe.data.dataset}, building {len(recipe.graph.nodes)} nodes.")
     training = build_training(recipe, accelerator)
     if accelerator.is_main_process:
         show_graph(training.graph, {name: n.model for name, n in recipe.graph.nodes.items()})

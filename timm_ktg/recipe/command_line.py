@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from pydantic import AliasChoices, Field, create_model
+from pydantic import AliasChoices, Field, ValidationError, create_model
 from pydantic_settings import (
     BaseSettings,
     CliImplicitFlag,
@@ -22,6 +23,7 @@ from pydantic_settings import (
 
 from ..errors import RecipeError, did_you_mean
 from ..topology import LABEL, name_problem
+from .data_config import DataConfig
 from .graph_config import EdgeConfig, GraphConfig, NodeConfig
 from .images import data_problems
 from .recipe import (
@@ -33,6 +35,7 @@ from .recipe import (
     read_recipe,
 )
 from .section import Section
+from .train_config import TrainConfig
 
 _NODES = "--graph.nodes."
 _EDGE = r"^--graph\.nodes\.\w+\.learns_from\.\w+$"
@@ -113,14 +116,14 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
     """
     arguments = _gates_named([_timm_style(argument) for argument in argv])
     # Which nodes there are, and with them which flags, is known once the recipe is read.
-    flags, _ = _parse(_without_nodes([a for a in arguments if a not in ("-h", "--help")]), [], prog)
+    flags, _ = _parse(_without_nodes([a for a in arguments if a not in ("-h", "--help")]), {}, prog)
     path = flags.resume / "recipe.yaml" if flags.resume else find_recipe(flags.recipe)
     if not path.is_file():
         raise RecipeError([f"resume: `{flags.resume}` is no run: it has no recipe.yaml."])
     values = read_recipe(path)
     if flags.graph_from:
         values["graph"] = read_recipe(find_recipe(flags.graph_from)).get("graph")
-    flags, overrides = _parse(arguments, _node_names(values), prog)
+    flags, overrides = _parse(arguments, values, prog)
     if flags.resume and (overrides or flags.model_fields_set - {"resume", "dry_run"}):
         raise RecipeError(
             ["resume: a run goes on with its own recipe, in its own place; give it nothing else."]
@@ -182,32 +185,47 @@ def _node_names(values: Mapping[str, Any]) -> list[str]:
 
 
 def _parse(
-    arguments: Sequence[str], nodes: Sequence[str], prog: str
+    arguments: Sequence[str], values: Mapping[str, Any], prog: str
 ) -> tuple[_Flags, dict[str, Any]]:
     """Return the flags beside the recipe's own, and the recipe's as nested values."""
-    source = CliSettingsSource[ArgumentParser](_settings(nodes))
-    source.root_parser.prog = prog
-    source.root_parser.usage = f"{prog} [RECIPE] [--section.field value ...]"
+    source = CliSettingsSource[ArgumentParser](_settings(values))
+    parser = source.root_parser
+    parser.prog = prog
+    parser.usage = f"{prog} [RECIPE] [--section.field value ...]"
+    plain = parser.format_help
+    parser.format_help = lambda: _in_our_words(plain())  # type: ignore[method-assign]
     try:
         given = source(args=list(arguments))()
     except SettingsError as error:
         said = str(error).removeprefix("error parsing CLI: ")
-        options = list(source.root_parser._option_string_actions)
+        options = list(parser._option_string_actions)
         unknown = said.removeprefix("unrecognized arguments: ").split("=")[0].split(" ")[0]
         raise RecipeError([f"command line: {said}.{did_you_mean(unknown, options)}"]) from None
     overrides = {key: given.pop(key) for key in Recipe.model_fields if key in given}
     return _Flags.model_validate(given), cast(dict[str, Any], _settled(overrides))
 
 
-def _settings(nodes: Sequence[str]) -> type[BaseSettings]:
-    """Return the settings with a flag for every field of a recipe that has these nodes."""
+def _in_our_words(text: str) -> str:
+    """Return the help without what pydantic-settings says of its own insides."""
+    text = re.sub(r"\n  default: \S+ \(undefined\)\n", "\n", text)
+    text = re.sub(r"\(ifdef:(\s+)required\)", r"(in every\1recipe)", text)
+    return re.sub(r"\(default:(\s+)None\)", r"(default:\1null)", text)
+
+
+def _settings(values: Mapping[str, Any]) -> type[BaseSettings]:
+    """Return the settings with a flag for every field of this recipe, its values as defaults."""
+    nodes = _node_names(values)
     graph = _section(
         "Graph",
         {"nodes": _section("Nodes", {name: _node(name, nodes) for name in nodes})},
         GraphConfig,
     )
     bases: Any = (_section("Flags", {"graph": graph}, Recipe), _Flags)
-    settings: type[BaseSettings] = create_model("Settings", __base__=bases)
+    defaults: dict[str, Any] = {}
+    for name, section in (("data", DataConfig), ("train", TrainConfig)):
+        with suppress(ValidationError):  # said once the command line has had its word
+            defaults[name] = (section, section.model_validate(values.get(name, {})))
+    settings: type[BaseSettings] = create_model("Settings", __base__=bases, **defaults)
     return settings
 
 

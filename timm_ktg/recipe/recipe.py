@@ -53,8 +53,8 @@ def find_recipe(name: str) -> Path:
         return bundled[name]
     raise RecipeError(
         [
-            f"recipe: `{name}` is neither a file nor a bundled recipe. "
-            f"Bundled: {', '.join(bundled)}.{did_you_mean(name, bundled)}"
+            f"recipe: `{name}` is neither a file nor a bundled recipe."
+            f"{did_you_mean(name, bundled)} Bundled: {', '.join(bundled)}."
         ]
     )
 
