@@ -117,6 +117,11 @@ class KnowledgeTransferGraph(nn.Module):
         """Names of the nodes that learn."""
         return tuple(name for name in self.members if not self.member(name).frozen)
 
+    @property
+    def untapped(self) -> tuple[str, ...]:
+        """Names of the nodes without taps: those that torch.compile can take, which skips hooks."""
+        return tuple(name for name in self.members if not self.member(name).capture.names)
+
     def model(self, name: str) -> nn.Module:
         """Return the model of the node `name`, the very one that was given."""
         return self.member(name).model

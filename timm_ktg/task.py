@@ -86,7 +86,7 @@ class KnowledgeTransferTask(TrainingTask):
     def compile(  # type: ignore[override] # timm's signature, not torch's
         self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
     ) -> nn.Module:
-        """Compile every node's model in place; returns the target's.
+        """Compile the models of all nodes without taps in place; returns the target's.
 
         Args:
             backend: Back-end of torch.compile.
@@ -94,7 +94,7 @@ class KnowledgeTransferTask(TrainingTask):
             compile_kwargs: Further arguments of torch.compile.
         """
         graph = self._graph()
-        for name in graph.members:
+        for name in graph.untapped:
             graph.model(name).compile(backend=backend, mode=mode, **compile_kwargs)
         return graph.model(graph.target)
 

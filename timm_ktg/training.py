@@ -113,7 +113,7 @@ def build_training(recipe: Recipe, accelerator: Accelerator) -> Training:
     if recipe.train.channels_last:
         graph = graph.to(memory_format=torch.channels_last)
     if recipe.train.torchcompile:
-        for name in graph.members:
+        for name in graph.untapped:
             graph.model(name).compile()
     optimizer = build_optimizer(recipe.train, graph)
     scheduler, epochs = build_scheduler(recipe.train, optimizer, len(images.train))
@@ -305,7 +305,11 @@ def _code(function: Any) -> str:
     function = function.function if isinstance(function, Bound) else function
     code = getattr(function, "__code__", None)
     seen = _parts(code) if code else repr(type(function))
-    defaults = (getattr(function, "__defaults__", None), getattr(function, "__kwdefaults__", None))
+    values = [
+        *(getattr(function, "__defaults__", None) or ()),
+        *(getattr(function, "__kwdefaults__", None) or {}).values(),
+    ]
+    defaults = [_code(value) if callable(value) else repr(value) for value in values]
     return hashlib.sha256(f"{seen} {defaults}".encode()).hexdigest()[:8]
 
 

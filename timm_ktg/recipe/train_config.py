@@ -78,6 +78,6 @@ class TrainConfig(Section):
     ] = None
     """Precision of the forward passes, losses are always float32; null: accelerate's own choice."""
     torchcompile: bool = False
-    """Compile every node with torch.compile."""
+    """Compile every node that has no taps with torch.compile."""
     channels_last: bool = False
     """Use the channels-last memory format."""
