@@ -14,6 +14,7 @@ from .errors import did_you_mean
 from .gates import EdgeContext
 from .losses import NodeOutput
 from .node import Channels, Member, Node
+from .node_threads import NodeThreads
 from .topology import (
     LABEL,
     Pair,
@@ -61,6 +62,9 @@ class KnowledgeTransferGraph(nn.Module):
             node expects another one.
         std: Per-channel standard deviation, likewise.
 
+    Attributes:
+        threads: Runs the nodes side by side on a CPU; None: they run one after another.
+
     Raises:
         ValueError: Everything that is wrong with the graph, a line each.
 
@@ -89,6 +93,7 @@ class KnowledgeTransferGraph(nn.Module):
                 target,
                 ", ".join(left_out),
             )
+        self.threads: NodeThreads | None = None
         self.target = target
         self.reduction = reduction
         self.left_out = tuple(left_out)
@@ -134,6 +139,8 @@ class KnowledgeTransferGraph(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, NodeOutput]:
         """Return every node's output for the same images [B, 3, H, W]."""
+        if self.threads is not None:
+            return self.threads({name: self.member(name) for name in self.members}, images)
         return {name: member(images) for name, member in self.members.items()}
 
     def losses(

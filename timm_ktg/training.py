@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .data import Loader, Splits, derive_seed
-from .errors import RecipeError, collected, one_line
+from .errors import RecipeError, collected, located, one_line
 from .graph import KnowledgeTransferGraph
 from .metrics import EpochMeter, Metrics, accuracies, correct_counts
+from .node_threads import NodeThreads, choose_threads
 from .recipe.build import (
     build_edges,
     build_graph,
@@ -110,6 +111,7 @@ def build_training(recipe: Recipe, accelerator: Accelerator) -> Training:
     graph = build_graph(recipe, nodes, edges, images.mean, images.std).to(place.device)
     _check_outputs(graph, images.size, splits.num_classes, place.device)
     _check_processes_agree(graph)
+    graph.threads = _node_threads(recipe, graph, images.size, accelerator)
     if recipe.train.channels_last:
         graph = graph.to(memory_format=torch.channels_last)
     if recipe.train.torchcompile:
@@ -278,6 +280,30 @@ def _check_outputs(
             )
     if problems:
         raise RecipeError(problems)
+
+
+def _node_threads(
+    recipe: Recipe,
+    graph: KnowledgeTransferGraph,
+    size: tuple[int, int],
+    accelerator: Accelerator,
+) -> NodeThreads | None:
+    """Return how to run the nodes side by side, None for one after another."""
+    wanted = recipe.train.node_threads
+    alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1
+    with located("train.node_threads"):
+        if alone and not recipe.train.torchcompile:
+            return choose_threads(
+                {name: graph.member(name) for name in graph.members},
+                torch.zeros(2, 3, *size),
+                wanted,
+            )
+        if wanted and wanted > 1:
+            raise ValueError(
+                "should be 1, or null, unless one process trains on a CPU without torchcompile. "
+                f"Found {wanted}."
+            )
+    return None
 
 
 def _check_processes_agree(graph: KnowledgeTransferGraph) -> None:

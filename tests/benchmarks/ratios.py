@@ -90,8 +90,8 @@ def header() -> str:
             f"{' '.join(malloc) or 'malloc untuned'}",
             f"torch {torch.__version__}, timm {timm.__version__}; commit {_commit()}; "
             f"{datetime.now():%Y-%m-%d %H:%M}",
-            f"{'group':8}{'ratio of CPU times':21}{'median':>8}  {'quartiles':17}{'wall':>7}"
-            f"{'n':>5}  {'CPU s, medians':17}{'goal':9}meets goal",
+            f"{'group':8}{'ratio of times':21}{'median':>8}  {'quartiles':17}{'CPU':>7}"
+            f"{'n':>5}  {'wall s, medians':17}{'goal':9}meets goal",
         ]
     )
 
@@ -102,16 +102,16 @@ def line(group: str, ratio: Ratio, results: Results) -> str:
     scale, unit = (100, "%") if ratio.percent else (1, "")
     cpu = [scale * a.cpu / b.cpu for a, b in zip(over, under, strict=True)]
     wall = [scale * a.wall / b.wall for a, b in zip(over, under, strict=True)]
-    low, median, high = statistics.quantiles(cpu)
+    low, median, high = statistics.quantiles(wall)
     goal, verdict = "-", "-"
     if ratio.goal:
         sign, bound = ratio.goal[0], scale * ratio.goal[1]
         goal = f"{sign} {bound:g}{unit}"
         verdict = "yes" if (median <= bound if sign == "<=" else median >= bound) else "no"
-    times = " / ".join(f"{statistics.median(s.cpu for s in each):.4f}" for each in (over, under))
+    times = " / ".join(f"{statistics.median(s.wall for s in each):.4f}" for each in (over, under))
     return (
         f"{group:8}{f'{ratio.over} / {ratio.under}':21}{f'{median:.3f}{unit}':>8}  "
-        f"{f'{low:.3f} .. {high:.3f}':17}{statistics.median(wall):7.3f}{len(cpu):5}  {times:17}"
+        f"{f'{low:.3f} .. {high:.3f}':17}{statistics.median(cpu):7.3f}{len(cpu):5}  {times:17}"
         f"{goal:9}{verdict}"
     )
 

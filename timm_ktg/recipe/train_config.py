@@ -79,5 +79,7 @@ class TrainConfig(Section):
     """Precision of the forward passes, losses are always float32; null: accelerate's own choice."""
     torchcompile: bool = False
     """Compile every node that has no taps with torch.compile."""
+    node_threads: PositiveInt | None = None
+    """Nodes computed side by side on a CPU, a thread each; null: 2 where it was measured to win."""
     channels_last: bool = False
     """Use the channels-last memory format."""
