@@ -88,6 +88,7 @@ TRAIN = {
     "clip_mode": ("agc", "agc"),
     "mixed_precision": ("bf16", "bf16"),
     "torchcompile": ("true", True),
+    "node_threads": ("2", 2),
     "channels_last": ("true", True),
 }
 NODE = {

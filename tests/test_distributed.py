@@ -39,6 +39,7 @@ from tests.training_cases import (
     write_recipe,
 )
 from tests.training_cases import workbench as workbench
+from timm_ktg import checks
 from timm_ktg import training as training_module
 from timm_ktg.metrics import Metrics
 from timm_ktg.training import Training, evaluate, start_epoch, train_epoch
@@ -248,7 +249,7 @@ def code_of(source: str) -> str:
     space: dict[str, Any] = {}
     exec(compile(source, "a_plugin.py", "exec"), space)
     kept.append(space["gate"])  # so that the next one does not take its place in memory
-    return training_module._code(space["gate"])
+    return checks._code(space["gate"])
 
 
 kept: list[Any] = []

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import timm_ktg.recipe.images
-import timm_ktg.train
+import timm_ktg.running
 from tests import training_cases as cases
 from tests.training_cases import (
     MUTUAL,
@@ -156,8 +156,8 @@ def test_test_images_are_read_once_and_last(
     pipeline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    images, train = timm_ktg.recipe.images, timm_ktg.train
-    decode, check, epoch = images.decode, images.check_labels, train.train_epoch
+    images, running = timm_ktg.recipe.images, timm_ktg.running
+    decode, check, epoch = images.decode, images.check_labels, running.train_epoch
     transformed = images.TransformLoader
 
     def spy(what: str, function: Any, *arguments: Any, **options: Any) -> Any:
@@ -167,7 +167,7 @@ def test_test_images_are_read_once_and_last(
     monkeypatch.setattr(images, "decode", partial(spy, "pixels", decode))
     monkeypatch.setattr(images, "TransformLoader", partial(spy, "pixels", transformed))
     monkeypatch.setattr(images, "check_labels", partial(spy, "labels", check))
-    monkeypatch.setattr(train, "train_epoch", partial(spy, "epoch", epoch))
+    monkeypatch.setattr(running, "train_epoch", partial(spy, "epoch", epoch))
     data = {"pipeline": "timm", "workers": 0, "img_size": 8, "pad": 4}
     train_run(tmp_path / "run", recipe_values(data=data if pipeline == "timm" else {}))
     before = [f"{TRAIN} pixels", f"{VAL} pixels", "epoch", "epoch"]
@@ -241,7 +241,7 @@ def test_interrupted_run_says_so_in_one_line(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(timm_ktg.train, "train_epoch", interrupt)
+    monkeypatch.setattr(timm_ktg.running, "train_epoch", interrupt)
     recipe = write_recipe(tmp_path / "r.yaml", recipe_values())
     assert run_main(recipe, "--output-dir", tmp_path / "run") == 130
     (line,) = capsys.readouterr().err.splitlines()

@@ -239,9 +239,9 @@ def train_run(path: Path, values: Values, *flags: str) -> Path:
 @contextmanager
 def interrupted_in(epoch: int) -> Iterator[None]:
     """Let Ctrl-C be pressed after three batches of an epoch, from 1, of a run in this process."""
-    import timm_ktg.train
+    import timm_ktg.running
 
-    start_epoch = timm_ktg.train.start_epoch
+    start_epoch = timm_ktg.running.start_epoch
 
     def start(training: Training) -> Iterable[Any]:
         batches = start_epoch(training)
@@ -252,7 +252,7 @@ def interrupted_in(epoch: int) -> Iterator[None]:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timm_ktg.train, "start_epoch", start)
+        patch.setattr(timm_ktg.running, "start_epoch", start)
         yield
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -13,6 +15,18 @@ def write_whole(path: Path, text: str) -> None:
         path: The file; what it held is replaced.
         text: All that it will hold.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    with replace_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replace_whole(path: Path) -> Iterator[Path]:
+    """Give a path to write to, which takes the file's place when the block ends well.
+
+    Args:
+        path: The file; what it held is replaced.
+    """
+    # Of this process alone, for others may be writing the same file.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    yield partial
     os.replace(partial, path)

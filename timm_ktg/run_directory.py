@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,11 @@ class RunDirectory:
         return self.path / "nodes"
 
     @property
+    def seeds(self) -> Path:
+        """The result of several seeds, whose runs lie in `seed-<n>` beside it."""
+        return self.path / "seeds.json"
+
+    @property
     def checkpoint(self) -> Path:
         """States to go on from."""
         return self.path / "checkpoint"
@@ -53,7 +59,8 @@ class RunDirectory:
     @property
     def own(self) -> tuple[Path, ...]:
         """All that a run writes."""
-        return (self.recipe, self.metrics, self.summary, self.nodes, self.checkpoint)
+        files = (self.recipe, self.metrics, self.summary, self.seeds, self.nodes, self.checkpoint)
+        return (*files, *self.path.glob("seed-*"))
 
     def log(self, metrics: Metrics) -> None:
         """Append an epoch's line."""
@@ -119,6 +126,26 @@ def check_output_dir(output_dir: Path, overwrite: bool) -> None:
                 "replace it by --overwrite, or choose another directory."
             ]
         )
+
+
+def write_seeds(path: Path, seeds: Sequence[int]) -> None:
+    """Note which seeds a directory is for, before the first is trained."""
+    write_whole(RunDirectory(path).seeds, json.dumps({"seeds": list(seeds)}) + "\n")
+
+
+def read_seeds(path: Path) -> tuple[int, ...]:
+    """Return the seeds that a directory is for; none if it is a single run's.
+
+    Raises:
+        RecipeError: Its seeds.json names none.
+    """
+    file = RunDirectory(path).seeds
+    if not file.is_file():
+        return ()
+    try:
+        return tuple(int(seed) for seed in json.loads(file.read_text(encoding="utf-8"))["seeds"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecipeError([f"resume: {file} should name the seeds. Found {error!r}."]) from None
 
 
 def _next_free(path: Path) -> Path:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TextIO, TypeVar
 
+from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -107,6 +108,15 @@ def progress(items: Iterable[T], total: int, epoch: int, epochs: int, show: bool
         file=_Lines(sys.stderr) if in_file else sys.stderr,
     )
     return bar
+
+
+def fail(lines: Sequence[str], code: int) -> int:
+    """Say what is wrong, a line each, and return the exit code."""
+    # Every process comes here; one speaks. Without accelerate's state there is only one.
+    if PartialState().is_main_process:
+        for line in lines:
+            print(line, file=sys.stderr)
+    return code
 
 
 class _Lines:

@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import platform
 import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from tqdm import tqdm
 
-from .checkpoint import newest_state, save_state
-from .errors import ContractError, RecipeError, collected, located
-from .metrics import Metrics, TrainingError
+from .errors import ContractError, RecipeError, collected
+from .metrics import TrainingError
 from .recipe.command_line import Command, parse_command
 from .recipe.recipe import Recipe, save_recipe
-from .run_directory import RunDirectory, check_output_dir, create_run_directory
-from .terminal import epoch_line, progress, show_graph, show_result
-from .training import (
-    Training,
-    build_training,
-    evaluate,
-    problems_everywhere,
-    start_epoch,
-    train_epoch,
-)
-from .weights import export_node
+from .run_directory import RunDirectory, check_output_dir, create_run_directory, write_seeds
+from .running import Summary, create_accelerator, run_training, settled
+from .seeds import run_seeds, show_seeds
+from .terminal import fail, show_graph, show_result
+from .training import build_training, problems_everywhere
 
 PROGRAM = "accelerate launch -m timm_ktg.train"
-PACKAGES = ("timm_ktg", "torch", "timm", "accelerate", "datasets")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,28 +45,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise RecipeError(problems)
         run(command)
     except RecipeError as error:
-        return _fail(error.problems, 2)
+        return fail(error.problems, 2)
     except ContractError as error:
-        return _fail([str(error)], 2)
+        return fail([str(error)], 2)
     except TrainingError as error:
-        return _fail([str(error)], 1)
+        return fail([str(error)], 1)
     except KeyboardInterrupt:
-        return _fail(["Interrupted. --resume with the run's directory goes on with it."], 130)
+        return fail(["Interrupted. --resume with the run's directory goes on with it."], 130)
     return 0
 
 
 def run(command: Command) -> None:
-    """Train, evaluate and export the graph of a recipe.
+    """Train, evaluate and export the graph of a recipe, for one seed or for several.
 
     Raises:
         RecipeError: What was asked for is wrong.
         TrainingError: A loss is not finite.
     """
     start = time.perf_counter()
-    accelerator = _accelerator(command.recipe)
+    accelerator = create_accelerator(command.recipe)
     if not accelerator.is_main_process:
         logging.getLogger("timm_ktg").setLevel(logging.ERROR)  # one process warns for all
-    recipe = _settled(command.recipe, accelerator)
+    recipe = settled(command.recipe, accelerator)
     accelerator.print(f"Reading {recipe.data.dataset}, building {len(recipe.graph.nodes)} nodes.")
     training = build_training(recipe, accelerator)
     if accelerator.is_main_process:
@@ -89,42 +77,17 @@ def run(command: Command) -> None:
         accelerator.print("Dry run: everything is built and checked, nothing was trained.")
         return
     directory = _open(command, recipe, accelerator)
-    identity = hashlib.sha256(
-        (directory.recipe.read_text() + training.splits.fingerprint).encode()
-    ).hexdigest()
-    if command.resume:
-        _go_on(training, directory, identity)
-    for epoch in range(training.done.epochs, training.epochs):
-        bar = progress(
-            start_epoch(training),
-            len(training.images.train),
-            epoch + 1,
-            training.epochs,
-            accelerator.is_main_process,
-        )
-        metrics = train_epoch(training, bar)
-        if training.images.val is not None:
-            metrics |= evaluate(training, training.images.val, "val")
+    if command.seeds:
+        del training  # each seed builds its own
+        accelerator.free_memory()
+        summary = run_seeds(recipe, command.seeds, directory, accelerator.is_main_process)
         if accelerator.is_main_process:
-            directory.log(metrics)
-            tqdm.write(epoch_line(metrics, training.epochs, training.graph))
-        save_state(accelerator, directory.checkpoint, epoch + 1, identity)
-    _finish(training, directory, start)
+            show_seeds(summary, directory)
+    else:
+        result = run_training(training, directory, command.resume is not None, start)
+        if accelerator.is_main_process:
+            _show(result, directory)
     accelerator.end_training()
-
-
-def _accelerator(recipe: Recipe) -> Accelerator:
-    with located("train.mixed_precision"):
-        accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision)
-        if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-            raise ValueError("fp16 needs an accelerator. Found a CPU, where bf16 works.")
-    return accelerator
-
-
-def _settled(recipe: Recipe, accelerator: Accelerator) -> Recipe:
-    """Return the recipe with what accelerate decided written down."""
-    train = recipe.train.model_copy(update={"mixed_precision": accelerator.mixed_precision})
-    return recipe.model_copy(update={"train": train})
 
 
 def _open(command: Command, recipe: Recipe, accelerator: Accelerator) -> RunDirectory:
@@ -136,6 +99,8 @@ def _open(command: Command, recipe: Recipe, accelerator: Accelerator) -> RunDire
         try:
             directory = create_run_directory(command.name, command.output_dir, command.overwrite)
             save_recipe(recipe, directory.recipe)
+            if command.seeds:
+                write_seeds(directory.path, command.seeds)
             made = [directory]
         except RecipeError as error:
             made = [error]
@@ -146,34 +111,7 @@ def _open(command: Command, recipe: Recipe, accelerator: Accelerator) -> RunDire
     return made[0]
 
 
-def _go_on(training: Training, directory: RunDirectory, identity: str) -> None:
-    """Load the newest good state of a run."""
-    accelerator = training.accelerator
-    state, refused = newest_state(directory.checkpoint, identity)
-    for line in refused:
-        accelerator.print(f"Refused {line}")
-    if state is not None:
-        accelerator.load_state(str(state))
-    if accelerator.is_main_process:
-        directory.forget_after(training.done.epochs)
-    accelerator.print(f"Going on from {state or 'the start'}, epochs done: {training.done.epochs}.")
-
-
-def _finish(training: Training, directory: RunDirectory, start: float) -> None:
-    """Evaluate the last epoch once on the test images, export the nodes, show the result."""
-    graph, images = training.graph, training.images
-    split, loader = "test", images.test() if images.test else None
-    if loader is None:
-        split, loader = ("val", images.val) if images.val else ("train", images.train)
-    result = evaluate(training, loader, split)
-    if not training.accelerator.is_main_process:
-        return
-    for name in graph.members:
-        path = directory.nodes / f"{name}.safetensors"
-        member = graph.member(name)
-        export_node(member.model, path, member.mean, member.std)
-    summary = _summary(training, result, split, time.perf_counter() - start)
-    directory.write_summary(summary)
+def _show(summary: Summary, directory: RunDirectory) -> None:
     show_result(
         summary,
         [
@@ -184,39 +122,6 @@ def _finish(training: Training, directory: RunDirectory, start: float) -> None:
             ("resume", f"{PROGRAM} --resume {directory.path}"),
         ],
     )
-
-
-def _summary(training: Training, result: Metrics, split: str, seconds: float) -> dict[str, Any]:
-    images, recipe = training.images, training.recipe
-    return {
-        "target": training.graph.target,
-        "split": split,
-        "nodes": {
-            name: {top: result[f"{split}/{top}/{name}"] for top in ("top1", "top5")}
-            for name in training.graph.members
-        },
-        "seed": recipe.train.seed,
-        "epochs": training.epochs,
-        "data": {
-            "fingerprint": training.splits.fingerprint,
-            "mean": images.mean,
-            "std": images.std,
-        },
-        "processes": training.accelerator.num_processes,
-        "device": str(training.accelerator.device),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
-        "training_seconds": training.done.seconds,
-        "wall_seconds": seconds,
-    }
-
-
-def _fail(lines: Sequence[str], code: int) -> int:
-    # Every process comes here; one speaks. Without accelerate's state there is only one.
-    if PartialState().is_main_process:
-        for line in lines:
-            print(line, file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from types import CodeType
 from typing import Any
 
 import torch
@@ -18,8 +16,9 @@ from timm.utils import dispatch_clip_grad, distribute_bn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .checks import check_batch_size, check_outputs, check_processes_agree
 from .data import Loader, Splits, derive_seed
-from .errors import RecipeError, collected, located, one_line
+from .errors import RecipeError, collected, located
 from .graph import KnowledgeTransferGraph
 from .metrics import EpochMeter, Metrics, accuracies, correct_counts
 from .node_threads import NodeThreads, choose_threads
@@ -32,7 +31,6 @@ from .recipe.build import (
 )
 from .recipe.images import Images, Place, build_images, build_splits
 from .recipe.recipe import Recipe
-from .registry import Bound, shown
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -59,13 +57,25 @@ class Done:
 
 
 @dataclass(frozen=True)
+class Data:
+    """What is read once and serves many trainings of the same data, batches and seed.
+
+    Args:
+        splits: The data set's splits.
+        images: The loaders.
+    """
+
+    splits: Splits
+    images: Images
+
+
+@dataclass(frozen=True)
 class Training:
     """What a run is made of.
 
     Args:
         recipe: The recipe.
-        splits: The data set's splits.
-        images: The loaders.
+        data: The images.
         graph: The graph.
         model: The graph as accelerate prepared it, under DDP with several processes.
         optimizer: One for all nodes.
@@ -76,8 +86,7 @@ class Training:
     """
 
     recipe: Recipe
-    splits: Splits
-    images: Images
+    data: Data
     graph: KnowledgeTransferGraph
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -86,9 +95,24 @@ class Training:
     accelerator: Accelerator
     done: Done
 
+    @property
+    def splits(self) -> Splits:
+        """The data set's splits."""
+        return self.data.splits
 
-def build_training(recipe: Recipe, accelerator: Accelerator) -> Training:
+    @property
+    def images(self) -> Images:
+        """The loaders."""
+        return self.data.images
+
+
+def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None = None) -> Training:
     """Build everything that a recipe asks for, and check that it works together.
+
+    Args:
+        recipe: The recipe.
+        accelerator: Device, processes and precision.
+        data: That of a training with the same data, batches and seed; None: read it.
 
     Raises:
         RecipeError: All that is wrong.
@@ -96,9 +120,9 @@ def build_training(recipe: Recipe, accelerator: Accelerator) -> Training:
     place = Place(accelerator.device, accelerator.process_index, accelerator.num_processes)
     problems: list[str] = []
     with collected(problems):
-        _check_batch_size(recipe, place.world_size)
+        check_batch_size(recipe, place.world_size)
     with collected(problems), accelerator.main_process_first():  # one process downloads for all
-        splits = build_splits(recipe.data)
+        splits = data.splits if data else build_splits(recipe.data)
         with collected(problems):
             nodes = build_nodes(recipe, splits.num_classes)
         with collected(problems):
@@ -107,10 +131,10 @@ def build_training(recipe: Recipe, accelerator: Accelerator) -> Training:
     if problems:
         raise RecipeError(problems)
     target = next(node.model for node in nodes if node.name == recipe.graph.target)
-    images = build_images(recipe, splits, target, place)
+    images = data.images if data else build_images(recipe, splits, target, place)
     graph = build_graph(recipe, nodes, edges, images.mean, images.std).to(place.device)
-    _check_outputs(graph, images.size, splits.num_classes, place.device)
-    _check_processes_agree(graph)
+    check_outputs(graph, images.size, splits.num_classes, place.device)
+    check_processes_agree(graph)
     graph.threads = _node_threads(recipe, graph, images.size, accelerator)
     if recipe.train.channels_last:
         graph = graph.to(memory_format=torch.channels_last)
@@ -127,7 +151,7 @@ def build_training(recipe: Recipe, accelerator: Accelerator) -> Training:
     # The scheduler is not prepared, for accelerate would step it once for every process.
     accelerator.register_for_checkpointing(scheduler, done)
     return Training(
-        recipe, splits, images, graph, model, prepared, scheduler, epochs, accelerator, done
+        recipe, Data(splits, images), graph, model, prepared, scheduler, epochs, accelerator, done
     )
 
 
@@ -246,42 +270,6 @@ def _average_batch_norm(training: Training) -> None:
             distribute_bn(training.graph.model(name), training.accelerator.num_processes, True)
 
 
-def _check_batch_size(recipe: Recipe, processes: int) -> None:
-    parts = processes * recipe.train.grad_accum_steps
-    if recipe.train.batch_size % parts:
-        raise RecipeError(
-            [
-                f"train.batch_size: should be a multiple of {parts}, the processes ({processes}) "
-                f"times grad_accum_steps. Found {recipe.train.batch_size}."
-            ]
-        )
-
-
-@torch.no_grad()
-def _check_outputs(
-    graph: KnowledgeTransferGraph, size: tuple[int, int], num_classes: int, device: torch.device
-) -> None:
-    """Raise RecipeError with all nodes that do not map such images to logits [B, C]."""
-    problems = []
-    images = torch.zeros(2, 3, *size, device=device)
-    graph.eval()
-    for name, member in graph.members.items():
-        try:
-            shape = list(member(images).logits.shape)
-        except Exception as error:  # a model may raise anything at images it was not made for
-            problems.append(
-                f"graph.nodes.{name}: cannot take images of {size[0]}x{size[1]}: {one_line(error)}"
-            )
-            continue
-        if shape != [2, num_classes]:
-            problems.append(
-                f"graph.nodes.{name}: should map 2 images to logits [2, {num_classes}]. "
-                f"Found {shape}."
-            )
-    if problems:
-        raise RecipeError(problems)
-
-
 def _node_threads(
     recipe: Recipe,
     graph: KnowledgeTransferGraph,
@@ -304,44 +292,3 @@ def _node_threads(
                 f"Found {wanted}."
             )
     return None
-
-
-def _check_processes_agree(graph: KnowledgeTransferGraph) -> None:
-    """Raise RecipeError if this graph is not the same, gates' code included, on all processes."""
-    edges = {
-        str(edge): f"{shown(edge.gate)} {_code(edge.gate)}, {shown(edge.loss)} {_code(edge.loss)}"
-        for edge in graph.edges
-    }
-    everywhere = gather_object([edges])
-    for number, others in enumerate(everywhere):
-        different = sorted(set(everywhere[0].items()) ^ set(others.items()))
-        if different:
-            edge = different[0][0]
-            raise RecipeError(
-                [
-                    f"graph: all processes should have the same gates and losses. On {edge}, "
-                    f"process 0 has {everywhere[0].get(edge)} and process {number} has "
-                    f"{others.get(edge)}."
-                ]
-            )
-
-
-def _code(function: Any) -> str:
-    """Return what tells a function's code from another's."""
-    function = function.function if isinstance(function, Bound) else function
-    code = getattr(function, "__code__", None)
-    seen = _parts(code) if code else repr(type(function))
-    values = [
-        *(getattr(function, "__defaults__", None) or ()),
-        *(getattr(function, "__kwdefaults__", None) or {}).values(),
-    ]
-    defaults = [_code(value) if callable(value) else repr(value) for value in values]
-    return hashlib.sha256(f"{seen} {defaults}".encode()).hexdigest()[:8]
-
-
-def _parts(constant: Any) -> str:
-    """Return a constant of code as text, without addresses and the order of sets."""
-    if isinstance(constant, CodeType):
-        inner = [_parts(each) for each in constant.co_consts]
-        return f"{constant.co_code!r} {constant.co_names} {inner}"
-    return str(sorted(map(repr, constant))) if isinstance(constant, frozenset) else repr(constant)

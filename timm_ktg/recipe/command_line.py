@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import re
-from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pydantic import AliasChoices, Field, ValidationError, create_model
-from pydantic_settings import (
-    BaseSettings,
-    CliImplicitFlag,
-    CliPositionalArg,
-    CliSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
+from pydantic_settings import BaseSettings, CliImplicitFlag, CliPositionalArg
 
-from ..errors import RecipeError, did_you_mean
+from ..errors import RecipeError
+from ..run_directory import read_seeds
 from ..topology import LABEL, name_problem
 from .data_config import DataConfig
+from .flags import Flags, merged, parse_flags, timm_style
 from .graph_config import EdgeConfig, GraphConfig, NodeConfig
 from .images import data_problems
 from .recipe import (
@@ -31,7 +24,6 @@ from .recipe import (
     check_recipe,
     find_recipe,
     name_recipe,
-    parse_yaml,
     read_recipe,
 )
 from .section import Section
@@ -52,6 +44,7 @@ class Command:
         resume: Directory of a run to go on with.
         overwrite: Replace what is at `output_dir`.
         dry_run: Build and check, train nothing.
+        seeds: Train with each of them, one after another; none: with the recipe's own.
     """
 
     recipe: Recipe
@@ -60,28 +53,10 @@ class Command:
     resume: Path | None
     overwrite: bool
     dry_run: bool
+    seeds: tuple[int, ...] = ()
 
 
-class _Flags(BaseSettings):
-    model_config = SettingsConfigDict(
-        cli_avoid_json=True,
-        cli_hide_none_type=True,
-        cli_exit_on_error=False,
-        cli_parse_none_str="null",
-    )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take nothing from environment variables, which happen to be called RESUME or so."""
-        return (init_settings,)
-
+class _TrainFlags(Flags):
     recipe: CliPositionalArg[str] = Field(
         "digits", description="path of a recipe, or name of a bundled one"
     )
@@ -102,6 +77,9 @@ class _Flags(BaseSettings):
         validation_alias=AliasChoices("dry-run", "dry_run"),
         description="build and check everything, train nothing",
     )
+    seeds: list[int] = Field(
+        [], description="train with each of these seeds, one after another: --seeds 0 1 2"
+    )
 
 
 def parse_command(argv: Sequence[str], prog: str) -> Command:
@@ -114,9 +92,10 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
     Raises:
         RecipeError: All that is wrong with the recipe and its overrides.
     """
-    arguments = _gates_named([_timm_style(argument) for argument in argv])
+    arguments = _gates_named([_timm_style(argument) for argument in _joined(argv)])
     # Which nodes there are, and with them which flags, is known once the recipe is read.
-    flags, _ = _parse(_without_nodes([a for a in arguments if a not in ("-h", "--help")]), {}, prog)
+    first = _without_nodes([a for a in arguments if a not in ("-h", "--help")])
+    flags, _ = _parse(first, {}, prog)
     path = flags.resume / "recipe.yaml" if flags.resume else find_recipe(flags.recipe)
     if not path.is_file():
         raise RecipeError([f"resume: `{flags.resume}` is no run: it has no recipe.yaml."])
@@ -128,14 +107,44 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
         raise RecipeError(
             ["resume: a run goes on with its own recipe, in its own place; give it nothing else."]
         )
+    if len(set(flags.seeds)) < len(flags.seeds) or min(flags.seeds, default=0) < 0:
+        given = " ".join(map(str, flags.seeds))
+        raise RecipeError([f"seeds: should be 0 or more, each only once. Found {given}."])
     return Command(
-        _checked(_merged(values, overrides)),
+        _checked(merged(values, overrides)),
         name_recipe(path),
         flags.output_dir,
         flags.resume,
         flags.overwrite,
         flags.dry_run,
+        read_seeds(flags.resume) if flags.resume else tuple(flags.seeds),
     )
+
+
+def _parse(
+    arguments: Sequence[str], values: Mapping[str, Any], prog: str
+) -> tuple[_TrainFlags, dict[str, Any]]:
+    """Return the flags beside the recipe's own, and the recipe's as nested values."""
+    given = parse_flags(arguments, _settings(values), prog)
+    overrides = {key: given.pop(key) for key in Recipe.model_fields if key in given}
+    return _TrainFlags.model_validate(given), overrides
+
+
+def _timm_style(argument: str) -> str:
+    flag, equals, value = argument.partition("=")
+    # --graph is taken: pydantic-settings would read the whole section from it.
+    return timm_style("--graph-from" + equals + value if flag == "--graph" else argument)
+
+
+def _joined(arguments: Iterable[str]) -> list[str]:
+    """Return the arguments with the seeds, which are given one after another, as one."""
+    joined: list[str] = []
+    for argument in arguments:
+        if argument.isdecimal() and len(joined) > 1 and joined[-2] == "--seeds":
+            joined[-1] += f",{argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _checked(values: Mapping[str, Any]) -> Recipe:
@@ -144,16 +153,6 @@ def _checked(values: Mapping[str, Any]) -> Recipe:
         return check_recipe(values)
     except RecipeError as error:
         raise RecipeError([*error.problems, *data_problems(values)]) from None
-
-
-def _timm_style(argument: str) -> str:
-    """Return `--train.batch-size=3`, as timm's flags are written, as `--train.batch_size=3`."""
-    flag, equals, value = argument.partition("=")
-    if flag == "--graph":  # taken: pydantic-settings would read the whole section from it
-        flag = "--graph-from"
-    if flag.startswith("--") and "." in flag:
-        flag = "--" + flag[2:].replace("-", "_")
-    return flag + equals + value
 
 
 def _gates_named(arguments: Sequence[str]) -> list[str]:
@@ -184,34 +183,6 @@ def _node_names(values: Mapping[str, Any]) -> list[str]:
     return [name for name in names if not name_problem(name)]
 
 
-def _parse(
-    arguments: Sequence[str], values: Mapping[str, Any], prog: str
-) -> tuple[_Flags, dict[str, Any]]:
-    """Return the flags beside the recipe's own, and the recipe's as nested values."""
-    source = CliSettingsSource[ArgumentParser](_settings(values))
-    parser = source.root_parser
-    parser.prog = prog
-    parser.usage = f"{prog} [RECIPE] [--section.field value ...]"
-    plain = parser.format_help
-    parser.format_help = lambda: _in_our_words(plain())  # type: ignore[method-assign]
-    try:
-        given = source(args=list(arguments))()
-    except SettingsError as error:
-        said = str(error).removeprefix("error parsing CLI: ")
-        options = list(parser._option_string_actions)
-        unknown = said.removeprefix("unrecognized arguments: ").split("=")[0].split(" ")[0]
-        raise RecipeError([f"command line: {said}.{did_you_mean(unknown, options)}"]) from None
-    overrides = {key: given.pop(key) for key in Recipe.model_fields if key in given}
-    return _Flags.model_validate(given), cast(dict[str, Any], _settled(overrides))
-
-
-def _in_our_words(text: str) -> str:
-    """Return the help without what pydantic-settings says of its own insides."""
-    text = re.sub(r"\n  default: \S+ \(undefined\)\n", "\n", text)
-    text = re.sub(r"\(ifdef:(\s+)required\)", r"(in every\1recipe)", text)
-    return re.sub(r"\(default:(\s+)None\)", r"(default:\1null)", text)
-
-
 def _settings(values: Mapping[str, Any]) -> type[BaseSettings]:
     """Return the settings with a flag for every field of this recipe, its values as defaults."""
     nodes = _node_names(values)
@@ -220,7 +191,7 @@ def _settings(values: Mapping[str, Any]) -> type[BaseSettings]:
         {"nodes": _section("Nodes", {name: _node(name, nodes) for name in nodes})},
         GraphConfig,
     )
-    bases: Any = (_section("Flags", {"graph": graph}, Recipe), _Flags)
+    bases: Any = (_section("Flags", {"graph": graph}, Recipe), _TrainFlags)
     defaults: dict[str, Any] = {}
     for name, section in (("data", DataConfig), ("train", TrainConfig)):
         with suppress(ValidationError):  # said once the command line has had its word
@@ -245,30 +216,3 @@ def _section(name: str, fields: Mapping[str, Any], base: type[Section] = Section
         for index, (key, kind) in enumerate(fields.items())
     }
     return create_model(name, __base__=base, **extra)  # type: ignore[call-overload, no-any-return]
-
-
-def _settled(value: Any, free: bool = False) -> Any:
-    """Return the values as a recipe's file would give them.
-
-    pydantic-settings makes [None] of `null` for a list, and leaves the arguments of `..._kwargs`,
-    whose types no schema tells, as texts.
-    """
-    if isinstance(value, Mapping):
-        return {key: _settled(item, free or key.endswith("_kwargs")) for key, item in value.items()}
-    if free and isinstance(value, str):
-        return parse_yaml(value)
-    return None if value == [None] else value
-
-
-def _merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values with the overrides laid over them, section by section."""
-    merged = dict(values)
-    for key, value in overrides.items():
-        below = merged.get(key)
-        if isinstance(below, str) and isinstance(value, Mapping):
-            below = {"gate": below}  # an edge that is written as a bare word
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
-            merged[key] = _merged(below, value)
-        else:
-            merged[key] = value
-    return merged

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,6 +16,8 @@ from .data_config import DataConfig
 from .graph_config import GraphConfig
 from .section import Location, Section
 from .train_config import TrainConfig
+
+S = TypeVar("S", bound=Section)
 
 _PACKAGE = Path(__file__).parent.parent
 
@@ -116,10 +118,19 @@ def check_recipe(values: Mapping[str, Any]) -> Recipe:
     Raises:
         RecipeError: All that is wrong with them.
     """
+    return check_section(Recipe, values)
+
+
+def check_section(section: type[S], values: Mapping[str, Any]) -> S:
+    """Return the section that these values make.
+
+    Raises:
+        RecipeError: All that is wrong with them.
+    """
     try:
-        return Recipe.model_validate(values)
+        return section.model_validate(values)
     except ValidationError as error:
-        problems = [_line(Recipe, details) for details in error.errors(include_url=False)]
+        problems = [_line(section, details) for details in error.errors(include_url=False)]
         raise RecipeError(problems) from None
 
 
@@ -132,7 +143,7 @@ def load_recipe(name: str) -> Recipe:
     return check_recipe(read_recipe(find_recipe(name)))
 
 
-def save_recipe(recipe: Recipe, path: Path) -> None:
+def save_recipe(recipe: Section, path: Path) -> None:
     """Write a recipe with every field spelled out, so that it means the same in later versions."""
     values = recipe.model_dump(mode="json")
     write_whole(path, yaml.safe_dump(values, sort_keys=False))

@@ -1,0 +1,75 @@
+"""The search: `accelerate launch -m timm_ktg.search [RECIPE] [--section.field value ...]`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import RecipeError, collected
+from ..recipe.search_command import SearchCommand, parse_search
+from ..run_directory import RUNS
+from ..running import create_accelerator
+from ..terminal import fail
+from ..training import problems_everywhere
+from .program import Worker, check_recipe_of, say
+from .sampler import build_choices
+from .team import Check, Team
+
+PROGRAM = "accelerate launch -m timm_ktg.search"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one worker of a search.
+
+    Args:
+        argv: The arguments; None: those of the command line.
+
+    Returns:
+        The exit code: 0, 2 if what was asked for is wrong, 130 if it was interrupted.
+    """
+    problems: list[str] = []
+    try:
+        with collected(problems):
+            command = parse_search(sys.argv[1:] if argv is None else argv, PROGRAM)
+        problems = problems_everywhere(problems)
+        if problems:
+            raise RecipeError(problems)
+        run(command)
+    except RecipeError as error:
+        return fail(error.problems, 2)
+    except KeyboardInterrupt:
+        return fail(["Interrupted. The same command again goes on with the search."], 130)
+    return 0
+
+
+def run(command: SearchCommand) -> None:
+    """Lead a worker's processes, or follow.
+
+    Raises:
+        RecipeError: What was asked for is wrong.
+    """
+    recipe = command.recipe
+    accelerator = create_accelerator(check_recipe_of(recipe))
+    logging.getLogger("timm_ktg").setLevel(logging.ERROR)  # a graph leaves nodes out in many trials
+    team = Team()
+    if not accelerator.is_main_process:
+        team.follow()
+        accelerator.end_training()
+        return
+    name = recipe.search.study or command.name
+    directory = command.output_dir or Path(RUNS, name)
+    try:
+        if command.dry_run:
+            team.check(Check(check_recipe_of(recipe)))
+            say(f"Dry run: {build_choices(recipe.search).size:,} ways to choose, all models built.")
+        else:
+            Worker(recipe, name, directory, team).run(command.resume)
+    finally:
+        team.dismiss()
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Work that the workers of a search share: each piece is done once, by whoever comes first."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from optuna import Study, Trial, TrialPruned
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import NopPruner
+from optuna.samplers import PartialFixedSampler, RandomSampler
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from .study import REASON, Join, fail_dead, open_study, run_trials, until
+
+JOB = "job"
+NOTHING = "nothing"  # what a trial gets that was not enqueued
+
+# Does a job, within its trial, and returns its figure.
+Do = Callable[[str, Trial], float]
+
+
+class Jobs:
+    """A study beside the search's, whose trials are all enqueued: one for each job.
+
+    Optuna hands every one to one worker only, and again to another if that one dies.
+
+    Args:
+        name: Name of the study.
+        storage: Where it is kept.
+        names: The jobs.
+        identity: What must not change; see `Join`.
+
+    Raises:
+        RecipeError: The study was made with other choices.
+    """
+
+    def __init__(
+        self, name: str, storage: BaseStorage, names: Sequence[str], identity: Mapping[str, Any]
+    ) -> None:
+        self.names = list(names)
+
+        def prepare(study: Study) -> None:
+            for each in self.names:
+                study.enqueue_trial({JOB: each})
+
+        identity = {**identity, "jobs": self.names}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            sampler = PartialFixedSampler({JOB: NOTHING}, RandomSampler())
+        self.study = open_study(Join(name, storage, sampler, NopPruner(), identity, prepare))
+
+    def work(self, do: Do, catch: tuple[type[Exception], ...], say: Callable[[str], None]) -> None:
+        """Do jobs until all are done, here or by other workers.
+
+        Args:
+            do: Does a job.
+            catch: Exceptions that fail a job and not the worker.
+            say: Prints a line.
+        """
+
+        def objective(trial: Trial) -> float:
+            job = trial.suggest_categorical(JOB, [*self.names, NOTHING])
+            if job == NOTHING:
+                raise TrialPruned("Another worker took the last job.")
+            return do(job, trial)
+
+        while self._waiting() or self._running():
+            if self._waiting():
+                run_trials(self.study, objective, lambda study: not self._waiting(), catch)
+            else:
+                say(f"Waiting for other workers: {', '.join(self._running())}.")
+                self._wait()
+
+    def done(self) -> dict[str, FrozenTrial]:
+        """Return the trials of jobs that succeeded, by job."""
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return {trial.params[JOB]: trial for trial in complete}
+
+    def failed(self) -> dict[str, str]:
+        """Return the jobs that did not succeed, with the reason."""
+        reasons = {
+            trial.params[JOB]: trial.user_attrs[REASON]
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+            if JOB in trial.params and REASON in trial.user_attrs
+        }
+        done = self.done()
+        return {
+            name: reasons.get(name, "its workers died") for name in self.names if name not in done
+        }
+
+    def _waiting(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+
+    def _running(self) -> list[str]:
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [str(trial.params.get(JOB, "?")) for trial in running]
+
+    def _wait(self) -> None:
+        """Wait until a job ends, or is to be done again because its worker died."""
+
+        def ended() -> bool:
+            fail_dead(self.study, again=True)
+            return bool(self._waiting()) or not self._running()
+
+        until(ended)

@@ -1,0 +1,233 @@
+"""The search from its recipe to its result, as one worker of perhaps many does it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from optuna import Study, Trial
+
+from ..errors import RecipeError, located
+from ..files import write_whole
+from ..metrics import TrainingError
+from ..recipe.images import build_splits
+from ..recipe.recipe import Recipe, save_recipe
+from ..recipe.search_config import SearchRecipe
+from . import final
+from .jobs import Jobs
+from .objective import Builder, GraphObjective
+from .pruning import build_pruner
+from .sampler import Choices, GraphSampler, build_choices
+from .show import show_result
+from .space import CUTOFF, controls
+from .storage import open_artifacts, open_storage
+from .study import Join, finished, open_study, run_trials, wait_for_others
+from .team import Check, Final, Team
+from .team import Trial as Task
+from .weights import NoWeightsError, SharedWeights
+
+# What fails a trial and not the worker. Of several processes one may be out of memory alone.
+CATCH: tuple[type[Exception], ...] = (
+    *(TrainingError, torch.OutOfMemoryError, MemoryError, NoWeightsError),
+)
+
+# Fields that may differ between the workers of a study.
+FREE = {
+    "search": {
+        *("trials", "study", "storage", "artifacts", "heartbeat_interval", "grace_period"),
+        *("top_k", "final_seeds", "seed", "sampler", "unique", "enqueue_controls", "weights"),
+    },
+    "data": {"dataset", "workers"},
+    "train": {"node_threads", "torchcompile", "channels_last"},
+}
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker of a search.
+
+    Args:
+        recipe: The search's recipe.
+        name: Name of the study.
+        directory: Where all that this worker writes lies.
+        team: Trains.
+    """
+
+    recipe: SearchRecipe
+    name: str
+    directory: Path
+    team: Team
+
+    def run(self, resume: bool = False) -> None:
+        """Search, train the best again, and show the result.
+
+        Args:
+            resume: The study should be there already.
+
+        Raises:
+            RecipeError: What was asked for is wrong.
+        """
+        search = self.recipe.search
+        with located("search"):
+            choices = build_choices(search)
+            sampler = GraphSampler(choices, search.sampler, search.seed, search.unique)
+        identity = identity_of(self.recipe)
+        self.team.check(Check(check_recipe_of(self.recipe)))
+        self.directory.mkdir(parents=True, exist_ok=True)
+        storage = open_storage(search, self.directory)
+        pruner = build_pruner(search)
+        prepare = partial(_enqueue, choices) if search.enqueue_controls else lambda study: None
+        join = Join(self.name, storage, sampler, pruner, identity, prepare)
+        study = open_study(join, must_exist=resume)
+        save_recipe(self.recipe, self.directory / "search.yaml")
+        done = len(finished(study))
+        say(f"Study {self.name}: {choices.size:,} ways to choose, {done} trials so far.")
+        builder = Builder(self.recipe, self._pretrained(storage, identity).path)
+        objective = GraphObjective(builder, choices, self.team, say)
+        run_trials(study, objective, lambda study: len(finished(study)) >= search.trials, CATCH)
+        wait_for_others(study, say)
+        self._finish(study, choices, storage, identity)
+
+    def _pretrained(self, storage: Any, identity: dict[str, Any]) -> SharedWeights:
+        """Return the weights of frozen nodes, trained on the search's own split."""
+        search = self.recipe.search
+        can_freeze = max(search.nodes) > 1 and (
+            search.frozen or CUTOFF in [gate.gate for gate in search.gates]
+        )
+        missing = [model for model in search.models if model not in search.weights]
+        jobs = None
+        if can_freeze and missing:
+            jobs = Jobs(f"{self.name}/pretrained", storage, missing, identity)
+        shared = self._shared(jobs, "weights")
+        label_only = Builder(self.recipe, shared.path)
+
+        def train(model: str, path: Path) -> float:
+            return self.team.trial(Task(label_only.label_only(model), export=path))
+
+        shared.train(train, CATCH, say)
+        return shared
+
+    def _finish(
+        self, study: Study, choices: Choices, storage: Any, identity: dict[str, Any]
+    ) -> None:
+        """Train the best graphs and the controls on all training images, and show them."""
+        search = self.recipe.search
+        rows = final.rows(study, choices, self.recipe)
+        if not rows or rows[0].trial is None:
+            raise RecipeError(["search: no trial was completed, so there is no best graph."])
+        digest = hashlib.sha256(repr([rows, search.final_seeds]).encode()).hexdigest()[:8]
+        teachers = self._teachers(rows, storage, identity, digest)
+        builder = Builder(self.recipe, teachers.path)
+        for row in rows:
+            if row.trial is not None:
+                number = row.name.removeprefix("best-")
+                name = "best.yaml" if number == "1" else f"best-{number}.yaml"
+                save_recipe(final.final_recipe(builder, row), self.directory / name)
+        by_name = {
+            final.job_name(row.name, seed): (row, seed)
+            for row, seed in product(rows, search.final_seeds if search.top_k else [])
+        }
+        done = {}
+        if by_name:
+            jobs = Jobs(f"{self.name}/final-{digest}", storage, list(by_name), identity)
+
+            def do(name: str, trial: Trial) -> float:
+                row, seed = by_name[name]
+                say(f"Training {name} on all training images.")
+                path = final.run_path(self.directory, row, seed)
+                return self._tested(final.final_recipe(builder, row), seed, path)
+
+            jobs.work(do, CATCH, say)
+            done = jobs.done()
+        samples = {row.name: final.sample(done, row, search.final_seeds) for row in rows}
+        spent = final.spent(study, self.recipe.train.epochs)
+        result = final.result_of(rows, samples, spent)
+        write_whole(self.directory / "result.json", json.dumps(result, indent=2) + "\n")
+        show_result(rows, samples, spent, self.directory)
+
+    def _teachers(
+        self, rows: list[final.Row], storage: Any, identity: dict[str, Any], digest: str
+    ) -> SharedWeights:
+        """Return the weights of the rows' frozen nodes, trained on all training images."""
+        models = {
+            node.model
+            for row in rows
+            for node in row.graph.nodes
+            if node.name in row.graph.frozen_nodes
+        }
+        missing = sorted(models - self.recipe.search.weights.keys())
+        jobs = None
+        if missing:
+            jobs = Jobs(f"{self.name}/teachers-{digest}", storage, missing, identity)
+        shared = self._shared(jobs, "weights-all-images")
+        label_only = Builder(self.recipe, shared.path)
+
+        def train(model: str, path: Path) -> float:
+            recipe = label_only.label_only(model)
+            recipe = recipe.model_copy(update={"data": final.whole(recipe.data)})
+            run = self.directory / "final" / f"teacher-{path.stem}"
+            value = self._tested(recipe, recipe.train.seed, run)
+            path.write_bytes((run / "nodes" / "target.safetensors").read_bytes())
+            return value
+
+        shared.train(train, CATCH, say)
+        return shared
+
+    def _tested(self, recipe: Recipe, seed: int, path: Path) -> float:
+        summary = self.team.final(Final(recipe, seed, path))
+        return float(summary["nodes"][summary["target"]]["top1"])
+
+    def _shared(self, jobs: Jobs | None, folder: str) -> SharedWeights:
+        search = self.recipe.search
+        store = open_artifacts(search, self.directory)
+        return SharedWeights(jobs, store, self.directory / folder, search.weights)
+
+
+def say(line: str) -> None:
+    """Print a line at once, also into a file."""
+    print(line, flush=True)
+
+
+def identity_of(recipe: SearchRecipe) -> dict[str, Any]:
+    """Return what must be the same for all workers of a study, by the place in the recipe.
+
+    Raises:
+        RecipeError: What is wrong with the data set.
+    """
+    values = recipe.model_dump(mode="json")
+    fields = {
+        f"{section}.{field}": value
+        for section, free in FREE.items()
+        for field, value in values[section].items()
+        if field not in free
+    }
+    return {**fields, "data (images and labels)": build_splits(recipe.data).fingerprint}
+
+
+def check_recipe_of(recipe: SearchRecipe) -> Recipe:
+    """Return a recipe with every candidate model, to see before a search that all can be built."""
+    search = recipe.search
+    models = {"target": search.target_model}
+    models |= {f"aux{number}": model for number, model in enumerate(search.models, start=1)}
+    nodes = {
+        name: {"model": model, "learns_from": {"label": "through"}}
+        for name, model in models.items()
+    }
+    graph = {"target": "target", "nodes": nodes, "keep": list(nodes)}
+    data, train = recipe.data.model_dump(), recipe.train.model_dump()
+    return Recipe.model_validate({"graph": graph, "data": data, "train": train})
+
+
+def _enqueue(choices: Choices, study: Study) -> None:
+    """Enqueue the controls that a space holds."""
+    for graph in controls(choices.largest).values():
+        try:
+            study.enqueue_trial(choices.params(graph))
+        except ValueError as error:
+            say(f"Not enqueued, for the space does not hold it: {error}")

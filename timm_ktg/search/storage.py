@@ -1,0 +1,162 @@
+"""Where a study is kept: a journal for the workers of one host, a database for those of several."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from copy import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optuna import Study
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.storages import (
+    BaseStorage,
+    JournalStorage,
+    RDBStorage,
+    RetryHeartbeatStaleTrialCallback,
+)
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial
+
+from ..errors import RecipeError, first_line, one_line
+from ..recipe.search_config import SearchConfig
+from .pruning import RUNG
+
+if TYPE_CHECKING:
+    from optuna.artifacts._protocol import ArtifactStore
+
+JOURNAL = "study.journal"
+PATIENCE = 600.0  # seconds that a database may be away
+RETRIES = 3  # of a trial whose worker died
+
+_EXTRA = "A database needs: pip install 'timm_ktg[postgres]'."
+
+# What Optuna's cache calls of an RDBStorage, beside the methods that every storage has.
+_CALLED = (
+    *("record_heartbeat", "get_trial_id_from_study_id_trial_number", "_get_stale_trial_ids"),
+    *("_create_new_trial", "_set_trial_param", "_get_trials", "_get_best_trial_id"),
+)
+
+_logger = logging.getLogger(__name__)
+
+
+def open_storage(search: SearchConfig, directory: Path) -> BaseStorage:
+    """Return the storage that a recipe asks for.
+
+    Args:
+        search: The section of the recipe.
+        directory: That of the search, for a journal.
+
+    Raises:
+        RecipeError: There is no such storage.
+    """
+    where = search.storage
+    if where is None or "://" not in where:
+        path = str(directory / JOURNAL if where is None else where)
+        return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
+    if where.startswith("sqlite"):
+        raise RecipeError(
+            [
+                "search.storage: should be a journal (null, or a path) on one host, or a "
+                "postgresql://... for several. Found SQLite, which breaks when workers start "
+                "together."
+            ]
+        )
+    return _database(where, search.heartbeat_interval, search.grace_period)
+
+
+def open_artifacts(search: SearchConfig, directory: Path) -> ArtifactStore:
+    """Return where workers share weights.
+
+    Args:
+        search: The section of the recipe.
+        directory: That of the search, for a folder.
+    """
+    where = search.artifacts
+    if where is not None and where.startswith("s3://"):
+        from optuna.artifacts import Boto3ArtifactStore
+
+        return Boto3ArtifactStore(where.removeprefix("s3://"))
+    from optuna.artifacts import FileSystemArtifactStore
+
+    folder = directory / "artifacts" if where is None else Path(where)
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileSystemArtifactStore(folder)
+
+
+def retry(study: Study, trial: FrozenTrial) -> None:
+    """Enqueue the trial of a worker that died, as if it had not begun.
+
+    What Optuna's own callback hands on includes the rungs that the trial had reached, with which
+    it would never be pruned.
+    """
+    clean = copy(trial)
+    clean.system_attrs = {
+        key: value for key, value in trial.system_attrs.items() if not key.startswith(RUNG)
+    }
+    clean.user_attrs = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, clean)
+
+
+def _database(url: str, heartbeat_interval: int, grace_period: int) -> RDBStorage:
+    url = url.replace("postgresql://", "postgresql+psycopg://", 1)  # not psycopg2, the default
+    try:
+        import tenacity
+        from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+    except ImportError as error:
+        raise RecipeError([f"search.storage: {one_line(error)}. {_EXTRA}"]) from error
+
+    # Workers that start together on an empty database make its tables at the same time.
+    @tenacity.retry(
+        retry=tenacity.retry_if_exception_type((IntegrityError, ProgrammingError)),
+        wait=tenacity.wait_random(0, 2),
+        stop=tenacity.stop_after_attempt(10),
+        reraise=True,
+    )
+    def connected() -> RDBStorage:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return _patient_storage()(
+                url,
+                # A connection that broke while it was idle is replaced without a word.
+                engine_kwargs={"pool_pre_ping": True},
+                heartbeat_interval=heartbeat_interval,
+                grace_period=grace_period,
+                heartbeat_stale_trial_callback=retry,
+            )
+
+    try:
+        return connected()
+    except (ImportError, SQLAlchemyError, StorageInternalError) as error:
+        extra = _EXTRA if isinstance(error, ImportError) else ""
+        raise RecipeError([f"search.storage: {first_line(error)} {extra}".strip()]) from error
+
+
+def _patient_storage() -> type[RDBStorage]:
+    """Return RDBStorage whose every call waits for a database that is away, up to 10 minutes."""
+    import tenacity
+
+    wait = tenacity.retry(
+        retry=tenacity.retry_if_exception(_is_away),
+        wait=tenacity.wait_exponential(multiplier=0.5, max=10),
+        stop=tenacity.stop_after_delay(PATIENCE),
+        before_sleep=tenacity.before_sleep_log(_logger, logging.WARNING),
+        reraise=True,
+    )
+    names = [*BaseStorage.__abstractmethods__, *_CALLED]
+    calls: dict[str, Callable[..., Any]] = {name: wait(getattr(RDBStorage, name)) for name in names}
+    return type("PatientRDBStorage", (RDBStorage,), calls)
+
+
+def _is_away(error: BaseException) -> bool:
+    """Say whether an error is a database's that cannot be reached, not one of what was asked."""
+    from sqlalchemy.exc import InterfaceError, OperationalError
+
+    kinds = (OperationalError, InterfaceError)
+    return isinstance(error, kinds) or (
+        isinstance(error, StorageInternalError) and isinstance(error.__cause__, kinds)
+    )

@@ -1,0 +1,86 @@
+"""Weights of frozen nodes: every model trained on the labels alone, once, for all workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from optuna import Trial
+from optuna.artifacts import download_artifact, upload_artifact
+from optuna.artifacts._protocol import ArtifactStore
+
+from ..files import replace_whole
+from .jobs import Jobs
+
+ARTIFACT = "artifact"
+
+# Trains a model on the labels alone, leaves its weights in a file, and returns its top-1 in %.
+Train = Callable[[str, Path], float]
+
+
+class NoWeightsError(RuntimeError):
+    """A frozen node has no weights, for their training failed."""
+
+
+class SharedWeights:
+    """The weights of the candidate models, trained by whichever worker comes first.
+
+    Args:
+        jobs: A job for every model, by its name; None: all are given.
+        store: Where workers share files.
+        folder: Where this one keeps its copies.
+        given: Files that the user has, by model.
+    """
+
+    def __init__(
+        self, jobs: Jobs | None, store: ArtifactStore, folder: Path, given: Mapping[str, str]
+    ) -> None:
+        self.jobs, self.store, self.folder, self.given = jobs, store, folder, dict(given)
+
+    def train(
+        self, train: Train, catch: tuple[type[Exception], ...], say: Callable[[str], None]
+    ) -> None:
+        """Train what is missing, here or by other workers."""
+        if self.jobs is None:
+            return
+
+        def do(model: str, trial: Trial) -> float:
+            say(f"Training {model} on the labels alone.")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self._file(model)
+            value = train(model, path)
+            artifact = upload_artifact(
+                artifact_store=self.store, file_path=str(path), study_or_trial=trial
+            )
+            trial.set_user_attr(ARTIFACT, artifact)
+            return value
+
+        self.jobs.work(do, catch, say)
+
+    def path(self, model: str) -> Path:
+        """Return a file of a model's weights.
+
+        Raises:
+            NoWeightsError: There are none, for their training failed.
+        """
+        if model in self.given:
+            return Path(self.given[model])
+        path = self._file(model)
+        if path.is_file():
+            return path
+        done = self.jobs.done() if self.jobs else {}
+        if model not in done:
+            failed = self.jobs.failed() if self.jobs else {}
+            why = failed.get(model, "nobody trains it")
+            raise NoWeightsError(f"A frozen {model} needs weights, and there are none: {why}.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replace_whole(path) as partial:
+            download_artifact(
+                artifact_store=self.store,
+                artifact_id=done[model].user_attrs[ARTIFACT],
+                file_path=str(partial),
+            )
+        return path
+
+    def _file(self, model: str) -> Path:
+        return self.folder / f"{model.replace('/', '_').replace(':', '_')}.safetensors"

@@ -1,0 +1,71 @@
+"""Mean and spread of a few figures, and the interval of a difference."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Figures of like runs, such as one of every seed.
+
+    Args:
+        values: The figures, at least one.
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def n(self) -> int:
+        """How many there are."""
+        return len(self.values)
+
+    @property
+    def mean(self) -> float:
+        """The mean."""
+        return statistics.fmean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """The standard deviation, with n - 1 degrees of freedom; None of a single figure."""
+        return statistics.stdev(self.values) if self.n > 1 else None
+
+    def __str__(self) -> str:
+        """Return `97.20 ± 0.31 (n=5)`."""
+        spread = "" if self.std is None else f" ± {self.std:.2f}"
+        return f"{self.mean:.2f}{spread} (n={self.n})"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return mean, std, n and the values."""
+        return {"mean": self.mean, "std": self.std, "n": self.n, "values": list(self.values)}
+
+
+def difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
+    """Return by how much the mean of `second` is above that of `first`, and its 95 % interval.
+
+    Welch's interval: the samples are independent and may spread differently. It is not a number
+    where one of them has a single figure.
+
+    Args:
+        first: Figures.
+        second: Figures.
+
+    Returns:
+        The difference, and the interval's lower and upper end.
+
+    Reference:
+        Welch, "The generalization of Student's problem when several different population
+        variances are involved", Biometrika 1947.
+    """
+    gap = statistics.fmean(second) - statistics.fmean(first)
+    if min(len(first), len(second)) < 2:
+        return gap, float("nan"), float("nan")
+    if len({*first}) == len({*second}) == 1:
+        return gap, gap, gap  # no spread at all, which scipy would warn of
+    from scipy.stats import ttest_ind
+
+    interval = ttest_ind(second, first, equal_var=False).confidence_interval(0.95)
+    return gap, float(interval.low), float(interval.high)
