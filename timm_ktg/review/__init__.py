@@ -1,0 +1,1 @@
+"""Runs and searches, to look at."""
