@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 JOURNAL = "study.journal"
 PATIENCE = 600.0  # seconds that a database may be away
+CONNECT_TIMEOUT = 10  # seconds; a host that drops what it is sent would take minutes to fail
 RETRIES = 3  # of a trial whose worker died
 
 _EXTRA = "A database needs: pip install 'timm_ktg[postgres]'."
@@ -123,7 +124,10 @@ def _database(url: str, heartbeat_interval: int, grace_period: int) -> RDBStorag
             return _patient_storage()(
                 url,
                 # A connection that broke while it was idle is replaced without a word.
-                engine_kwargs={"pool_pre_ping": True},
+                engine_kwargs={
+                    "pool_pre_ping": True,
+                    "connect_args": {"connect_timeout": CONNECT_TIMEOUT},
+                },
                 heartbeat_interval=heartbeat_interval,
                 grace_period=grace_period,
                 heartbeat_stale_trial_callback=retry,
@@ -131,7 +135,8 @@ def _database(url: str, heartbeat_interval: int, grace_period: int) -> RDBStorag
 
     try:
         return connected()
-    except (ImportError, SQLAlchemyError, StorageInternalError) as error:
+    except (ImportError, SQLAlchemyError, StorageInternalError, RuntimeError) as error:
+        # A RuntimeError is of tables that another version of Optuna made.
         extra = _EXTRA if isinstance(error, ImportError) else ""
         raise RecipeError([f"search.storage: {first_line(error)} {extra}".strip()]) from error
 
@@ -154,9 +159,10 @@ def _patient_storage() -> type[RDBStorage]:
 
 def _is_away(error: BaseException) -> bool:
     """Say whether an error is a database's that cannot be reached, not one of what was asked."""
-    from sqlalchemy.exc import InterfaceError, OperationalError
+    from sqlalchemy.exc import InterfaceError, OperationalError, PendingRollbackError
 
-    kinds = (OperationalError, InterfaceError)
+    # Optuna asks again over a connection that broke, which SQLAlchemy answers with the last kind.
+    kinds = (OperationalError, InterfaceError, PendingRollbackError)
     return isinstance(error, kinds) or (
         isinstance(error, StorageInternalError) and isinstance(error.__cause__, kinds)
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import socket
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,10 +14,14 @@ import optuna
 import psutil
 import tenacity
 from optuna import Study, Trial, TrialPruned
-from optuna.exceptions import DuplicatedStudyError
+from optuna.exceptions import (
+    DuplicatedStudyError,
+    ExperimentalWarning,
+    UpdateFinishedTrialError,
+)
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import RecipeError, one_line
@@ -30,6 +36,8 @@ PATIENCE = 60.0  # seconds that a worker has to prepare a new study, or to sign 
 
 Objective = Callable[[Trial], float]
 Identity = Mapping[str, Any]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,8 @@ def run_trials(
 ) -> None:
     """Run trials until there are enough of them, those of all workers and starts together.
 
+    A trial that was given to another worker meanwhile, for the database was away too long, is left.
+
     Args:
         study: The study.
         objective: Takes a trial, and returns its value.
@@ -110,14 +120,24 @@ def run_trials(
         sign(trial)
         try:
             return objective(trial)
-        except TrialPruned:
+        except (TrialPruned, UpdateFinishedTrialError):
             raise
         except Exception as error:
             trial.set_user_attr(REASON, one_line(error))
             raise
 
-    if not enough(study):
-        study.optimize(signed, catch=catch, callbacks=[stop], gc_after_trial=True)
+    def held(trial: Trial) -> float:
+        try:
+            return signed(trial)
+        except UpdateFinishedTrialError as error:
+            raise _GivenAway(one_line(error)) from error
+
+    while not enough(study):
+        try:
+            study.optimize(held, catch=catch, callbacks=[stop], gc_after_trial=True)
+            return
+        except (_GivenAway, UpdateFinishedTrialError) as error:
+            _logger.warning("A trial was given to another worker meanwhile: %s", error)
 
 
 def finished(study: Study) -> list[FrozenTrial]:
@@ -166,7 +186,7 @@ def sign(trial: Trial) -> None:
 def fail_dead(study: Study, again: bool = False) -> list[int]:
     """Fail the trials of workers that are no more, as far as this host can tell.
 
-    A database's heartbeats find those of all hosts. A journal has none.
+    A database's heartbeats find those of all hosts, which are enqueued again. A journal has none.
 
     Args:
         study: The study.
@@ -175,6 +195,9 @@ def fail_dead(study: Study, again: bool = False) -> list[int]:
     Returns:
         The numbers of those trials.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        fail_stale_trials(study)  # Optuna does so before a trial, and not while one waits
     dead = [
         trial
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -185,6 +208,10 @@ def fail_dead(study: Study, again: bool = False) -> list[int]:
         if again:
             retry(study, trial)
     return [trial.number for trial in dead]
+
+
+class _GivenAway(BaseException):
+    """A trial has ended elsewhere; Optuna would tell the end of one that raises an Exception."""
 
 
 def _is_dead(trial: FrozenTrial) -> bool:
