@@ -166,7 +166,11 @@ def test_postgres_sqlite_is_refused() -> None:
 
 
 def test_postgres_closed_port_is_one_line_at_once(server: Server) -> None:
-    assert_one_line_at_once(f"postgresql://ktg@127.0.0.1:{free_port()}/study", "refused")
+    assert_one_line_at_once(f"postgresql://ktg:{{a}}@127.0.0.1:{free_port()}/study", "refused")
+
+
+def test_postgres_port_in_letters_is_one_line_at_once(server: Server) -> None:
+    assert_one_line_at_once("postgresql://ktg@127.0.0.1:port/study", "'port'")
 
 
 def test_postgres_silent_server_is_one_line_at_once(

@@ -105,6 +105,7 @@ def retry(study: Study, trial: FrozenTrial) -> None:
 
 def _database(url: str, heartbeat_interval: int, grace_period: int) -> RDBStorage:
     url = url.replace("postgresql://", "postgresql+psycopg://", 1)  # not psycopg2, the default
+    url = url.replace("{", "{{").replace("}", "}}")  # for Optuna takes it for a template
     try:
         import tenacity
         from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
@@ -135,8 +136,8 @@ def _database(url: str, heartbeat_interval: int, grace_period: int) -> RDBStorag
 
     try:
         return connected()
-    except (ImportError, SQLAlchemyError, StorageInternalError, RuntimeError) as error:
-        # A RuntimeError is of tables that another version of Optuna made.
+    except (ImportError, SQLAlchemyError, StorageInternalError, RuntimeError, ValueError) as error:
+        # RuntimeError: tables that another version of Optuna made; ValueError: a port in letters.
         extra = _EXTRA if isinstance(error, ImportError) else ""
         raise RecipeError([f"search.storage: {first_line(error)} {extra}".strip()]) from error
 
