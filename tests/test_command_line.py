@@ -31,6 +31,7 @@ MEMORY_DATA = {
     "test_split": ("null", None),
     "holdout": ("7", 7),
     "split_seed": ("3", 3),
+    "images_per_class": ("2", 2),
     "img_size": ("16", 16),
     "mean": ("[0.5, 0.4, 0.3]", (0.5, 0.4, 0.3)),
     "std": ("1,1,0.5", (1.0, 1.0, 0.5)),

@@ -150,6 +150,19 @@ def test_holdout_is_disjoint_complete_and_seeded() -> None:
     assert rows(holdout=400, split_seed=1)[1] != val
 
 
+def test_images_per_class_are_the_same_with_and_without_a_holdout() -> None:
+    def rows(**arguments: int) -> list[bytes]:
+        train = load_splits("digits", images_per_class=5, **arguments).train
+        assert sorted(train["label"]) == sorted(list(range(10)) * 5)
+        train = train.cast_column("image", ImageFeature(decode=False))
+        return [row["image"]["bytes"] for row in train]
+
+    assert rows() == rows(holdout=400)
+    assert rows() != rows(split_seed=1)
+    with pytest.raises(ValueError, match=r"data\.images_per_class: every class should have 200 "):
+        load_splits("digits", images_per_class=200)
+
+
 def test_fingerprint_records_choice_order_and_sizes(tmp_path: Path) -> None:
     def of(name: str, **splits: Dataset) -> str:
         return save(tmp_path / name, **splits)

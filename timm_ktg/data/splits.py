@@ -52,6 +52,7 @@ def load_splits(
     test_split: str | None = "test",
     holdout: int = 0,
     split_seed: int = 0,
+    images_per_class: int | None = None,
 ) -> Splits:
     """Open a data set and choose what trains, what selects and what tests.
 
@@ -64,7 +65,9 @@ def load_splits(
         val_split: The split that selects.
         test_split: The split of the final test.
         holdout: How many training images are set aside as `val`, in place of `val_split`.
-        split_seed: Which images `holdout` takes, 0 or more.
+        split_seed: Which images `holdout` and `images_per_class` take, 0 or more.
+        images_per_class: How many training images of each class to keep; None: all. What is kept
+            does not depend on `holdout`, as long as that leaves enough.
 
     Returns:
         The splits, checked; of the test split only schema and size, see `check_labels`.
@@ -78,7 +81,9 @@ def load_splits(
     chosen = _choose(load_source(dataset, dataset_config), names)
     _check_columns(chosen, input_key, target_key)
     classes = _find_classes(chosen, names, target_key)
-    train, val, fingerprint = _divide(chosen, target_key, len(classes), holdout, split_seed)
+    train, val, fingerprint = _divide(
+        chosen, target_key, len(classes), holdout, split_seed, images_per_class
+    )
     test = chosen.get("test_split")
     return Splits(
         train, val, test, input_key, target_key, len(classes), classes, fingerprint=fingerprint
@@ -233,7 +238,12 @@ def _count_classes(split: "Dataset", target_key: str) -> tuple[str, ...]:
 
 
 def _divide(
-    chosen: "Mapping[str, Dataset]", target_key: str, num_classes: int, holdout: int, seed: int
+    chosen: "Mapping[str, Dataset]",
+    target_key: str,
+    num_classes: int,
+    holdout: int,
+    seed: int,
+    images_per_class: int | None,
 ) -> "tuple[Dataset, Dataset | None, str]":
     """Check the labels, hold out what is asked for, and record it: train, val, fingerprint."""
     labels = {
@@ -243,16 +253,22 @@ def _divide(
     }
     train, val = chosen["train_split"], chosen.get("val_split")
     rows, val_rows = _hold_out(len(train), holdout, seed)
+    if images_per_class is not None:
+        rows = _last_of_each(rows, labels["train_split"], num_classes, images_per_class)
+    # Sorted, for rows that are read in order are read fast; the choice is the same.
+    rows, val_rows = np.sort(rows), np.sort(val_rows)
     record = [rows, labels["train_split"][rows], val_rows, labels["train_split"][val_rows]]
+    if len(rows) < len(train):
+        train = train.select(rows)
     if holdout:
-        train, val = train.select(rows), train.select(val_rows)
+        val = chosen["train_split"].select(val_rows)
     elif val is not None:
         record[2:] = [np.arange(len(val)), labels["val_split"]]
     return train, val, _fingerprint([len(split) for split in chosen.values()], record)
 
 
 def _hold_out(size: int, holdout: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split 0 .. size - 1 into what trains and what is held out, each in ascending order."""
+    """Split a random order of 0 .. size - 1 into what trains and what is held out."""
     if not 0 <= holdout < size:
         raise ValueError(
             f"data.holdout: should be below the {size} training images and not negative, "
@@ -261,8 +277,21 @@ def _hold_out(size: int, holdout: int, seed: int) -> tuple[NDArray[np.int64], ND
     if seed < 0:
         raise ValueError(f"data.split_seed: should be 0 or more, found {seed}.")
     order = np.random.default_rng(seed).permutation(size)
-    # Sorted, for rows that are read in order are read fast; the choice is the same.
-    return np.sort(order[holdout:]), np.sort(order[:holdout])
+    return order[holdout:], order[:holdout]
+
+
+def _last_of_each(
+    rows: NDArray[np.int64], labels: NDArray[np.int64], num_classes: int, count: int
+) -> NDArray[np.int64]:
+    """Return the last rows of each class: those that a larger holdout, taken first, leaves."""
+    kept = [rows[labels[rows] == label][-count:] for label in range(num_classes)]
+    fewest = min(range(num_classes), key=lambda label: len(kept[label]))
+    if len(kept[fewest]) < count:
+        raise ValueError(
+            f"data.images_per_class: every class should have {count} training images that are not "
+            f"held out. Found {len(kept[fewest])} of class {fewest}."
+        )
+    return np.concatenate(kept)
 
 
 def _fingerprint(sizes: list[int], arrays: list[NDArray[np.int64]]) -> str:

@@ -50,6 +50,8 @@ class DataConfig(Section):
     """Images to hold out of the training split for validation."""
     split_seed: NonNegativeInt = 0
     """Seed of the held-out images."""
+    images_per_class: PositiveInt | None = None
+    """Training images of each class to keep, for small experiments; null: all."""
     pipeline: Literal["memory", "timm"] = "memory"
     """`memory`: small images, decoded once, augmented on the device. `timm`: timm's transforms."""
     img_size: PositiveInt | None = None

@@ -79,6 +79,7 @@ def build_splits(data: DataConfig) -> Splits:
             test_split=data.test_split,
             holdout=data.holdout,
             split_seed=data.split_seed,
+            images_per_class=data.images_per_class,
         )
     except ValueError as error:
         raise RecipeError(str(error).splitlines()) from error

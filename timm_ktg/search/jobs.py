@@ -13,7 +13,8 @@ from optuna.samplers import PartialFixedSampler, RandomSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from .study import REASON, Join, fail_dead, open_study, run_trials, until
+from .sampler import REASON
+from .study import Join, fail_dead, open_study, run_trials, until
 
 JOB = "job"
 NOTHING = "nothing"  # what a trial gets that was not enqueued
@@ -50,7 +51,9 @@ class Jobs:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             sampler = PartialFixedSampler({JOB: NOTHING}, RandomSampler())
-        self.study = open_study(Join(name, storage, sampler, NopPruner(), identity, prepare))
+        self.study = open_study(
+            Join(name, storage, sampler, NopPruner(), identity, prepare, again=True)
+        )
 
     def work(self, do: Do, catch: tuple[type[Exception], ...], say: Callable[[str], None]) -> None:
         """Do jobs until all are done, here or by other workers.

@@ -9,6 +9,7 @@ from typing import Any
 
 from optuna import Trial, TrialPruned
 
+from ..errors import one_line
 from ..recipe.recipe import Recipe
 from ..recipe.search_config import SearchRecipe
 from .sampler import GRAPH, NODES, Choices, Params, seen_graphs
@@ -99,6 +100,11 @@ class GraphObjective:
         self.say(f"trial {trial.number}: {describe(graph)}")
         try:
             return self.team.trial(Task(recipe, halving), report)
+        except TrialPruned:
+            raise
+        except Exception as error:
+            self.say(f"trial {trial.number} failed: {one_line(error)}")
+            raise
         finally:
             trial.set_user_attr(EPOCHS, self.team.epochs)
 

@@ -20,8 +20,10 @@ from ..recipe.search_config import SearchConfig
 from .space import CanonicalGraph, SearchSpace, canonical, params_of
 
 NODES = "nodes"
+REASON = "reason"  # the user attribute that says why a trial failed by itself
 GRAPH = "graph"  # the user attribute that holds a trial's graph, as its key
 MOST_DRAWS = 1000
+MOST_DRAWS_BY_TPE = 50  # which may insist on what it likes best, seen or not
 MOST_GRAPHS = 200_000  # to write down one by one
 
 Params = dict[str, Any]
@@ -129,13 +131,15 @@ class GraphSampler(BaseSampler):
         Where there is none left the study is stopped, and the graph returned was seen before.
         """
         self.redrawn = {"invalid": 0, "seen": 0}
-        if trial.params or "fixed_params" in trial.system_attrs:
-            return {}  # chosen already: enqueued, or run again
+        if "fixed_params" in trial.system_attrs:
+            return {}  # enqueued
         seen = seen_graphs(study)
         if self.kind == "brute_force":
             return self._unseen(study, trial, seen)
-        sampler = self._sampler(trial)
-        for _ in range(MOST_DRAWS):
+        sampler = self._sampler(trial, self.kind)
+        for draw in range(MOST_DRAWS):
+            if self.kind == "tpe" and draw == MOST_DRAWS_BY_TPE:
+                sampler = self._sampler(trial, "random")
             params = self._draw(sampler, study, trial)
             graph = self.choices.graph(params)
             if graph is None:
@@ -155,30 +159,29 @@ class GraphSampler(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """Return one parameter by itself, for trials of which a part was chosen by hand."""
-        sampler = self._sampler(trial)
+        sampler = self._sampler(trial, self.kind)
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
-    def _sampler(self, trial: FrozenTrial) -> BaseSampler:
+    def _sampler(self, trial: FrozenTrial, kind: str) -> BaseSampler:
         seed = derive_seed("search", self.seed, trial.number) % 2**32
-        if self.kind != "tpe":
+        if kind != "tpe":
             return RandomSampler(seed=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             return TPESampler(seed=seed, multivariate=True, constant_liar=True)
 
     def _draw(self, sampler: BaseSampler, study: Study, trial: FrozenTrial) -> Params:
-        params: Params = {}
-        for name, distribution in self.choices.nodes().items():
-            params[name] = sampler.sample_independent(study, trial, name, distribution)
-        distributions = _distributions(self.choices.space(params))
-        together = sampler.sample_relative(study, trial, distributions)
-        for name, distribution in distributions.items():
-            params[name] = (
-                together[name]
-                if name in together
+        def together(distributions: dict[str, BaseDistribution]) -> Params:
+            drawn = sampler.sample_relative(study, trial, distributions)
+            return {
+                name: drawn[name]
+                if name in drawn
                 else sampler.sample_independent(study, trial, name, distribution)
-            )
-        return params
+                for name, distribution in distributions.items()
+            }
+
+        nodes = together(self.choices.nodes())
+        return {**nodes, **together(_distributions(self.choices.space(nodes)))}
 
     def _unseen(self, study: Study, trial: FrozenTrial, seen: set[str]) -> Params:
         self._all = self._all or all_graphs(self.choices)
@@ -190,7 +193,7 @@ class GraphSampler(BaseSampler):
 
 
 def seen_graphs(study: Study, before: int | None = None) -> set[str]:
-    """Return the graphs of all trials but failed ones.
+    """Return the graphs of all trials, but of those whose worker died.
 
     Args:
         study: The study.
@@ -200,7 +203,7 @@ def seen_graphs(study: Study, before: int | None = None) -> set[str]:
         trial.user_attrs[GRAPH]
         for trial in study.get_trials(deepcopy=False)
         if GRAPH in trial.user_attrs
-        and trial.state != TrialState.FAIL
+        and (trial.state != TrialState.FAIL or REASON in trial.user_attrs)
         and (before is None or trial.number < before)
     }
 

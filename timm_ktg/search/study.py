@@ -25,12 +25,12 @@ from optuna.storages import BaseStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import RecipeError, one_line
+from .sampler import REASON
 from .storage import retry
 
 READY = "ready"
 IDENTITY = "identity"
 WORKER = "worker"
-REASON = "reason"  # why a trial failed
 DUPLICATE = "duplicate"  # a trial that was not trained, for its graph was seen before
 PATIENCE = 60.0  # seconds that a worker has to prepare a new study, or to sign a new trial
 
@@ -51,6 +51,7 @@ class Join:
         pruner: Stops trials.
         identity: What must not change while it lasts, by the place in the recipe.
         prepare: What else to do with a new study, once.
+        again: Enqueue the trials of workers that are no more again.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Join:
     pruner: BasePruner
     identity: Identity
     prepare: Callable[[Study], None] = lambda study: None
+    again: bool = False
 
 
 def open_study(join: Join, must_exist: bool = False) -> Study:
@@ -71,7 +73,7 @@ def open_study(join: Join, must_exist: bool = False) -> Study:
     Raises:
         RecipeError: It was made with other choices; a line for each difference. Or there is none.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what fails is said by us
     options: dict[str, Any] = {
         "study_name": join.name,
         "storage": join.storage,
@@ -87,7 +89,7 @@ def open_study(join: Join, must_exist: bool = False) -> Study:
         study = optuna.load_study(**options)
         _wait_until_ready(study)
         _check_identity(study, join.identity)
-        fail_dead(study)
+        fail_dead(study, join.again)
         return study
     study.set_user_attr(IDENTITY, dict(join.identity))
     join.prepare(study)
@@ -193,21 +195,25 @@ def fail_dead(study: Study, again: bool = False) -> list[int]:
         again: Enqueue them again.
 
     Returns:
-        The numbers of those trials.
+        The numbers of those trials that it was this worker that failed.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         fail_stale_trials(study)  # Optuna does so before a trial, and not while one waits
-    dead = [
-        trial
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        if _is_dead(trial)
-    ]
-    for trial in dead:
-        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-        if again:
-            retry(study, trial)
-    return [trial.number for trial in dead]
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    failed = [trial for trial in running if _is_dead(trial) and _fail(study, trial)]
+    for trial in failed if again else []:
+        retry(study, trial)
+    return [trial.number for trial in failed]
+
+
+def _fail(study: Study, trial: FrozenTrial) -> bool:
+    """Fail a trial, and say whether it was this worker that did; of several only one does."""
+    try:
+        study.tell(trial.number, state=TrialState.FAIL)
+    except (ValueError, UpdateFinishedTrialError):  # how Optuna says that it has ended
+        return False
+    return True
 
 
 class _GivenAway(BaseException):
@@ -222,7 +228,10 @@ def _is_dead(trial: FrozenTrial) -> bool:
     if worker["host"] != socket.gethostname():
         return False
     try:
-        return bool(_process(psutil.Process(worker["pid"])) != worker)
+        process = psutil.Process(worker["pid"])
+        # In a container there may be nobody who waits for a process that was killed.
+        gone = process.status() == psutil.STATUS_ZOMBIE or _process(process) != worker
+        return bool(gone)
     except psutil.NoSuchProcess:
         return True
 

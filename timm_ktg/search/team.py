@@ -196,7 +196,8 @@ class Team:
 
 def _images_of(recipe: Recipe) -> str:
     """Return all that decides which images a training sees, and in which order."""
-    train = recipe.train
-    target = recipe.graph.nodes[recipe.graph.target].model  # timm's pipeline asks the target
+    train, target = recipe.train, ""
+    if recipe.data.pipeline == "timm":  # which asks the target how large its images are
+        target = recipe.graph.nodes[recipe.graph.target].model
     numbers = (train.batch_size, train.grad_accum_steps, train.seed, train.smoothing)
     return f"{recipe.data.model_dump_json()} {numbers} {target}"

@@ -1,0 +1,333 @@
+"""Many workers on one journal: what Optuna's halving decided, replayed; nothing lost or doubled."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from optuna.storages.journal._storage import JournalOperation
+from optuna.trial import TrialState
+
+from tests.study_cases import (
+    EPOCHS,
+    JOBS,
+    do_jobs,
+    exit_codes,
+    fails,
+    hang,
+    jobs_of,
+    joined,
+    journal,
+    lines,
+    logs,
+    pid_of,
+    search_of,
+    start_all,
+    work,
+)
+from timm_ktg.search import study as study_module
+from timm_ktg.search.pruning import rungs
+from timm_ktg.search.study import (
+    DUPLICATE,
+    REASON,
+    WORKER,
+    fail_dead,
+    finished,
+)
+
+# Successive halving, replayed from the journal.
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a trial did at a rung, and what it may have known.
+
+    Args:
+        number: Of the trial.
+        epoch: Of the rung.
+        value: The trial's.
+        went_on: Whether the trial went on.
+        others: The others' values at the rung, for every moment at which they may have been read.
+    """
+
+    number: int
+    epoch: int
+    value: float
+    went_on: bool
+    others: tuple[tuple[float, ...], ...]
+
+
+Rule = Callable[[float, tuple[float, ...]], bool]
+
+
+def best_half(value: float, others: tuple[float, ...]) -> bool:
+    """Of n values the best n // 2 go on, but at least 1; so do those equal to one of them."""
+    return sum(other > value for other in others) < max(1, (len(others) + 1) // 2)
+
+
+WRONG: dict[str, Rule] = {
+    "best third": lambda value, others: (
+        sum(other > value for other in others) < max(1, (len(others) + 1) // 3)
+    ),
+    "rounded up": lambda value, others: (
+        sum(other > value for other in others) < (len(others) + 2) // 2
+    ),
+    "equal ones stop": lambda value, others: (
+        sum(other >= value for other in others) < max(1, (len(others) + 1) // 2)
+    ),
+    "the lowest": lambda value, others: (
+        sum(other < value for other in others) < max(1, (len(others) + 1) // 2)
+    ),
+    "without its own": lambda value, others: (
+        sum(other > value for other in others) < max(1, len(others) // 2)
+    ),
+}
+
+
+def replay(folder: Path, failed_count: bool = False) -> list[Decision]:
+    """Return every decision, from the order in which a journal was written.
+
+    A worker read the others' values after it wrote its trial's value and before it wrote that the
+    trial had come to the rung.
+    """
+    written: dict[tuple[int, int], tuple[int, float]] = {}
+    came: dict[tuple[int, int], tuple[int, float]] = {}
+    ended: dict[int, tuple[int, TrialState]] = {}
+    for place, entry in enumerate(journal(folder)):
+        operation = JournalOperation(entry["op_code"])
+        if operation == JournalOperation.SET_TRIAL_INTERMEDIATE_VALUE:
+            written[entry["trial_id"], entry["step"]] = place, entry["intermediate_value"]
+        elif operation == JournalOperation.SET_TRIAL_SYSTEM_ATTR:
+            ((name, value),) = entry["system_attr"].items()
+            epoch = 2 ** int(name.removeprefix("completed_rung_"))
+            assert (entry["trial_id"], epoch) not in came
+            came[entry["trial_id"], epoch] = place, value
+        elif operation == JournalOperation.SET_TRIAL_STATE_VALUES:
+            state = TrialState(entry["state"])
+            if state.is_finished():
+                assert entry["trial_id"] not in ended
+                ended[entry["trial_id"]] = place, state
+    assert came.keys() == written.keys()  # every report was a decision
+
+    failed = {
+        number: place
+        for number, (place, state) in ended.items()
+        if state == TrialState.FAIL and not failed_count
+    }
+    at_rung = {
+        rung: [
+            (when, other, value) for (other, epoch), (when, value) in came.items() if epoch == rung
+        ]
+        for rung in rungs(EPOCHS)
+    }
+
+    def known(number: int, epoch: int, place: int) -> tuple[float, ...]:
+        return tuple(
+            value
+            for when, other, value in at_rung[epoch]
+            if when < place and other != number and failed.get(other, place) >= place
+        )
+
+    def decision(number: int, epoch: int) -> Decision:
+        (first, value), (last, copied) = written[number, epoch], came[number, epoch]
+        assert value == copied and first < last
+        steps = [step for other, step in written if other == number]
+        stopped = ended[number][1] == TrialState.PRUNED and max(steps) == epoch
+        changes = [*failed.values(), *(when for when, _, _ in at_rung[epoch])]
+        moments = [first + 1, *(place + 1 for place in changes if first < place < last)]
+        others = dict.fromkeys(known(number, epoch, place) for place in moments)
+        return Decision(number, epoch, value, not stopped, tuple(others))
+
+    return [decision(*key) for key in written]
+
+
+def outcomes(rule: Rule, decision: Decision) -> set[bool]:
+    return {rule(decision.value, others) for others in decision.others}
+
+
+def impossible(rule: Rule, decisions: list[Decision]) -> list[Decision]:
+    return [each for each in decisions if each.went_on not in outcomes(rule, each)]
+
+
+def running_at_once(folder: Path) -> int:
+    running, most = 0, 0
+    for entry in journal(folder):
+        operation = JournalOperation(entry["op_code"])
+        running += operation == JournalOperation.CREATE_TRIAL
+        running -= operation == JournalOperation.SET_TRIAL_STATE_VALUES
+        most = max(most, running)
+    return most
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of 400 trials by 8 workers, of which some fail at high values."""
+    folder = tmp_path_factory.mktemp("eight")
+    workers = start_all(folder, *[(work, (folder, search_of(400), 0.01, True, 0))] * 8)
+    assert exit_codes(folder, workers) == [0] * 8, logs(folder)
+    return folder
+
+
+def test_search_concurrent_halving_replayed_decides_the_same(eight: Path) -> None:
+    decisions = replay(eight)
+    assert running_at_once(eight) == 8
+    for epoch in rungs(EPOCHS)[:4]:  # further on there are few
+        at = [decision.went_on for decision in decisions if decision.epoch == epoch]
+        assert True in at and False in at
+    assert impossible(best_half, decisions) == []
+    known = sum(len(outcomes(best_half, decision)) == 1 for decision in decisions)
+    assert known >= 0.9 * len(decisions)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_search_concurrent_halving_by_a_wrong_rule_would_differ(eight: Path, name: str) -> None:
+    assert impossible(WRONG[name], replay(eight))
+
+
+def test_search_concurrent_halving_with_failed_trials_would_differ(eight: Path) -> None:
+    assert impossible(best_half, replay(eight, failed_count=True))
+
+
+def test_search_concurrent_trials_that_fail_count_as_trials(eight: Path) -> None:
+    study = joined(eight, search_of(400), lambda study: None)
+    failed = study.get_trials(states=(TrialState.FAIL,))
+    assert len(failed) > 10
+    assert all(fails(trial.number) for trial in failed)
+    assert {trial.user_attrs[REASON] for trial in failed} == {"TrainingError: diverged"}
+    assert 400 <= len(finished(study)) < 408
+
+
+# Nothing lost, nothing doubled.
+
+
+def test_search_concurrent_thirty_workers_lose_and_double_nothing(tmp_path: Path) -> None:
+    search = search_of(1500)
+    workers = start_all(tmp_path, *[(work, (tmp_path, search, 0.0, False, 5))] * 30)
+    assert exit_codes(tmp_path, workers) == [0] * 30, logs(tmp_path)
+    study = joined(tmp_path, search, lambda study: None)
+    trials = study.get_trials(deepcopy=False)
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert 1500 <= len(finished(study)) < 1530
+    assert len(finished(study)) == len([t for t in trials if DUPLICATE not in t.user_attrs])
+    ran = lines(tmp_path, "numbers")
+    assert len(ran) > 20  # on a busy machine a worker may come too late
+    assert sorted(int(number) for numbers in ran for number in numbers) == list(range(len(trials)))
+    assert [trial.number for trial in trials if "fixed_params" in trial.system_attrs] == [
+        *range(5)
+    ]  # made ready once
+    assert impossible(best_half, replay(tmp_path)) == []
+
+
+# A worker that is killed.
+
+
+def kill(folder: Path) -> None:
+    os.kill(pid_of(folder), signal.SIGKILL)
+
+
+def test_search_concurrent_trial_of_a_killed_worker_does_not_count(tmp_path: Path) -> None:
+    search = search_of(40)
+    worker = start_all(tmp_path, (hang, (tmp_path, search, 10)))
+    kill(tmp_path)
+    assert exit_codes(tmp_path, worker) == [-signal.SIGKILL]
+    study = joined(tmp_path, search, lambda study: None)
+    dead = study.trials[10]
+    assert (dead.state, dead.value) == (TrialState.FAIL, None)
+    assert len(study.trials) == 11 and len(finished(study)) == 10
+    worker = start_all(tmp_path, (work, (tmp_path, search, 0.0, False, 0)))
+    assert exit_codes(tmp_path, worker) == [0], logs(tmp_path)
+    assert len(study.trials) == 41 and len(finished(study)) == 40
+    assert {trial.state for trial in finished(study)} == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert impossible(best_half, replay(tmp_path)) == []
+
+
+def test_search_concurrent_trial_of_a_living_worker_is_left_alone(tmp_path: Path) -> None:
+    study = joined(tmp_path, search_of(1), lambda study: None)
+    study_module.sign(study.ask())
+    assert fail_dead(joined(tmp_path, search_of(1), lambda study: None)) == []
+
+
+def signed_by(process: psutil.Process) -> dict[str, Any]:
+    return study_module._process(process)
+
+
+def test_search_concurrent_worker_that_nobody_waits_for_is_dead(tmp_path: Path) -> None:
+    study = joined(tmp_path, search_of(1), lambda study: None)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        trial = study.ask()
+        trial.set_user_attr(WORKER, signed_by(psutil.Process(process.pid)))
+        assert fail_dead(study) == []
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert fail_dead(study) == [trial.number]
+
+
+# Jobs.
+
+
+def done(folder: Path) -> Counter[str]:
+    return Counter(job for jobs in lines(folder, "done") for job in jobs)
+
+
+def test_search_concurrent_jobs_are_done_once_each(tmp_path: Path) -> None:
+    workers = start_all(tmp_path, *[(do_jobs, (tmp_path,))] * 3)
+    assert exit_codes(tmp_path, workers) == [0] * 3, logs(tmp_path)
+    assert done(tmp_path) == Counter(JOBS)
+    assert {job: trial.value for job, trial in jobs_of(tmp_path).done().items()} == {
+        job: float(place) for place, job in enumerate(JOBS)
+    }
+
+
+def test_search_concurrent_job_of_a_killed_worker_is_done_by_another(tmp_path: Path) -> None:
+    hanging = (do_jobs, (tmp_path, "a"))
+    workers = start_all(tmp_path, hanging)
+    pid_of(tmp_path)
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / "study.journal").symlink_to(tmp_path / "study.journal")
+    more = start_all(others, *[(do_jobs, (others,))] * 2)
+    while sum(done(others).values()) < 4:  # they wait for the one that hangs
+        time.sleep(0.05)
+    kill(tmp_path)
+    assert exit_codes(tmp_path, workers) == [-signal.SIGKILL]
+    assert exit_codes(others, more) == [0, 0], logs(others)
+    assert done(others) == Counter(JOBS)
+
+
+def test_search_concurrent_job_is_done_after_all_workers_were_killed(tmp_path: Path) -> None:
+    worker = start_all(tmp_path, (do_jobs, (tmp_path, "b")))
+    kill(tmp_path)
+    assert exit_codes(tmp_path, worker) == [-signal.SIGKILL]
+    assert done(tmp_path) == Counter("a")
+    worker = start_all(tmp_path, (do_jobs, (tmp_path,)))
+    assert exit_codes(tmp_path, worker) == [0], logs(tmp_path)
+    assert done(tmp_path) == Counter(JOBS)
+    assert [trial.state for trial in jobs_of(tmp_path).study.trials].count(TrialState.FAIL) == 1
+
+
+def test_search_concurrent_two_that_find_a_dead_worker_do_its_job_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = start_all(tmp_path, (do_jobs, (tmp_path, "a")))
+    kill(tmp_path)
+    assert exit_codes(tmp_path, worker) == [-signal.SIGKILL]
+    monkeypatch.setattr(study_module, "_is_dead", lambda trial: False)
+    first, second = jobs_of(tmp_path).study, jobs_of(tmp_path).study
+
+    def found_by_both(trial: Any) -> bool:
+        monkeypatch.setattr(study_module, "_is_dead", lambda trial: True)
+        assert fail_dead(second, again=True) == [0]
+        return True
+
+    monkeypatch.setattr(study_module, "_is_dead", found_by_both)
+    assert fail_dead(first, again=True) == []
+    assert len(first.get_trials(states=(TrialState.WAITING,))) == len(JOBS)

@@ -1,0 +1,74 @@
+"""A trial in two processes: both stop together, and an exception on one ends both."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from optuna.trial import TrialState
+
+import timm_ktg as ktg
+from tests.search_cases import result_in, search_values, study_in
+from tests.test_distributed import logs, start_two
+from tests.training_cases import NO_AUGMENTATION, Values, finish, write_recipe
+from tests.training_cases import workbench as workbench
+
+
+def searching(*argv: str | Path) -> None:
+    from timm_ktg.search.__main__ import main
+
+    sys.exit(main([str(argument) for argument in argv]))
+
+
+def broken_on_one(*argv: str | Path) -> None:
+    """Search with a gate that raises in the other process, not in the one that has the study."""
+    calls = [0]
+
+    @ktg.register_gate
+    def breaks(losses: torch.Tensor, context: ktg.EdgeContext) -> torch.Tensor:
+        calls[0] += len(losses) == 32  # half a batch; what checks a gate gives it less
+        if os.environ["RANK"] == "1" and calls[0] > 7:
+            raise RuntimeError("broken here alone")
+        return losses
+
+    searching(*argv)
+
+
+def values(**search: Any) -> dict[str, Values]:
+    found = search_values(**search)
+    found["data"] |= NO_AUGMENTATION
+    return found
+
+
+def test_two_processes_search_as_one_does(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "s.yaml", values(final_seeds=[0]))
+    processes = start_two(tmp_path, searching, recipe, "--output-dir", tmp_path / "run")
+    assert finish(*processes) == [0, 0], logs(tmp_path)
+    trials = study_in(tmp_path / "run", "s").trials
+    states = [trial.state for trial in trials]
+    assert len(trials) == 6
+    assert TrialState.PRUNED in states and TrialState.COMPLETE in states
+    assert set(states) <= {TrialState.PRUNED, TrialState.COMPLETE}
+    rows = {row["name"]: row for row in result_in(tmp_path / "run")["rows"]}
+    assert rows["best-1"]["test top1"]["n"] == 1
+    assert "trial 0" in (tmp_path / "0.log").read_text()
+    assert "trial" not in (tmp_path / "1.log").read_text()
+
+
+def test_exception_on_one_process_ends_both(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "s.yaml", values(nodes=1, models=[], gates=["breaks"]))
+    processes = start_two(tmp_path, broken_on_one, recipe, "--output-dir", tmp_path / "run")
+    codes = finish(*processes, deadline=120)
+    assert None not in codes and 0 not in codes, logs(tmp_path)
+    assert "broken here alone" in (tmp_path / "1.log").read_text()
+    (trial,) = study_in(tmp_path / "run", "s").trials
+    assert trial.state == TrialState.FAIL
+
+
+def test_what_is_wrong_with_a_recipe_ends_both_with_a_line(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "s.yaml", values(target_model="resnet8_cifra"))
+    processes = start_two(tmp_path, searching, recipe, "--output-dir", tmp_path / "run")
+    assert finish(*processes, deadline=120) == [2, 2]
+    assert "Did you mean `resnet8_cifar`?" in logs(tmp_path)
+    assert "Traceback" not in logs(tmp_path)
