@@ -12,7 +12,9 @@ import torch.nn.functional as F
 import yaml
 
 import timm_ktg
-from timm_ktg.recipe.recipe import check_recipe
+from timm_ktg.recipe.recipe import check_recipe, check_section
+from timm_ktg.recipe.search_config import SearchRecipe
+from timm_ktg.search.sampler import build_choices
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -52,6 +54,12 @@ def test_gate_of_your_own_is_registered_and_keeps_its_contract(monkeypatch: Any)
 
 
 def test_recipe_is_right() -> None:
-    recipe, _ = blocks("yaml")
+    recipe, _, _ = blocks("yaml")
     found = check_recipe(yaml.safe_load(recipe))
     assert found.graph.nodes["helper"].learns_from["student"].temperature == 2
+
+
+def test_search_is_right() -> None:
+    _, search, _ = blocks("yaml")
+    found = check_section(SearchRecipe, yaml.safe_load(search)).search
+    assert build_choices(found).size == 3 * 4**4
