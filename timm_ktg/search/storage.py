@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from optuna import Study
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
@@ -18,6 +19,7 @@ from optuna.storages import (
     RetryHeartbeatStaleTrialCallback,
 )
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import FrozenTrial
 
 from ..errors import RecipeError, first_line, one_line
@@ -56,7 +58,7 @@ def open_storage(search: SearchConfig, directory: Path) -> BaseStorage:
     where = search.storage
     if where is None or "://" not in where:
         path = str(directory / JOURNAL if where is None else where)
-        return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
+        return JournalStorage(JournalFileBackend(path, lock_obj=_journal_lock(path)))
     if where.startswith("sqlite"):
         raise RecipeError(
             [
@@ -85,6 +87,39 @@ def open_artifacts(search: SearchConfig, directory: Path) -> ArtifactStore:
     folder = directory / "artifacts" if where is None else Path(where)
     folder.mkdir(parents=True, exist_ok=True)
     return FileSystemArtifactStore(folder)
+
+
+class _KernelLock(BaseJournalFileLock):
+    """A lock that the kernel gives back when its holder is killed.
+
+    Optuna's `JournalFileOpenLock` is a file that such a holder leaves behind. The others then wait
+    for 30 s and take it by force, several of them at once.
+
+    Args:
+        path: The journal.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = f"{path}.lock"
+        self._file: IO[str] | None = None
+
+    def acquire(self) -> bool:
+        """Wait for the lock."""
+        import fcntl
+
+        self._file = open(self._path, "a", encoding="utf-8")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        return True
+
+    def release(self) -> None:
+        """Let the next one have it."""
+        assert self._file is not None
+        self._file.close()
+
+
+def _journal_lock(path: str) -> BaseJournalFileLock:
+    """Return a lock for the workers of one host; Optuna's own where the kernel has none."""
+    return JournalFileOpenLock(path) if sys.platform == "win32" else _KernelLock(path)
 
 
 def retry(study: Study, trial: FrozenTrial) -> None:

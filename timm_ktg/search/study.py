@@ -32,6 +32,7 @@ READY = "ready"
 IDENTITY = "identity"
 WORKER = "worker"
 DUPLICATE = "duplicate"  # a trial that was not trained, for its graph was seen before
+CLOCK = 5.0  # seconds by which the clock may be set without a process seeming another
 PATIENCE = 60.0  # seconds that a worker has to prepare a new study, or to sign a new trial
 
 Objective = Callable[[Trial], float]
@@ -230,8 +231,10 @@ def _is_dead(trial: FrozenTrial) -> bool:
     try:
         process = psutil.Process(worker["pid"])
         # In a container there may be nobody who waits for a process that was killed.
-        gone = process.status() == psutil.STATUS_ZOMBIE or _process(process) != worker
-        return bool(gone)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return True
+        # A clock that is set moves the time at which a process seems to have started.
+        return bool(abs(process.create_time() - worker["started"]) > CLOCK)
     except psutil.NoSuchProcess:
         return True
 
