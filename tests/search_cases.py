@@ -9,11 +9,18 @@ import optuna
 from optuna import Study
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from timm.models import register_model
+from torch import nn
 
-from tests.training_cases import VAL, Values, reset_accelerate, small_digits
+from tests.training_cases import VAL, TinyNet, Values, reset_accelerate, small_digits
 from timm_ktg.search.__main__ import main
 
-# Graphs of one or two nodes that are not the same: counted by hand in test_search_sampler.py.
+
+@register_model
+def ktg_tiny_wide(pretrained: bool = False, num_classes: int = 10, **_: Any) -> nn.Module:
+    return TinyNet(num_classes, 12, 0.0, False)
+
+
 SEARCH: Values = {
     "nodes": 2,
     "target_model": "ktg_tiny",

@@ -308,13 +308,6 @@ def test_wrong_value_on_the_command_line_is_refused_like_one_in_the_file() -> No
     assert said.startswith("data.hflip: ") and "1.5" in said
 
 
-def test_dry_run_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--dry-run", write(recipe())]) == 0
-    out = capsys.readouterr().out
-    assert "label: through" in out and "74,835" in out and "Dry run" in out
-    assert not Path("runs").exists()
-
-
 def test_run_goes_on_with_its_own_recipe_only() -> None:
     Path("runs/mine").mkdir(parents=True)
     save_recipe(check_recipe(recipe(train={"lr": 0.25})), Path("runs/mine/recipe.yaml"))

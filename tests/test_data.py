@@ -1,6 +1,5 @@
 """Sources and splits. Pixels: test_data_images.py; batches: test_data_loaders.py."""
 
-import ast
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-import timm_ktg.data
 from timm_ktg.data import check_labels, decode, load_splits
 from timm_ktg.errors import did_you_mean
 
@@ -340,14 +338,3 @@ def test_configuration_must_exist(tmp_path: Path) -> None:
 def test_nearest_name_is_suggested_or_nothing() -> None:
     assert did_you_mean("helpr", ["student", "helper"]) == " Did you mean `helper`?"
     assert did_you_mean("xyz", ["student", "helper"]) == ""
-
-
-def test_import_costs_neither_datasets_nor_sklearn() -> None:
-    modules = list(Path(timm_ktg.data.__file__).parent.glob("*.py"))
-    imports = [node for path in modules for node in ast.parse(path.read_text()).body]
-    names = [node.module or "" for node in imports if isinstance(node, ast.ImportFrom)]
-    names += [
-        alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names
-    ]
-    assert "torch" in names
-    assert not {"datasets", "sklearn"} & {name.partition(".")[0] for name in names}

@@ -1,5 +1,6 @@
 """Decoding: one tensor from images of any kind."""
 
+import ast
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
+import timm_ktg.data
 from timm_ktg.data import channel_stats, decode
 
 
@@ -78,3 +80,14 @@ def test_channel_stats_are_exact() -> None:
     scaled = images.double() / 255
     assert np.allclose(mean, scaled.mean((0, 2, 3)), rtol=1e-13, atol=0)
     assert np.allclose(std, scaled.std((0, 2, 3), correction=0), rtol=1e-13, atol=0)
+
+
+def test_import_costs_neither_datasets_nor_sklearn() -> None:
+    modules = list(Path(timm_ktg.data.__file__).parent.glob("*.py"))
+    imports = [node for path in modules for node in ast.parse(path.read_text()).body]
+    names = [node.module or "" for node in imports if isinstance(node, ast.ImportFrom)]
+    names += [
+        alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names
+    ]
+    assert "torch" in names
+    assert not {"datasets", "sklearn"} & {name.partition(".")[0] for name in names}

@@ -249,7 +249,7 @@ def code_of(source: str) -> str:
     space: dict[str, Any] = {}
     exec(compile(source, "a_plugin.py", "exec"), space)
     kept.append(space["gate"])  # so that the next one does not take its place in memory
-    return checks._code(space["gate"])
+    return checks.code_of(space["gate"])
 
 
 kept: list[Any] = []

@@ -330,19 +330,6 @@ def test_search_sampler_enqueued_graph_is_drawn_as_it_was() -> None:
     assert run.trials(study, 1) == [graph.key]
 
 
-# The size.
-
-
-@pytest.mark.parametrize("nodes, models, gates", [(1, 2, 3), (2, 2, 3), (3, 2, 4), (4, 3, 4)])
-def test_search_sampler_size_is_models_and_gates_to_their_powers(
-    nodes: int, models: int, gates: int
-) -> None:
-    size = models ** (nodes - 1) * gates ** (nodes**2)
-    assert choices_of(nodes, models="abc"[:models], gates=PAPER[:gates]).size == size
-    both = choices_of(1, nodes, models="abc"[:models], gates=PAPER[:gates])
-    assert both.size == (size + gates if nodes > 1 else size)
-
-
 def test_search_sampler_size_counts_what_is_drawn() -> None:
     choices = choices_of(1, 2, frozen=True, gates=("through", "cutoff"))
     assert choices.size == sum(1 for space in choices.spaces.values() for _ in every(space))
@@ -362,7 +349,3 @@ def test_search_sampler_choices_come_from_the_recipe() -> None:
     assert choices.largest == SearchSpace(
         "resnet8_cifar", ("resnet14_cifar",), ("through", "linear"), 2, False
     )
-    study = optuna.create_study(
-        storage=InMemoryStorage(), sampler=GraphSampler(choices, "random", 0, True)
-    )
-    assert study.ask(choices.nodes()).params[NODES] in (1, 2)

@@ -86,11 +86,6 @@ def ktg_tiny(
     return TinyNet(num_classes, width, drop_rate, norm)
 
 
-@register_model
-def ktg_tiny_wide(pretrained: bool = False, num_classes: int = 10, **_: Any) -> nn.Module:
-    return TinyNet(num_classes, 12, 0.0, False)
-
-
 # Gates and losses that show what a run hands them, or go wrong when a run has come far enough.
 
 progress: list[float] = []

@@ -55,7 +55,9 @@ def check_outputs(
 def check_processes_agree(graph: KnowledgeTransferGraph) -> None:
     """Raise RecipeError if this graph is not the same, gates' code included, on all processes."""
     edges = {
-        str(edge): f"{shown(edge.gate)} {_code(edge.gate)}, {shown(edge.loss)} {_code(edge.loss)}"
+        str(
+            edge
+        ): f"{shown(edge.gate)} {code_of(edge.gate)}, {shown(edge.loss)} {code_of(edge.loss)}"
         for edge in graph.edges
     }
     everywhere = gather_object([edges])
@@ -72,8 +74,8 @@ def check_processes_agree(graph: KnowledgeTransferGraph) -> None:
             )
 
 
-def _code(function: Any) -> str:
-    """Return what tells a function's code from another's."""
+def code_of(function: Any) -> str:
+    """Return what tells a function's code from another's, under one version of Python."""
     function = function.function if isinstance(function, Bound) else function
     code = getattr(function, "__code__", None)
     seen = _parts(code) if code else repr(type(function))
@@ -81,7 +83,7 @@ def _code(function: Any) -> str:
         *(getattr(function, "__defaults__", None) or ()),
         *(getattr(function, "__kwdefaults__", None) or {}).values(),
     ]
-    defaults = [_code(value) if callable(value) else repr(value) for value in values]
+    defaults = [code_of(value) if callable(value) else repr(value) for value in values]
     return hashlib.sha256(f"{seen} {defaults}".encode()).hexdigest()[:8]
 
 

@@ -80,16 +80,25 @@ def timed(function: Callable[[], object]) -> Seconds:
     return Seconds(time.process_time() - cpu, time.perf_counter() - wall)
 
 
-def header() -> str:
-    """Return what was measured on what, and the table's head."""
+def provenance() -> str:
+    """Return on what, with what and when it was measured."""
     malloc = [f"{key}={value}" for key, value in os.environ.items() if key.startswith("MALLOC_")]
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
     return "\n".join(
         [
-            f"{_cpu()}, {os.cpu_count()} cores, load {load:.1f} before; torch threads {threads}; "
+            f"{_cpu()}, {os.cpu_count()} cores, load {load:.1f}; torch threads {threads}; "
             f"{' '.join(malloc) or 'malloc untuned'}",
             f"torch {torch.__version__}, timm {timm.__version__}; commit {_commit()}; "
             f"{datetime.now():%Y-%m-%d %H:%M}",
+        ]
+    )
+
+
+def header() -> str:
+    """Return what was measured on what, and the table's head."""
+    return "\n".join(
+        [
+            provenance(),
             f"{'group':8}{'ratio of times':21}{'median':>8}  {'quartiles':17}{'CPU':>7}"
             f"{'n':>5}  {'wall s, medians':17}{'goal':9}meets goal",
         ]

@@ -16,6 +16,7 @@ from ..training import problems_everywhere
 from .program import Worker, check_recipe_of, say
 from .sampler import build_choices
 from .team import Check, Team
+from .weights import NoWeightsError
 
 PROGRAM = "accelerate launch -m timm_ktg.search"
 
@@ -27,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; None: those of the command line.
 
     Returns:
-        The exit code: 0, 2 if what was asked for is wrong, 130 if it was interrupted.
+        The exit code: 0, 1 if the search cannot go on, 2 if what was asked for is wrong, 130 if it
+        was interrupted.
     """
     problems: list[str] = []
     try:
@@ -39,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(command)
     except RecipeError as error:
         return fail(error.problems, 2)
+    except NoWeightsError as error:
+        return fail([str(error)], 1)
     except KeyboardInterrupt:
         return fail(["Interrupted. The same command again goes on with the search."], 130)
     return 0

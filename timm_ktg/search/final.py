@@ -16,6 +16,7 @@ from ..statistics import Sample
 from .objective import EDGES, Builder
 from .sampler import GRAPH, Choices
 from .space import CanonicalGraph, SearchSpace, all_through
+from .study import DUPLICATE
 
 LABEL_ONLY = "label-only"
 SUM, MEAN = "all-through sum", "all-through mean"
@@ -139,7 +140,6 @@ def spent(study: Study, epochs: int) -> dict[str, int]:
         "epochs": sum(trial.user_attrs.get("epochs", 0) for trial in trained),
         "epochs without pruning": len(trained) * epochs,
         "duplicates avoided": sum(each.get("seen", 0) for each in redrawn)
-        + len(trials)
-        - len(trained),
+        + sum(DUPLICATE in trial.user_attrs for trial in trials),
         "invalid graphs drawn again": sum(each.get("invalid", 0) for each in redrawn),
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from optuna import Trial, TrialPruned
+from optuna.exceptions import UpdateFinishedTrialError
 
 from ..errors import one_line
 from ..recipe.recipe import Recipe
@@ -90,8 +91,11 @@ class GraphObjective:
         recipe = self.builder.recipe_of(graph)
 
         def report(epoch: int, value: float, last: bool) -> bool:
-            trial.report(value, step=epoch)
-            stop = not last and trial.should_prune()
+            try:
+                trial.report(value, step=epoch)
+                stop = not last and trial.should_prune()
+            except UpdateFinishedTrialError:  # given to another worker while a database was away
+                return True
             verdict = "complete" if last else "stopped" if stop else "goes on"
             self.say(f"trial {trial.number}: {value:.2f} % after epoch {epoch}, {verdict}")
             return stop

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from optuna import Study, Trial
 
+from ..checks import code_of
 from ..errors import RecipeError, located
 from ..files import write_whole
+from ..gates import create_gate
 from ..metrics import TrainingError
 from ..recipe.images import build_splits
 from ..recipe.recipe import Recipe, save_recipe
-from ..recipe.search_config import SearchRecipe
+from ..recipe.search_config import GateConfig, SearchRecipe
 from . import final
 from .jobs import Jobs
 from .objective import Builder, GraphObjective
@@ -85,7 +87,7 @@ class Worker:
         prepare = partial(_enqueue, choices) if search.enqueue_controls else lambda study: None
         join = Join(self.name, storage, sampler, pruner, identity, prepare)
         study = open_study(join, must_exist=resume)
-        save_recipe(self.recipe, self.directory / "search.yaml")
+        save_recipe(_without_storage(self.recipe), self.directory / "search.yaml")
         done = len(finished(study))
         say(f"Study {self.name}: {choices.size:,} ways to choose, {done} trials so far.")
         builder = Builder(self.recipe, self._pretrained(storage, identity).path)
@@ -121,7 +123,7 @@ class Worker:
         rows = final.rows(study, choices, self.recipe)
         if not rows or rows[0].trial is None:
             raise RecipeError(["search: no trial was completed, so there is no best graph."])
-        digest = hashlib.sha256(repr([rows, search.final_seeds]).encode()).hexdigest()[:8]
+        digest = sha256(repr([rows, search.final_seeds]).encode()).hexdigest()[:8]
         teachers = self._teachers(rows, storage, identity, digest)
         builder = Builder(self.recipe, teachers.path)
         for row in rows:
@@ -207,7 +209,29 @@ def identity_of(recipe: SearchRecipe) -> dict[str, Any]:
         for field, value in values[section].items()
         if field not in free
     }
-    return {**fields, "data (images and labels)": build_splits(recipe.data).fingerprint}
+    files = {model: Path(path).read_bytes() for model, path in recipe.search.weights.items()}
+    return {
+        **fields,
+        "search.gates": [_identity_of_gate(gate) for gate in recipe.search.gates],
+        "search.weights": {name: sha256(data).hexdigest()[:16] for name, data in files.items()},
+        "data (images and labels)": build_splits(recipe.data).fingerprint,
+    }
+
+
+def _identity_of_gate(gate: GateConfig) -> str:
+    """Return a gate as it is shown; of one that is not ours its code too, which may change."""
+    bound = create_gate(gate.gate, **gate.gate_kwargs)
+    ours = bound.function.__module__.startswith("timm_ktg.")
+    return gate.shown if ours else f"{gate.shown} (code {code_of(bound)})"
+
+
+def _without_storage(recipe: SearchRecipe) -> SearchRecipe:
+    """Return a recipe without the url of a database, which may hold a password."""
+    search = recipe.search
+    if search.storage is None or "://" not in search.storage:
+        return recipe
+    without = search.model_copy(update={"storage": None})
+    return recipe.model_copy(update={"search": without})
 
 
 def check_recipe_of(recipe: SearchRecipe) -> Recipe:

@@ -22,7 +22,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import FrozenTrial
 
-from ..errors import RecipeError, first_line, one_line
+from ..errors import RecipeError, first_line, located, one_line
 from ..recipe.search_config import SearchConfig
 from .pruning import RUNG
 
@@ -76,12 +76,16 @@ def open_artifacts(search: SearchConfig, directory: Path) -> ArtifactStore:
     Args:
         search: The section of the recipe.
         directory: That of the search, for a folder.
+
+    Raises:
+        RecipeError: The store cannot be opened.
     """
     where = search.artifacts
     if where is not None and where.startswith("s3://"):
         from optuna.artifacts import Boto3ArtifactStore
 
-        return Boto3ArtifactStore(where.removeprefix("s3://"))
+        with located("search.artifacts"):  # as where boto3 is missing
+            return Boto3ArtifactStore(where.removeprefix("s3://"))
     from optuna.artifacts import FileSystemArtifactStore
 
     folder = directory / "artifacts" if where is None else Path(where)

@@ -1,0 +1,160 @@
+"""What a search costs beside its training, and what stopping trials early saves.
+
+    python -m tests.benchmarks.search [--seeds 0 1 2] [--only cost pruning]
+
+- `cost`: one worker, the digits data, graphs of two tiny models, so that training takes little: the
+  seconds of a trial that are neither building models nor training nor evaluating, and the process's
+  memory after each trial.
+- `pruning`: the recipe `digits-search` on two workers of one thread, with ASHA and without. A seed
+  draws the same graphs in both, so they differ in nothing else. Shown for each seed: the epochs
+  that all trials took until the best accuracy that both reach, each one's best, and all epochs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+from optuna.trial import FrozenTrial, TrialState
+
+from tests.benchmarks.ratios import ROOT, provenance
+from timm_ktg import training
+from timm_ktg.search import team
+from timm_ktg.search.__main__ import main as search
+from timm_ktg.search.storage import JOURNAL
+
+COST = [
+    *("digits-search", "--search.trials", "30", "--search.top_k", "0", "--search.pruner", "none"),
+    *("--search.frozen", "false", "--search.models", "resnet8_cifar", "--train.epochs", "1"),
+    *("--search.gates", '["through", "linear", "correct"]'),
+]
+
+
+@contextmanager
+def timed(spent: dict[str, float], module: Any, *names: str) -> Iterator[None]:
+    """Add up what functions of a module take."""
+    kept = {name: getattr(module, name) for name in names}
+
+    def wrapped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                spent[name] = spent.get(name, 0.0) + time.perf_counter() - start
+
+        return call
+
+    for name, function in kept.items():
+        setattr(module, name, wrapped(name, function))
+    yield
+    for name, function in kept.items():
+        setattr(module, name, function)
+
+
+def cost(folder: Path) -> str:
+    """Run trials in this process, and return what they took besides models and training."""
+    spent: dict[str, float] = {}
+    fixed: list[float] = []
+    memory: list[float] = []
+    optimize = optuna.Study.optimize
+
+    def counted(study: optuna.Study, objective: Any, **options: Any) -> None:
+        mark = [time.perf_counter(), 0.0]
+
+        def after(study: optuna.Study, trial: FrozenTrial) -> None:
+            now, known = time.perf_counter(), sum(spent.values())
+            fixed.append(now - mark[0] - (known - mark[1]))
+            mark[:] = [now, known]
+            gc.collect()
+            memory.append(psutil.Process().memory_info().rss / 2**20)
+
+        options["callbacks"] = [*options["callbacks"], after]
+        optimize(study, objective, **options)
+
+    optuna.Study.optimize = counted  # type: ignore[method-assign,assignment]
+    with (
+        timed(spent, team, "train_epoch", "evaluate"),
+        timed(spent, training, "build_nodes"),
+    ):
+        code = search([*COST, "--output-dir", str(folder)])
+    optuna.Study.optimize = optimize  # type: ignore[method-assign]
+    assert code == 0
+    low, median, high = statistics.quantiles(fixed[1:])
+    spread = f"quartiles {low:.3f} .. {high:.3f}, n={len(fixed) - 1}"
+    return (
+        f"fixed cost a trial: {median:.3f} s ({spread}; goal 0.5)\n"
+        f"memory after trial 2, 10, 20, {len(memory)}: "
+        f"{', '.join(f'{memory[i]:.0f}' for i in (1, 9, 19, -1))} MiB"
+    )
+
+
+def pruning(folder: Path, seed: int) -> str:
+    """Search with and without ASHA, and return how many epochs each took to the same accuracy."""
+    found = {kind: _searched(folder / kind, kind, seed) for kind in ("asha", "none")}
+    best = {kind: max(value for _, value in curve) for kind, curve in found.items()}
+    both = min(best.values())
+    line = [f"seed {seed}: epochs to {both:.2f} %"]
+    for kind, curve in found.items():
+        reached = next(epochs for epochs, value in curve if value >= both)
+        line.append(f"{kind} {reached} (best {best[kind]:.2f} %, {curve[-1][0]} epochs in all)")
+    return ", ".join(line)
+
+
+def _searched(folder: Path, kind: str, seed: int) -> list[tuple[int, float]]:
+    """Return, as trials end, all epochs so far and the best accuracy so far."""
+    flags = ["--search.pruner", kind, "--search.seed", str(seed), "--search.top_k", "0"]
+    command = [sys.executable, "-m", "timm_ktg.search", "digits-search", *flags]
+    workers = [
+        subprocess.Popen(
+            [*command, "--output-dir", str(folder)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+        )
+        for _ in range(2)
+    ]
+    assert [worker.wait() for worker in workers] == [0, 0]
+    backend = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
+    storage = optuna.storages.JournalStorage(backend)
+    study = optuna.load_study(study_name="digits-search", storage=storage)
+    ended = [trial for trial in study.trials if "epochs" in trial.user_attrs]
+    ended.sort(key=lambda trial: trial.datetime_complete or trial.datetime_start)
+    epochs = itertools.accumulate(trial.user_attrs["epochs"] for trial in ended)
+    values = itertools.accumulate(
+        (trial.value or 0.0 if trial.state == TrialState.COMPLETE else 0.0 for trial in ended), max
+    )
+    return list(zip(epochs, values, strict=True))
+
+
+def main() -> None:
+    """Measure, and print a line for each figure."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.search")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=["cost", "pruning"])
+    arguments = parser.parse_args()
+    chosen = arguments.only or ["cost", "pruning"]
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        if "cost" in chosen:
+            lines.append(cost(Path(folder, "cost")))
+        if "pruning" in chosen:
+            lines += [pruning(Path(folder, f"seed-{seed}"), seed) for seed in arguments.seeds]
+    print("\n".join([provenance(), *lines]))
+
+
+if __name__ == "__main__":
+    main()
