@@ -91,11 +91,11 @@ def test_node_threads_pass_on_what_a_node_raises() -> None:
         graph(torch.zeros(2, 5, 6, 6))
 
 
-def test_node_threads_leave_the_number_of_threads_as_it_was() -> None:
-    before = torch.get_num_threads()
-    seen = NodeThreads(2, {}).run([torch.get_num_threads] * 2)
-    assert seen == [1, 1]
-    assert torch.get_num_threads() == before
+def test_node_threads_are_of_one_thread_each_and_leave_the_callers_number(
+    two_threads: None,
+) -> None:
+    assert NodeThreads(4, {}).run([torch.get_num_threads] * 4) == [1] * 4
+    assert torch.get_num_threads() == 2
 
 
 def test_draws_tells_a_model_that_drops_and_leaves_it_as_it_was() -> None:
@@ -107,12 +107,17 @@ def test_draws_tells_a_model_that_drops_and_leaves_it_as_it_was() -> None:
         assert all(torch.equal(value, net.state_dict()[name]) for name, value in state.items())
 
 
-@pytest.fixture
-def two_threads() -> Any:
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def two_threads(one_thread: None) -> None:
+    torch.set_num_threads(2)
 
 
 def graph_of_models(*models: nn.Module) -> ktg.KnowledgeTransferGraph:

@@ -166,12 +166,17 @@ def _backward(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
     torch.autograd.backward(tensors, gradients)
 
 
+def _be_one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # else the first operator would take the number that others set later
+
+
 @cache
 def _pool(count: int) -> ThreadPoolExecutor:
     """Return threads of one intra-op thread each."""
     before = torch.get_num_threads()
     ready = Barrier(count + 1)
-    pool = ThreadPoolExecutor(count, "node", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(count, "node", initializer=_be_one_thread)
     for _ in range(count):
         pool.submit(ready.wait)
     ready.wait()

@@ -87,7 +87,7 @@ class Worker:
         prepare = partial(_enqueue, choices) if search.enqueue_controls else lambda study: None
         join = Join(self.name, storage, sampler, pruner, identity, prepare)
         study = open_study(join, must_exist=resume)
-        save_recipe(_without_storage(self.recipe), self.directory / "search.yaml")
+        save_recipe(without_storage(self.recipe), self.directory / "search.yaml")
         done = len(finished(study))
         say(f"Study {self.name}: {choices.size:,} ways to choose, {done} trials so far.")
         builder = Builder(self.recipe, self._pretrained(storage, identity).path)
@@ -225,7 +225,7 @@ def _identity_of_gate(gate: GateConfig) -> str:
     return gate.shown if ours else f"{gate.shown} (code {code_of(bound)})"
 
 
-def _without_storage(recipe: SearchRecipe) -> SearchRecipe:
+def without_storage(recipe: SearchRecipe) -> SearchRecipe:
     """Return a recipe without the url of a database, which may hold a password."""
     search = recipe.search
     if search.storage is None or "://" not in search.storage:
