@@ -117,14 +117,17 @@ def test_frozen_nodes_have_weights_that_are_trained_once(tmp_path: Path) -> None
     assert frozen  # seed 0 draws some
     (job,) = jobs.trials
     assert job.state == TrialState.COMPLETE and job.params == {"job": "ktg_tiny_wide"}
-    assert (run / "weights" / "ktg_tiny_wide.safetensors").is_file()
-    assert [path.is_file() for path in (run / "artifacts").iterdir()]
+    (copy,) = (run / "weights").iterdir()
+    (artifact,) = (run / "artifacts").iterdir()
+    assert copy.name == f"ktg_tiny_wide-{artifact.name}.safetensors"
+    assert copy.read_bytes() == artifact.read_bytes()
 
 
 def test_weights_that_the_user_has_are_taken(tmp_path: Path) -> None:
     values = search_values(models=["ktg_tiny_wide"], frozen=True, trials=1, top_k=0)
     assert search(tmp_path, values) == 0
-    weights = {"ktg_tiny_wide": str(tmp_path / "run" / "weights" / "ktg_tiny_wide.safetensors")}
+    (artifact,) = (tmp_path / "run" / "artifacts").iterdir()
+    weights = {"ktg_tiny_wide": str(artifact.rename(tmp_path / "mine.safetensors"))}
     other = write_recipe(
         tmp_path / "o.yaml", {**values, "search": {**values["search"], "weights": weights}}
     )

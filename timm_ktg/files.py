@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -26,7 +27,7 @@ def replace_whole(path: Path) -> Iterator[Path]:
     Args:
         path: The file; what it held is replaced.
     """
-    # Of this process alone, for others may be writing the same file.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Of this process alone, for others, on other hosts too, may be writing the same file.
+    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
     yield partial
     os.replace(partial, path)

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
+from .errors import RecipeError
 from .files import write_whole
-from .recipe.recipe import Recipe, save_recipe
+from .recipe.recipe import Recipe, read_recipe, same_run, save_recipe
 from .run_directory import RunDirectory
 from .running import Summary, create_accelerator, run_training
 from .statistics import Sample
@@ -57,12 +58,17 @@ def run_seed(recipe: Recipe, seed: int, directory: RunDirectory) -> Summary:
     train = recipe.train.model_copy(update={"seed": seed})
     recipe = recipe.model_copy(update={"train": train})
     accelerator = create_accelerator(recipe)
+    begun = directory.recipe.is_file()
+    if begun and not same_run(read_recipe(directory.recipe), recipe.model_dump(mode="json")):
+        raise RecipeError(
+            [f"output-dir: {directory.path} holds a run of another recipe; choose another place."]
+        )
     done = directory.summary.is_file()
     accelerator.wait_for_everyone()  # before one of them writes it
     if done:
         found: Summary = json.loads(directory.summary.read_text(encoding="utf-8"))
         return found
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and not begun:
         directory.path.mkdir(parents=True, exist_ok=True)
         save_recipe(recipe, directory.recipe)
     accelerator.wait_for_everyone()

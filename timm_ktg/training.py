@@ -155,10 +155,15 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
     )
 
 
-def problems_everywhere(problems: Sequence[str]) -> list[str]:
-    """Return the problems of all processes, each once, so that none waits for one that gave up."""
+def problems_everywhere(problems: Sequence[str], **group: Any) -> list[str]:
+    """Return the problems of all processes, each once, so that none waits for one that gave up.
+
+    Args:
+        problems: Those of this process.
+        group: Arguments of the group of processes, which the first call makes.
+    """
     # The first to ask settles what kind of processes there are, and forgets this flag by itself.
-    PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), **group)
     return list(dict.fromkeys(gather_object(list(problems))))
 
 

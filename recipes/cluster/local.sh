@@ -6,8 +6,7 @@ set -eu
 pids=""
 trap 'kill $pids 2>/dev/null' INT TERM
 for _ in $(seq "${WORKERS:-2}"); do
-  OMP_NUM_THREADS="${THREADS:-1}" accelerate launch --num_processes 1 --num_machines 1 \
-    --mixed_precision no --dynamo_backend no -m timm_ktg.search "$@" &
+  OMP_NUM_THREADS="${THREADS:-1}" python -m timm_ktg.search "$@" &  # one process, which needs no launcher
   pids="$pids $!"
 done
 status=0

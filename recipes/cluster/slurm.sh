@@ -12,8 +12,7 @@
 #SBATCH --signal=INT@60
 #SBATCH --output=timm_ktg-%A-%a.log
 set -eu
-export HF_DATASETS_OFFLINE="${HF_DATASETS_OFFLINE:-0}"
 srun accelerate launch --num_processes 1 --num_machines 1 -m timm_ktg.search "$@" \
   --search.storage "$STORAGE" \
   --search.artifacts "${ARTIFACTS:-$HOME/timm_ktg-artifacts}" \
-  --output-dir "runs/worker-$SLURM_ARRAY_TASK_ID"
+  --output-dir "runs/$(echo "$1" | tr / -)/worker-$SLURM_ARRAY_TASK_ID"

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import itertools
 import os
 import statistics
@@ -79,7 +78,6 @@ def cost(folder: Path) -> str:
             now, known = time.perf_counter(), sum(spent.values())
             fixed.append(now - mark[0] - (known - mark[1]))
             mark[:] = [now, known]
-            gc.collect()
             memory.append(psutil.Process().memory_info().rss / 2**20)
 
         options["callbacks"] = [*options["callbacks"], after]

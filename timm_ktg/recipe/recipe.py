@@ -19,6 +19,12 @@ from .train_config import TrainConfig
 
 S = TypeVar("S", bound=Section)
 
+# Fields that say how a machine goes about a run, not what comes out of it.
+PLACE = {
+    "data": {"dataset", "workers"},
+    "train": {"node_threads", "torchcompile", "channels_last"},
+}
+
 _PACKAGE = Path(__file__).parent.parent
 
 
@@ -147,6 +153,18 @@ def save_recipe(recipe: Section, path: Path) -> None:
     """Write a recipe with every field spelled out, so that it means the same in later versions."""
     values = recipe.model_dump(mode="json")
     write_whole(path, yaml.safe_dump(values, sort_keys=False))
+
+
+def same_run(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Say whether two recipes' values give the same run, but for what depends on the machine."""
+    return _without_place(first) == _without_place(second)
+
+
+def _without_place(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: {key: value for key, value in section.items() if key not in PLACE.get(name, ())}
+        for name, section in values.items()
+    }
 
 
 def _line(section: type[BaseModel], details: Any) -> str:

@@ -135,11 +135,9 @@ class SearchRecipe(Section):
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
         """Yield what a search cannot do without."""
         images = data.get("data") or {}
-        if (
-            isinstance(images, Mapping)
-            and not images.get("holdout")
-            and not images.get("val_split")
-        ):
+        if not isinstance(images, Mapping) or images.get("val_split"):
+            return
+        if str(images.get("holdout", 0)) == "0":  # the command line gives numbers as texts
             yield problem(
                 ("data", "holdout"),
                 "should be above 0, for a search chooses by validation images. Found 0.",

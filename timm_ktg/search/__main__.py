@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
-from ..errors import RecipeError, collected
+from optuna.exceptions import StorageInternalError
+
+from ..errors import ContractError, RecipeError, collected, one_line
 from ..recipe.search_command import SearchCommand, parse_search
 from ..run_directory import RUNS
 from ..running import create_accelerator
@@ -18,6 +22,7 @@ from .sampler import build_choices
 from .team import Check, Team
 from .weights import NoWeightsError
 
+PATIENCE = timedelta(days=30)
 PROGRAM = "accelerate launch -m timm_ktg.search"
 
 
@@ -35,14 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with collected(problems):
             command = parse_search(sys.argv[1:] if argv is None else argv, PROGRAM)
-        problems = problems_everywhere(problems)
+        # While the first process waits for other workers, the rest wait for it.
+        problems = problems_everywhere(problems, timeout=PATIENCE)
         if problems:
             raise RecipeError(problems)
         run(command)
     except RecipeError as error:
         return fail(error.problems, 2)
-    except NoWeightsError as error:
-        return fail([str(error)], 1)
+    except ContractError as error:
+        return fail([str(error)], 2)
+    except (NoWeightsError, StorageInternalError) as error:
+        return fail([one_line(error)], 1)
     except KeyboardInterrupt:
         return fail(["Interrupted. The same command again goes on with the search."], 130)
     return 0
@@ -56,8 +64,11 @@ def run(command: SearchCommand) -> None:
     """
     recipe = command.recipe
     accelerator = create_accelerator(check_recipe_of(recipe))
-    logging.getLogger("timm_ktg").setLevel(logging.ERROR)  # a graph leaves nodes out in many trials
+    logging.getLogger("timm_ktg.graph").setLevel(logging.ERROR)  # many trials leave nodes out
     team = Team()
+    # What is there now stays: collecting garbage after a trial need not look at it, which takes
+    # 0.4 s each time with torch and timm imported.
+    gc.freeze()
     if not accelerator.is_main_process:
         team.follow()
         accelerator.end_training()
@@ -70,8 +81,14 @@ def run(command: SearchCommand) -> None:
             say(f"Dry run: {build_choices(recipe.search).size:,} ways to choose, all models built.")
         else:
             Worker(recipe, name, directory, team).run(command.resume)
-    finally:
+    except (RecipeError, NoWeightsError):
         team.dismiss()
+        raise
+    finally:
+        gc.unfreeze()
+    # After any other error the others may be in the middle of a step: this process ends, and with
+    # it, by the launcher, they do.
+    team.dismiss()
     accelerator.end_training()
 
 

@@ -10,13 +10,14 @@ from typing import Any
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from ..recipe.data_config import DataConfig
 from ..recipe.recipe import Recipe
 from ..recipe.search_config import SearchRecipe
 from ..statistics import Sample
-from .objective import EDGES, Builder
+from .objective import EDGES, EPOCHS, REDRAWN, Builder
 from .sampler import GRAPH, Choices
 from .space import CanonicalGraph, SearchSpace, all_through
-from .study import DUPLICATE
+from .study import DUPLICATE, finished
 
 LABEL_ONLY = "label-only"
 SUM, MEAN = "all-through sum", "all-through mean"
@@ -31,7 +32,7 @@ class Row:
         graph: The graph.
         reduction: How a node's losses from networks add up.
         trial: Number of the trial that found it; None: a control.
-        value: That trial's validation top-1 in percent.
+        value: Validation top-1 in percent of one training on the search's split, if there was one.
     """
 
     name: str
@@ -50,20 +51,29 @@ def best_trials(study: Study, count: int) -> list[FrozenTrial]:
     return list(best.values())[:count]
 
 
-def rows(study: Study, choices: Choices, recipe: SearchRecipe) -> list[Row]:
-    """Return the best graphs and, beside them, the controls on the same nodes as the best."""
+def rows(
+    study: Study, choices: Choices, recipe: SearchRecipe, label_only: float | None
+) -> list[Row]:
+    """Return the best graphs and, beside them, the controls on the same nodes as the best.
+
+    Args:
+        study: The study.
+        choices: What there was to draw.
+        recipe: The search's.
+        label_only: Validation top-1 in percent of the target trained on the labels alone.
+    """
     search, space = recipe.search, choices.largest
     found = []
     for rank, trial in enumerate(best_trials(study, max(1, search.top_k)), start=1):
         graph = choices.graph(trial.params)
         assert graph is not None  # it was trained
         found.append(Row(f"best-{rank}", graph, search.reduction, trial.number, trial.value))
-    return [*found, *_controls(space, found)]
+    return [*found, *_controls(space, found, label_only)]
 
 
-def _controls(space: SearchSpace, found: Sequence[Row]) -> list[Row]:
+def _controls(space: SearchSpace, found: Sequence[Row], value: float | None) -> list[Row]:
     nodes = found[0].graph.nodes[1:] if found else ()
-    label_only = Row(LABEL_ONLY, all_through(space, ()), "sum")
+    label_only = Row(LABEL_ONLY, all_through(space, ()), "sum", value=value)
     if not nodes:
         return [label_only]
     graph = all_through(space, [node.model for node in nodes])
@@ -77,7 +87,7 @@ def final_recipe(builder: Builder, row: Row) -> Recipe:
     return recipe.model_copy(update={"graph": graph, "data": whole(recipe.data)})
 
 
-def whole(data: Any) -> Any:
+def whole(data: DataConfig) -> DataConfig:
     """Return the section `data` with nothing held out of the training images."""
     return data.model_copy(update={"holdout": 0})
 
@@ -130,14 +140,14 @@ def spent(study: Study, epochs: int) -> dict[str, int]:
         epochs: Epochs of a whole trial.
     """
     trials = study.get_trials(deepcopy=False)
-    trained = [trial for trial in trials if EDGES in trial.user_attrs]
-    redrawn = [trial.user_attrs.get("redrawn", {}) for trial in trials]
+    trained = [trial for trial in finished(study) if EDGES in trial.user_attrs]
+    redrawn = [trial.user_attrs.get(REDRAWN, {}) for trial in trained]
     states = [trial.state for trial in trained]
     return {
         "complete": states.count(TrialState.COMPLETE),
         "pruned": states.count(TrialState.PRUNED),
         "failed": states.count(TrialState.FAIL),
-        "epochs": sum(trial.user_attrs.get("epochs", 0) for trial in trained),
+        "epochs": sum(trial.user_attrs.get(EPOCHS, 0) for trial in trained),
         "epochs without pruning": len(trained) * epochs,
         "duplicates avoided": sum(each.get("seen", 0) for each in redrawn)
         + sum(DUPLICATE in trial.user_attrs for trial in trials),

@@ -13,6 +13,7 @@ from optuna.samplers import PartialFixedSampler, RandomSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from ..errors import one_line
 from .sampler import REASON
 from .study import Join, fail_dead, open_study, run_trials, until
 
@@ -68,7 +69,11 @@ class Jobs:
             job = trial.suggest_categorical(JOB, [*self.names, NOTHING])
             if job == NOTHING:
                 raise TrialPruned("Another worker took the last job.")
-            return do(job, trial)
+            try:
+                return do(job, trial)
+            except Exception as error:
+                say(f"{job} failed: {one_line(error)}")
+                raise
 
         while self._waiting() or self._running():
             if self._waiting():

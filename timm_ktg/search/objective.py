@@ -41,7 +41,9 @@ class Builder:
     def recipe_of(self, graph: CanonicalGraph) -> Recipe:
         """Return the recipe that trains a graph on the search's own split."""
         models = {node.name: node.model for node in graph.nodes}
-        weights = {models[name]: str(self.weights(models[name])) for name in graph.frozen_nodes}
+        weights = {
+            models[name]: str(self.weights(models[name]).resolve()) for name in graph.frozen_nodes
+        }
         section = graph_section(graph, self.specs, weights)
         values = {"reduction": self.recipe.search.reduction, **section}
         return Recipe.model_validate(
@@ -121,13 +123,13 @@ class GraphObjective:
         if graph is None:  # enqueued by hand
             trial.set_user_attr(DUPLICATE, "invalid")
             raise TrialPruned("The target learns from nothing.")
+        trial.set_user_attr(GRAPH, graph.key)  # before looking, that others may see it
         if self.builder.recipe.search.unique:
             if graph.key in seen_graphs(trial.study, before=trial.number):
                 trial.set_user_attr(DUPLICATE, graph.key)
                 raise TrialPruned("The graph was seen before.")
         trial.set_user_attr(MODELS, {node.name: node.model for node in graph.nodes})
         trial.set_user_attr(EDGES, [list(edge) for edge in graph.edges])
-        trial.set_user_attr(GRAPH, graph.key)
         return graph
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from optuna import Study, Trial
 
 from ..checks import code_of
@@ -19,7 +20,7 @@ from ..files import write_whole
 from ..gates import create_gate
 from ..metrics import TrainingError
 from ..recipe.images import build_splits
-from ..recipe.recipe import Recipe, save_recipe
+from ..recipe.recipe import PLACE, Recipe, save_recipe
 from ..recipe.search_config import GateConfig, SearchRecipe
 from . import final
 from .jobs import Jobs
@@ -34,10 +35,9 @@ from .team import Check, Final, Team
 from .team import Trial as Task
 from .weights import NoWeightsError, SharedWeights
 
-# What fails a trial and not the worker. Of several processes one may be out of memory alone.
-CATCH: tuple[type[Exception], ...] = (
-    *(TrainingError, torch.OutOfMemoryError, MemoryError, NoWeightsError),
-)
+# What fails a trial and not the worker.
+CATCH: tuple[type[Exception], ...] = (TrainingError, NoWeightsError)
+OUT_OF_MEMORY: tuple[type[Exception], ...] = (torch.OutOfMemoryError, MemoryError)
 
 # Fields that may differ between the workers of a study.
 FREE = {
@@ -45,8 +45,7 @@ FREE = {
         *("trials", "study", "storage", "artifacts", "heartbeat_interval", "grace_period"),
         *("top_k", "final_seeds", "seed", "sampler", "unique", "enqueue_controls", "weights"),
     },
-    "data": {"dataset", "workers"},
-    "train": {"node_threads", "torchcompile", "channels_last"},
+    **PLACE,
 }
 
 
@@ -81,7 +80,8 @@ class Worker:
             sampler = GraphSampler(choices, search.sampler, search.seed, search.unique)
         identity = identity_of(self.recipe)
         self.team.check(Check(check_recipe_of(self.recipe)))
-        self.directory.mkdir(parents=True, exist_ok=True)
+        with located("output-dir"):
+            self.directory.mkdir(parents=True, exist_ok=True)
         storage = open_storage(search, self.directory)
         pruner = build_pruner(search)
         prepare = partial(_enqueue, choices) if search.enqueue_controls else lambda study: None
@@ -90,11 +90,21 @@ class Worker:
         save_recipe(without_storage(self.recipe), self.directory / "search.yaml")
         done = len(finished(study))
         say(f"Study {self.name}: {choices.size:,} ways to choose, {done} trials so far.")
-        builder = Builder(self.recipe, self._pretrained(storage, identity).path)
+        pretrained = self._pretrained(storage, identity)
+        builder = Builder(self.recipe, pretrained.path)
         objective = GraphObjective(builder, choices, self.team, say)
-        run_trials(study, objective, lambda study: len(finished(study)) >= search.trials, CATCH)
+        run_trials(study, objective, self._enough, self._catch)
         wait_for_others(study, say)
-        self._finish(study, choices, storage, identity)
+        rows = final.rows(study, choices, self.recipe, pretrained.value(search.target_model))
+        self._finish(study, rows, storage, identity)
+
+    def _enough(self, study: Study) -> bool:
+        return len(finished(study)) >= self.recipe.search.trials
+
+    @property
+    def _catch(self) -> tuple[type[Exception], ...]:
+        """What fails a trial and not the worker; of several processes one may be out of memory."""
+        return CATCH if PartialState().num_processes > 1 else (*CATCH, *OUT_OF_MEMORY)
 
     def _pretrained(self, storage: Any, identity: dict[str, Any]) -> SharedWeights:
         """Return the weights of frozen nodes, trained on the search's own split."""
@@ -112,15 +122,14 @@ class Worker:
         def train(model: str, path: Path) -> float:
             return self.team.trial(Task(label_only.label_only(model), export=path))
 
-        shared.train(train, CATCH, say)
+        shared.train(train, self._catch, say)
         return shared
 
     def _finish(
-        self, study: Study, choices: Choices, storage: Any, identity: dict[str, Any]
+        self, study: Study, rows: list[final.Row], storage: Any, identity: dict[str, Any]
     ) -> None:
         """Train the best graphs and the controls on all training images, and show them."""
         search = self.recipe.search
-        rows = final.rows(study, choices, self.recipe)
         if not rows or rows[0].trial is None:
             raise RecipeError(["search: no trial was completed, so there is no best graph."])
         digest = sha256(repr([rows, search.final_seeds]).encode()).hexdigest()[:8]
@@ -145,7 +154,7 @@ class Worker:
                 path = final.run_path(self.directory, row, seed)
                 return self._tested(final.final_recipe(builder, row), seed, path)
 
-            jobs.work(do, CATCH, say)
+            jobs.work(do, self._catch, say)
             done = jobs.done()
         samples = {row.name: final.sample(done, row, search.final_seeds) for row in rows}
         spent = final.spent(study, self.recipe.train.epochs)
@@ -178,7 +187,7 @@ class Worker:
             path.write_bytes((run / "nodes" / "target.safetensors").read_bytes())
             return value
 
-        shared.train(train, CATCH, say)
+        shared.train(train, self._catch, say)
         return shared
 
     def _tested(self, recipe: Recipe, seed: int, path: Path) -> float:

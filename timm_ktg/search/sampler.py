@@ -131,8 +131,8 @@ class GraphSampler(BaseSampler):
         Where there is none left the study is stopped, and the graph returned was seen before.
         """
         self.redrawn = {"invalid": 0, "seen": 0}
-        if "fixed_params" in trial.system_attrs:
-            return {}  # enqueued
+        if {"fixed_params", "failed_trial"} & trial.system_attrs.keys():
+            return {}  # enqueued, or to be done again
         seen = seen_graphs(study)
         if self.kind == "brute_force":
             return self._unseen(study, trial, seen)

@@ -58,7 +58,8 @@ def open_storage(search: SearchConfig, directory: Path) -> BaseStorage:
     where = search.storage
     if where is None or "://" not in where:
         path = str(directory / JOURNAL if where is None else where)
-        return JournalStorage(JournalFileBackend(path, lock_obj=_journal_lock(path)))
+        with located("search.storage"):
+            return JournalStorage(JournalFileBackend(path, lock_obj=_journal_lock(path)))
     if where.startswith("sqlite"):
         raise RecipeError(
             [
@@ -89,7 +90,8 @@ def open_artifacts(search: SearchConfig, directory: Path) -> ArtifactStore:
     from optuna.artifacts import FileSystemArtifactStore
 
     folder = directory / "artifacts" if where is None else Path(where)
-    folder.mkdir(parents=True, exist_ok=True)
+    with located("search.artifacts"):
+        folder.mkdir(parents=True, exist_ok=True)
     return FileSystemArtifactStore(folder)
 
 

@@ -21,7 +21,8 @@ from optuna.exceptions import (
 )
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, fail_stale_trials
+from optuna.storages import BaseStorage
+from optuna.storages._heartbeat import fail_stale_trials, is_heartbeat_enabled
 from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import RecipeError, one_line
@@ -90,7 +91,7 @@ def open_study(join: Join, must_exist: bool = False) -> Study:
         study = optuna.load_study(**options)
         _wait_until_ready(study)
         _check_identity(study, join.identity)
-        fail_dead(study, join.again)
+        fail_dead(study, join.again or is_heartbeat_enabled(join.storage))
         return study
     study.set_user_attr(IDENTITY, dict(join.identity))
     join.prepare(study)
@@ -131,14 +132,20 @@ def run_trials(
 
     def held(trial: Trial) -> float:
         try:
-            return signed(trial)
+            value = signed(trial)
+            sign(trial)  # which cannot be done in one that was given to another worker
+            return value
         except UpdateFinishedTrialError as error:
             raise _GivenAway(one_line(error)) from error
+        except KeyboardInterrupt as interrupt:
+            raise _Interrupted from interrupt
 
     while not enough(study):
         try:
             study.optimize(held, catch=catch, callbacks=[stop], gc_after_trial=True)
             return
+        except _Interrupted:
+            raise KeyboardInterrupt from None
         except (_GivenAway, UpdateFinishedTrialError) as error:
             _logger.warning("A trial was given to another worker meanwhile: %s", error)
 
@@ -215,6 +222,10 @@ def _fail(study: Study, trial: FrozenTrial) -> bool:
     except (ValueError, UpdateFinishedTrialError):  # how Optuna says that it has ended
         return False
     return True
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C, of which Optuna would make a trial that failed; this way it is one to do again."""
 
 
 class _GivenAway(BaseException):

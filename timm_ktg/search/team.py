@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from optuna import TrialPruned
@@ -146,10 +144,7 @@ class Team:
         try:
             return self._trained(task, report, accelerator)
         finally:
-            accelerator.free_memory()
-            gc.collect()  # models and hooks refer to one another
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            accelerator.free_memory()  # which collects garbage and empties the device's cache
 
     def _trained(self, task: Trial, report: Report | None, accelerator: Accelerator) -> float:
         self.epochs = 0

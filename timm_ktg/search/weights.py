@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from optuna import Trial
 from optuna.artifacts import download_artifact, upload_artifact
@@ -46,12 +47,12 @@ class SharedWeights:
 
         def do(model: str, trial: Trial) -> float:
             say(f"Training {model} on the labels alone.")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = self._file(model)
-            value = train(model, path)
-            artifact = upload_artifact(
-                artifact_store=self.store, file_path=str(path), study_or_trial=trial
-            )
+            with TemporaryDirectory() as folder:
+                path = Path(folder, "weights.safetensors")
+                value = train(model, path)
+                artifact = upload_artifact(
+                    artifact_store=self.store, file_path=str(path), study_or_trial=trial
+                )
             trial.set_user_attr(ARTIFACT, artifact)
             return value
 
@@ -65,22 +66,25 @@ class SharedWeights:
         """
         if model in self.given:
             return Path(self.given[model])
-        path = self._file(model)
-        if path.is_file():
-            return path
         done = self.jobs.done() if self.jobs else {}
         if model not in done:
             failed = self.jobs.failed() if self.jobs else {}
             why = failed.get(model, "nobody trains it")
             raise NoWeightsError(f"A frozen {model} needs weights, and there are none: {why}.")
+        artifact = done[model].user_attrs[ARTIFACT]
+        path = self.folder / f"{model.replace('/', '_').replace(':', '_')}-{artifact}.safetensors"
+        if path.is_file():
+            return path
         self.folder.mkdir(parents=True, exist_ok=True)
         with replace_whole(path) as partial:
             download_artifact(
                 artifact_store=self.store,
-                artifact_id=done[model].user_attrs[ARTIFACT],
+                artifact_id=artifact,
                 file_path=str(partial),
             )
         return path
 
-    def _file(self, model: str) -> Path:
-        return self.folder / f"{model.replace('/', '_').replace(':', '_')}.safetensors"
+    def value(self, model: str) -> float | None:
+        """Return the top-1 in percent of a model trained on the labels alone, if it was."""
+        trial = self.jobs.done().get(model) if self.jobs else None
+        return None if trial is None else trial.value
