@@ -17,7 +17,11 @@ from tests.training_cases import (
     write_recipe,
 )
 from tests.training_cases import workbench as workbench
+from timm_ktg.errors import RecipeError
+from timm_ktg.recipe.recipe import check_recipe
 from timm_ktg.review.__main__ import main as review
+from timm_ktg.run_directory import RunDirectory
+from timm_ktg.seeds import run_seed
 
 
 def values() -> Values:
@@ -63,6 +67,19 @@ def test_a_seed_that_is_given_twice_is_refused(
     recipe = write_recipe(tmp_path / "r.yaml", values())
     assert run_main(recipe, "--seeds", "1", "1") == 2
     assert "seeds: should be 0 or more, each only once. Found 1 1." in capsys.readouterr().err
+
+
+def test_run_of_another_recipe_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    path = tmp_path / "seed-0"
+    train_run(path, values())
+    recipe = check_recipe(values())
+    assert run_seed(recipe, 0, RunDirectory(path)) == summary_of(path)
+    elsewhere = recipe.model_copy(
+        update={"train": recipe.train.model_copy(update={"node_threads": 1})}
+    )
+    assert run_seed(elsewhere, 0, RunDirectory(path)) == summary_of(path)
+    with pytest.raises(RecipeError, match="holds a run of another recipe"):
+        run_seed(check_recipe(recipe_values(epochs=1, lr=0.04)), 0, RunDirectory(path))
 
 
 def test_directory_of_seeds_is_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from .errors import RecipeError
 from .files import write_whole
 from .recipe.recipe import Recipe, read_recipe, same_run, save_recipe
 from .run_directory import RunDirectory
-from .running import Summary, create_accelerator, run_training
+from .running import Summary, create_accelerator, run_training, settled
 from .statistics import Sample
 from .terminal import console
 from .training import build_training
@@ -58,6 +58,7 @@ def run_seed(recipe: Recipe, seed: int, directory: RunDirectory) -> Summary:
     train = recipe.train.model_copy(update={"seed": seed})
     recipe = recipe.model_copy(update={"train": train})
     accelerator = create_accelerator(recipe)
+    recipe = settled(recipe, accelerator)
     begun = directory.recipe.is_file()
     if begun and not same_run(read_recipe(directory.recipe), recipe.model_dump(mode="json")):
         raise RecipeError(
