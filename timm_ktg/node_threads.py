@@ -107,9 +107,10 @@ def choose_threads(
 ) -> NodeThreads | None:
     """Return how to run the nodes side by side, or None to run them one after another.
 
-    By itself, only where it was measured to win: on 2 cores nodes of one size take 0.82 to 0.96 of
-    the time that they take one after another with 2 intra-op threads. No node should hold up the
-    others, so the busiest thread may have at most 2/3 of the work.
+    By itself, only where it was measured to win: on 2 cores nodes of one size take 0.77 to 0.98 of
+    the time that they take one after another with 2 intra-op threads, the less the busier the
+    machine is otherwise. No node should hold up the others, so the busiest thread may have at most
+    2/3 of the work.
 
     Args:
         members: The nodes.

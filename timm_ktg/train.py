@@ -11,6 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from .allocator import keep_freed_memory
 from .errors import ContractError, RecipeError, collected
 from .metrics import TrainingError
 from .recipe.command_line import Command, parse_command
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         interrupted.
     """
     problems: list[str] = []
+    keep_freed_memory()
     try:
         with collected(problems):
             command = parse_command(sys.argv[1:] if argv is None else argv, PROGRAM)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from optuna.exceptions import StorageInternalError
 
+from ..allocator import keep_freed_memory
 from ..errors import ContractError, RecipeError, collected, one_line
 from ..recipe.search_command import SearchCommand, parse_search
 from ..run_directory import RUNS
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         was interrupted.
     """
     problems: list[str] = []
+    keep_freed_memory()
     try:
         with collected(problems):
             command = parse_search(sys.argv[1:] if argv is None else argv, PROGRAM)
