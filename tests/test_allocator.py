@@ -20,5 +20,6 @@ def faults() -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="there is nothing to set")
 def test_memory_that_was_freed_is_not_fetched_again() -> None:
     keep_freed_memory()
-    faults()
-    assert faults() < 100  # 128 MiB are 32,768 pages
+    for _ in range(3):
+        faults()
+    assert faults() < 1000  # 128 MiB are 32,768 pages

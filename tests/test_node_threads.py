@@ -51,9 +51,12 @@ def train(graph: ktg.KnowledgeTransferGraph, steps: int, kind: torch.dtype | Non
 
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("kind", [None, torch.bfloat16])
-def test_node_threads_train_bit_for_bit_as_one_thread(count: int, kind: torch.dtype | None) -> None:
+@pytest.mark.parametrize("alone_too", [False, True])
+def test_node_threads_train_bit_for_bit_as_one_thread(
+    count: int, kind: torch.dtype | None, alone_too: bool
+) -> None:
     alone, together = three_nodes(), three_nodes()
-    together.threads = NodeThreads(count, {"a": 2, "b": 3, "f": 1})
+    together.threads = NodeThreads(count, {"a": 2, "b": 3, "f": 1}, alone="b" if alone_too else "")
     assert train(alone, 5, kind) == train(together, 5, kind)
     state = together.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in alone.state_dict().items())
@@ -94,7 +97,9 @@ def test_node_threads_pass_on_what_a_node_raises() -> None:
 def test_node_threads_are_of_one_thread_each_and_leave_the_callers_number(
     two_threads: None,
 ) -> None:
-    assert NodeThreads(4, {}).run([torch.get_num_threads] * 4) == [1] * 4
+    costs = dict.fromkeys("abcd", 1)
+    seen = NodeThreads(3, costs, alone="d").run(dict.fromkeys("abcd", torch.get_num_threads))
+    assert seen == {"a": 1, "b": 1, "c": 1, "d": 2}
     assert torch.get_num_threads() == 2
 
 
@@ -133,6 +138,8 @@ def test_choose_threads_takes_like_nodes_on_two_threads(two_threads: None) -> No
     assert choose_threads(like, images(2), wanted=1) is None
     unlike = members(graph_of_models(ConvNet(0), LinearNet(1)))
     assert choose_threads(unlike, images(2)) is None
+    three = choose_threads(members(graph_of_models(*map(ConvNet, range(3)))), images(2))
+    assert three is not None and three.alone == ("c",)  # it would keep a thread waiting
     wanted = choose_threads(unlike, images(2), wanted=3)
     assert wanted is not None and wanted.count == 3 and wanted.names == ("a", "b")
     dropping = members(graph_of_models(ConvNet(0), DroppingNet(1)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from threading import Barrier
@@ -17,6 +17,8 @@ from .node import Member
 
 Job = Callable[[], Any]
 
+BALANCED = 0.55  # share of the work of the busier of two threads
+
 
 class NodeThreads:
     """Computes the nodes' forwards side by side, and their backwards, with one thread a node.
@@ -28,10 +30,11 @@ class NodeThreads:
     Args:
         count: Threads.
         costs: Of each node, in any unit; the most expensive starts first.
+        alone: Nodes that come after the others, one by one, with the caller's intra-op threads.
     """
 
-    def __init__(self, count: int, costs: Mapping[str, float]) -> None:
-        self.count = count
+    def __init__(self, count: int, costs: Mapping[str, float], alone: Collection[str] = ()) -> None:
+        self.count, self.alone = count, tuple(alone)
         self.names = tuple(sorted(costs, key=costs.__getitem__, reverse=True))
 
     def __call__(self, members: Mapping[str, Member], images: Tensor) -> dict[str, NodeOutput]:
@@ -58,12 +61,15 @@ class NodeThreads:
             with torch.set_grad_enabled(grad), torch.autocast("cpu", kind, enabled):
                 return members[name](images)  # type: ignore[no-any-return]
 
-        return self.run([partial(output, name) for name in self.names])
+        found = self.run({name: partial(output, name) for name in self.names})
+        return [found[name] for name in self.names]
 
-    def run(self, jobs: Sequence[Job]) -> list[Any]:
-        """Return the jobs' results; raises what the first job that failed raised."""
-        futures = [_pool(self.count).submit(job) for job in jobs]
-        return [future.result() for future in futures]
+    def run(self, jobs: Mapping[str, Job]) -> dict[str, Any]:
+        """Return the result of each node's job; raises what the first that failed raised."""
+        pool = _pool(self.count)
+        futures = {name: pool.submit(job) for name, job in jobs.items() if name not in self.alone}
+        found = {name: future.result() for name, future in futures.items()}
+        return found | {name: job() for name, job in jobs.items() if name in self.alone}
 
 
 class _SideBySide(torch.autograd.Function):
@@ -92,12 +98,12 @@ class _SideBySide(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, ...]:
         rest = iter(gradients)
-        jobs = []
-        for output in ctx.outputs:
+        jobs = {}
+        for name, output in zip(ctx.threads.names, ctx.outputs, strict=True):
             pairs = [(tensor, next(rest)) for tensor in output]
             some = [(tensor, gradient) for tensor, gradient in pairs if gradient is not None]
             if some:
-                jobs.append(partial(_backward, some))
+                jobs[name] = partial(_backward, some)
         ctx.threads.run(jobs)
         return (None,) * 5
 
@@ -107,10 +113,9 @@ def choose_threads(
 ) -> NodeThreads | None:
     """Return how to run the nodes side by side, or None to run them one after another.
 
-    By itself, only where it was measured to win: on 2 cores nodes of one size take 0.77 to 0.98 of
-    the time that they take one after another with 2 intra-op threads, the less the busier the
-    machine is otherwise. No node should hold up the others, so the busiest thread may have at most
-    2/3 of the work.
+    By itself only with 2 intra-op threads, where it was measured to win: nodes of one size take
+    0.77 to 0.98 of the time that they take one after another, the less the busier the machine is.
+    The threads should end together, so what would keep one of them waiting comes alone.
 
     Args:
         members: The nodes.
@@ -123,7 +128,10 @@ def choose_threads(
     if wanted == 1 or len(members) == 1:
         return None
     costs = {name: _operations(member, images) for name, member in members.items()}
-    if wanted is None and (torch.get_num_threads() != 2 or _busiest(costs, 2) > 2 / 3):
+    side = dict(sorted(costs.items(), key=lambda item: -item[1])) if wanted is None else costs
+    while wanted is None and side and _busiest(side, 2) > BALANCED:
+        side.popitem()
+    if not side or (wanted is None and torch.get_num_threads() != 2):
         return None
     drawing = [name for name, member in members.items() if draws(member, images)]
     if wanted and drawing:
@@ -131,7 +139,8 @@ def choose_threads(
             "should be 1 with nodes that draw random numbers in training (dropout), which would "
             f"draw them in any order. Found {wanted}, and {', '.join(drawing)}."
         )
-    return None if drawing else NodeThreads(wanted or 2, costs)
+    alone = costs.keys() - side.keys()
+    return None if drawing else NodeThreads(wanted or 2, costs, alone)
 
 
 def draws(member: Member, images: Tensor) -> bool:
