@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from optuna.trial import TrialState
+from safetensors.torch import load_file
 
 import timm_ktg as ktg
+from tests.recipe_cases import rows, save
 from tests.search_cases import result_in, run_search, search_values, study_in
-from tests.training_cases import VAL, Values, run_main, summary_of, write_recipe
+from tests.training_cases import VAL, Values, recipe_values, run_main, summary_of, write_recipe
 from tests.training_cases import workbench as workbench
 from timm_ktg.data import images as data_images
 from timm_ktg.recipe import images as recipe_images
@@ -267,6 +269,18 @@ def test_gates_that_show_the_same_are_refused(
 ) -> None:
     assert search(tmp_path, search_values(gates=["through", "through"])) == 2
     assert "gates should name each only once" in capsys.readouterr().err
+
+
+def test_graph_that_was_found_is_trained_on_other_data_with_other_classes(tmp_path: Path) -> None:
+    assert search(tmp_path, search_values(gates=["through", "linear"], trials=1, top_k=0)) == 0
+    found = load_recipe(str(tmp_path / "run" / "best.yaml")).graph
+    save(tmp_path / "data", train=rows(70, classes=7), test=rows(21, classes=7))
+    other = recipe_values(data={"dataset": str(tmp_path / "data"), "holdout": 0}, epochs=1)
+    recipe, run = write_recipe(tmp_path / "r.yaml", other), tmp_path / "transferred"
+    assert run_main(recipe, "--graph", tmp_path / "run" / "best.yaml", "--output-dir", run) == 0
+    assert load_recipe(str(run / "recipe.yaml")).graph == found
+    assert set(summary_of(run)["nodes"]) == set(found.nodes)
+    assert load_file(run / "nodes" / "target.safetensors")["head.weight"].shape[0] == 7
 
 
 def test_result_is_written_as_json(tmp_path: Path) -> None:
