@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from .losses import NodeOutput
 from .node import Member
@@ -113,9 +112,11 @@ def choose_threads(
 ) -> NodeThreads | None:
     """Return how to run the nodes side by side, or None to run them one after another.
 
-    By itself only with 2 intra-op threads, where it was measured to win: nodes of one size take
-    0.77 to 0.98 of the time that they take one after another, the less the busier the machine is.
-    The threads should end together, so what would keep one of them waiting comes alone.
+    By itself only with 2 intra-op threads, where it was measured: nodes of one size take 0.76 to
+    1.03 of the time that they take one after another, the less the busier the machine is (medians
+    of n=10 to 16 at 2, 4 and 7 nodes, resnet20_cifar, batch 64; 2 cores of an AMD EPYC, torch
+    2.15.0, commits 6c24e4d to 0c29117). The threads should end together, so what would keep one of
+    them waiting comes alone.
 
     Args:
         members: The nodes.
@@ -156,6 +157,8 @@ def draws(member: Member, images: Tensor) -> bool:
 
 
 def _operations(member: Member, images: Tensor) -> float:
+    from torch.utils.flop_counter import FlopCounterMode
+
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         member.eval()
         member(images)

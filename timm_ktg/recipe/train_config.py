@@ -80,6 +80,6 @@ class TrainConfig(Section):
     torchcompile: bool = False
     """Compile every node that has no taps with torch.compile."""
     node_threads: PositiveInt | None = None
-    """Nodes computed side by side on a CPU, a thread each; null: 2 where it was measured to win."""
+    """Nodes computed side by side on a CPU, a thread each; null: 2 of like cost, with 2 threads."""
     channels_last: bool = False
     """Use the channels-last memory format."""

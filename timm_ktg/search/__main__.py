@@ -20,7 +20,7 @@ from ..terminal import fail
 from ..training import problems_everywhere
 from .program import Worker, check_recipe_of, say
 from .sampler import build_choices
-from .team import Check, Team
+from .team import CheckTask, Team
 from .weights import NoWeightsError
 
 PATIENCE = timedelta(days=30)
@@ -79,7 +79,7 @@ def run(command: SearchCommand) -> None:
     directory = command.output_dir or Path(RUNS, name)
     try:
         if command.dry_run:
-            team.check(Check(check_recipe_of(recipe)))
+            team.check(CheckTask(check_recipe_of(recipe)))
             say(f"Dry run: {build_choices(recipe.search).size:,} ways to choose, all models built.")
         else:
             Worker(recipe, name, directory, team).run(command.resume)

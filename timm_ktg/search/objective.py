@@ -16,8 +16,7 @@ from ..recipe.search_config import SearchRecipe
 from .sampler import GRAPH, NODES, Choices, Params, seen_graphs
 from .space import THROUGH, CanonicalGraph, SearchSpace, all_through, graph_section
 from .study import DUPLICATE
-from .team import Team
-from .team import Trial as Task
+from .team import Team, TrialTask
 
 EPOCHS = "epochs"
 REDRAWN = "redrawn"
@@ -105,7 +104,7 @@ class GraphObjective:
         halving = (search.min_resource, search.reduction_factor)
         self.say(f"trial {trial.number}: {describe(graph)}")
         try:
-            return self.team.trial(Task(recipe, halving), report)
+            return self.team.trial(TrialTask(recipe, halving), report)
         except TrialPruned:
             raise
         except Exception as error:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from optuna import Study, Trial
+from optuna.storages import BaseStorage
 
 from ..checks import code_of
 from ..errors import RecipeError, located
@@ -31,8 +32,7 @@ from .show import show_result
 from .space import CUTOFF, controls
 from .storage import open_artifacts, open_storage
 from .study import Join, finished, open_study, run_trials, wait_for_others
-from .team import Check, Final, Team
-from .team import Trial as Task
+from .team import CheckTask, FinalTask, Team, TrialTask
 from .weights import NoWeightsError, SharedWeights
 
 # What fails a trial and not the worker.
@@ -79,7 +79,7 @@ class Worker:
             choices = build_choices(search)
             sampler = GraphSampler(choices, search.sampler, search.seed, search.unique)
         identity = identity_of(self.recipe)
-        self.team.check(Check(check_recipe_of(self.recipe)))
+        self.team.check(CheckTask(check_recipe_of(self.recipe)))
         with located("output-dir"):
             self.directory.mkdir(parents=True, exist_ok=True)
         storage = open_storage(search, self.directory)
@@ -106,7 +106,7 @@ class Worker:
         """What fails a trial and not the worker; of several processes one may be out of memory."""
         return CATCH if PartialState().num_processes > 1 else (*CATCH, *OUT_OF_MEMORY)
 
-    def _pretrained(self, storage: Any, identity: dict[str, Any]) -> SharedWeights:
+    def _pretrained(self, storage: BaseStorage, identity: dict[str, Any]) -> SharedWeights:
         """Return the weights of frozen nodes, trained on the search's own split."""
         search = self.recipe.search
         can_freeze = max(search.nodes) > 1 and (
@@ -120,13 +120,13 @@ class Worker:
         label_only = Builder(self.recipe, shared.path)
 
         def train(model: str, path: Path) -> float:
-            return self.team.trial(Task(label_only.label_only(model), export=path))
+            return self.team.trial(TrialTask(label_only.label_only(model), export=path))
 
         shared.train(train, self._catch, say)
         return shared
 
     def _finish(
-        self, study: Study, rows: list[final.Row], storage: Any, identity: dict[str, Any]
+        self, study: Study, rows: list[final.Row], storage: BaseStorage, identity: dict[str, Any]
     ) -> None:
         """Train the best graphs and the controls on all training images, and show them."""
         search = self.recipe.search
@@ -163,7 +163,7 @@ class Worker:
         show_result(rows, samples, spent, self.directory)
 
     def _teachers(
-        self, rows: list[final.Row], storage: Any, identity: dict[str, Any], digest: str
+        self, rows: list[final.Row], storage: BaseStorage, identity: dict[str, Any], digest: str
     ) -> SharedWeights:
         """Return the weights of the rows' frozen nodes, trained on all training images."""
         models = {
@@ -191,7 +191,7 @@ class Worker:
         return shared
 
     def _tested(self, recipe: Recipe, seed: int, path: Path) -> float:
-        summary = self.team.final(Final(recipe, seed, path))
+        summary = self.team.final(FinalTask(recipe, seed, path))
         return float(summary["nodes"][summary["target"]]["top1"])
 
     def _shared(self, jobs: Jobs | None, folder: str) -> SharedWeights:

@@ -123,6 +123,10 @@ class GraphSampler(BaseSampler):
         """Return all parameters: they are drawn together."""
         return {**self.choices.nodes(), **_distributions(self.choices.largest)}
 
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Begin to count anew; Optuna draws nothing for a trial whose parameters are given."""
+        self.redrawn = {"invalid": 0, "seen": 0}
+
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> Params:
@@ -130,7 +134,6 @@ class GraphSampler(BaseSampler):
 
         Where there is none left the study is stopped, and the graph returned was seen before.
         """
-        self.redrawn = {"invalid": 0, "seen": 0}
         if {"fixed_params", "failed_trial"} & trial.system_attrs.keys():
             return {}  # enqueued, or to be done again
         seen = seen_graphs(study)

@@ -27,7 +27,7 @@ Report = Callable[[int, float, bool], bool]
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialTask:
     """A training that reports at its rungs and may be stopped there.
 
     Args:
@@ -43,7 +43,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Final:
+class FinalTask:
     """A training from the first image to the test, in a run directory.
 
     Args:
@@ -58,7 +58,7 @@ class Final:
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckTask:
     """Something to build and not to train.
 
     Args:
@@ -72,15 +72,15 @@ class Team:
     """The processes of one worker.
 
     Under several processes the first has the study: it calls `trial` and `final`, and at last
-    `dismiss`; the others `follow`. What fails on all at once fails the trial alone. What fails on
-    one alone ends that process, and with it, by the launcher, the others.
+    `dismiss`; the others `follow`. A loss that is not finite is seen by all at once, and fails the
+    trial alone. What fails on one ends that process, and with it, by the launcher, the others.
     """
 
     def __init__(self) -> None:
         self._data: tuple[str, Data] | None = None
         self.epochs = 0  # of the last trial, those that were trained
 
-    def trial(self, task: Trial, report: Report | None = None) -> float:
+    def trial(self, task: TrialTask, report: Report | None = None) -> float:
         """Train on the training images; return the target's validation top-1, last epoch, in %.
 
         Raises:
@@ -90,7 +90,7 @@ class Team:
         self._tell(task)
         return self._trial(task, report)
 
-    def final(self, task: Final) -> dict[str, Any]:
+    def final(self, task: FinalTask) -> dict[str, Any]:
         """Train to the end; return what summary.json holds.
 
         Raises:
@@ -99,7 +99,7 @@ class Team:
         self._tell(task)
         return run_seed(task.recipe, task.seed, RunDirectory(task.directory))
 
-    def check(self, task: Check) -> None:
+    def check(self, task: CheckTask) -> None:
         """Build what trials are made of, and read the images.
 
         Raises:
@@ -121,32 +121,32 @@ class Team:
             if task is None:
                 return
             try:
-                if isinstance(task, Check):
+                if isinstance(task, CheckTask):
                     self._check(task)
-                elif isinstance(task, Final):
+                elif isinstance(task, FinalTask):
                     run_seed(task.recipe, task.seed, RunDirectory(task.directory))
                 else:
                     self._trial(task, None)
             except (TrialPruned, TrainingError, RecipeError):
                 pass  # as on all processes
 
-    def _tell(self, task: Trial | Final | Check | None) -> None:
+    def _tell(self, task: TrialTask | FinalTask | CheckTask | None) -> None:
         broadcast_object_list([task])
 
-    def _check(self, task: Check) -> None:
+    def _check(self, task: CheckTask) -> None:
         accelerator = create_accelerator(task.recipe)
         training = build_training(task.recipe, accelerator, self._known(task.recipe))
         self._data = (_images_of(task.recipe), training.data)
         accelerator.free_memory()
 
-    def _trial(self, task: Trial, report: Report | None) -> float:
+    def _trial(self, task: TrialTask, report: Report | None) -> float:
         accelerator = create_accelerator(task.recipe)
         try:
             return self._trained(task, report, accelerator)
         finally:
             accelerator.free_memory()  # which collects garbage and empties the device's cache
 
-    def _trained(self, task: Trial, report: Report | None, accelerator: Accelerator) -> float:
+    def _trained(self, task: TrialTask, report: Report | None, accelerator: Accelerator) -> float:
         self.epochs = 0
         training = build_training(task.recipe, accelerator, self._known(task.recipe))
         self._data = (_images_of(task.recipe), training.data)
@@ -185,8 +185,9 @@ class Team:
 
     def _known(self, recipe: Recipe) -> Data | None:
         """Return the images if they have been read."""
-        known = self._data is not None and self._data[0] == _images_of(recipe)
-        return self._data[1] if known and self._data else None
+        if self._data is not None and self._data[0] == _images_of(recipe):
+            return self._data[1]
+        return None
 
 
 def _images_of(recipe: Recipe) -> str:
