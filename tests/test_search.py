@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
@@ -16,8 +17,12 @@ from tests.training_cases import VAL, Values, recipe_values, run_main, summary_o
 from tests.training_cases import workbench as workbench
 from timm_ktg.data import images as data_images
 from timm_ktg.recipe import images as recipe_images
-from timm_ktg.recipe.recipe import load_recipe
+from timm_ktg.recipe.recipe import check_section, load_recipe
+from timm_ktg.recipe.search_config import SearchRecipe
 from timm_ktg.search import team
+from timm_ktg.search.objective import suggest
+from timm_ktg.search.sampler import GraphSampler, build_choices
+from timm_ktg.search.space import all_through
 
 
 def search(tmp_path: Path, values: dict[str, Values], *flags: str) -> int:
@@ -196,6 +201,17 @@ def test_controls_can_be_tried_first(tmp_path: Path) -> None:
     trials = study_in(tmp_path / "run", "s").trials
     assert [len(trial.user_attrs["edges"]) for trial in trials] == [1, 2, 4]
     assert all(trial.state == TrialState.COMPLETE for trial in trials)
+
+
+def test_redraws_are_those_of_the_trial_itself() -> None:
+    search_config = check_section(SearchRecipe, search_values()).search
+    choices = build_choices(search_config)
+    sampler = GraphSampler(choices, "random", 0, True)
+    study = optuna.create_study(sampler=sampler)
+    sampler.redrawn = {"invalid": 5, "seen": 5}  # of a trial before
+    study.enqueue_trial(choices.params(all_through(choices.largest, ["ktg_tiny"])))
+    suggest(study.ask(), choices)
+    assert sampler.redrawn == {"invalid": 0, "seen": 0}
 
 
 def test_gate_of_the_users_own_takes_part_when_it_is_named(tmp_path: Path) -> None:

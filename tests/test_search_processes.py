@@ -64,6 +64,11 @@ def test_two_processes_search_as_one_does(tmp_path: Path) -> None:
     assert set(states) <= {TrialState.PRUNED, TrialState.COMPLETE}
     rows = {row["name"]: row for row in result_in(tmp_path / "run")["rows"]}
     assert rows["best-1"]["test top1"]["n"] == 1
+    assert run_search(recipe, "--output-dir", tmp_path / "one") == 0
+    alone = study_in(tmp_path / "one", "s").trials
+    for first, second in zip(alone, trials, strict=True):
+        assert (second.params, second.state) == (first.params, first.state)
+        assert second.intermediate_values == pytest.approx(first.intermediate_values)
     assert "trial 0" in (tmp_path / "0.log").read_text()
     assert "trial" not in (tmp_path / "1.log").read_text()
 

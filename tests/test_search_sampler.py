@@ -316,8 +316,7 @@ def test_search_sampler_enqueued_params_win(kind: str) -> None:
     first, second, third, _ = params_of(study)
     assert first == third == chosen
     assert (second[NODES], second["gate/label->target"]) == (2, "linear")
-    assert second.keys() == chosen.keys()
-    assert isinstance(study.sampler, GraphSampler)
+    assert second.keys() == chosen.keys() and len(set(second.values())) > 3  # drawn apart
 
 
 def test_search_sampler_enqueued_graph_is_drawn_as_it_was() -> None:

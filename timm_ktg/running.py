@@ -6,7 +6,7 @@ import hashlib
 import platform
 import time
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
 from tqdm import tqdm
@@ -15,6 +15,7 @@ from .checkpoint import newest_state, save_state
 from .errors import located
 from .metrics import Metrics
 from .recipe.recipe import Recipe
+from .recipe.search_config import SearchRecipe
 from .run_directory import RunDirectory
 from .terminal import epoch_line, progress
 from .training import Training, evaluate, start_epoch, train_epoch
@@ -23,6 +24,7 @@ from .weights import export_node
 PACKAGES = ("timm_ktg", "torch", "timm", "accelerate", "datasets")
 
 Summary = dict[str, Any]
+R = TypeVar("R", Recipe, SearchRecipe)
 
 
 def create_accelerator(recipe: Recipe) -> Accelerator:
@@ -38,7 +40,7 @@ def create_accelerator(recipe: Recipe) -> Accelerator:
     return accelerator
 
 
-def settled(recipe: Recipe, accelerator: Accelerator) -> Recipe:
+def settled(recipe: R, accelerator: Accelerator) -> R:
     """Return the recipe with what accelerate decided written down."""
     train = recipe.train.model_copy(update={"mixed_precision": accelerator.mixed_precision})
     return recipe.model_copy(update={"train": train})

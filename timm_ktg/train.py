@@ -11,16 +11,16 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from .allocator import keep_freed_memory
-from .errors import ContractError, RecipeError, collected
+from .entry import run_program
+from .errors import RecipeError
 from .metrics import TrainingError
 from .recipe.command_line import Command, parse_command
 from .recipe.recipe import Recipe, save_recipe
 from .run_directory import RunDirectory, check_output_dir, create_run_directory, write_seeds
 from .running import Summary, create_accelerator, run_training, settled
 from .seeds import run_seeds, show_seeds
-from .terminal import fail, show_graph, show_result
-from .training import build_training, problems_everywhere
+from .terminal import show_graph, show_result
+from .training import build_training
 
 PROGRAM = "accelerate launch -m timm_ktg.train"
 
@@ -35,26 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 if a run cannot go on, 2 if what was asked for is wrong, 130 if it was
         interrupted.
     """
-    problems: list[str] = []
-    keep_freed_memory()
-    try:
-        with collected(problems):
-            command = parse_command(sys.argv[1:] if argv is None else argv, PROGRAM)
-            if command.output_dir and not (command.resume or command.dry_run):
-                check_output_dir(command.output_dir, command.overwrite)
-        problems = problems_everywhere(problems)
-        if problems:
-            raise RecipeError(problems)
-        run(command)
-    except RecipeError as error:
-        return fail(error.problems, 2)
-    except ContractError as error:
-        return fail([str(error)], 2)
-    except TrainingError as error:
-        return fail([str(error)], 1)
-    except KeyboardInterrupt:
-        return fail(["Interrupted. --resume with the run's directory goes on with it."], 130)
-    return 0
+    return run_program(
+        lambda: _parsed(sys.argv[1:] if argv is None else argv),
+        run,
+        "--resume with the run's directory goes on with it.",
+        (TrainingError,),
+    )
+
+
+def _parsed(argv: Sequence[str]) -> Command:
+    command = parse_command(argv, PROGRAM)
+    if command.output_dir and not (command.resume or command.dry_run):
+        check_output_dir(command.output_dir, command.overwrite)
+    return command
 
 
 def run(command: Command) -> None:

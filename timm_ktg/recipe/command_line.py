@@ -60,11 +60,6 @@ class _TrainFlags(Flags):
     recipe: CliPositionalArg[str] = Field(
         "digits", description="path of a recipe, or name of a bundled one"
     )
-    output_dir: Path | None = Field(
-        None,
-        validation_alias=AliasChoices("output-dir", "output_dir"),
-        description="directory of the run; null: the next free one below runs",
-    )
     graph_from: str | None = Field(
         None,
         validation_alias=AliasChoices("graph-from", "graph_from"),
@@ -72,11 +67,6 @@ class _TrainFlags(Flags):
     )
     resume: Path | None = Field(None, description="directory of a run to go on with")
     overwrite: CliImplicitFlag[bool] = Field(False, description="replace what is in output-dir")
-    dry_run: CliImplicitFlag[bool] = Field(
-        False,
-        validation_alias=AliasChoices("dry-run", "dry_run"),
-        description="build and check everything, train nothing",
-    )
     seeds: list[int] = Field(
         [], description="train with each of these seeds, one after another: --seeds 0 1 2"
     )

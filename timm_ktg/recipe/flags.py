@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
+from pydantic import AliasChoices, Field
 from pydantic_settings import (
     BaseSettings,
+    CliImplicitFlag,
     CliSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -20,7 +23,7 @@ from .recipe import parse_yaml
 
 
 class Flags(BaseSettings):
-    """Flags of a program, and nothing of the environment."""
+    """Flags that every program has; nothing is taken from the environment."""
 
     model_config = SettingsConfigDict(
         cli_avoid_json=True,
@@ -40,6 +43,17 @@ class Flags(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take nothing from environment variables, which happen to be called RESUME or so."""
         return (init_settings,)
+
+    output_dir: Path | None = Field(
+        None,
+        validation_alias=AliasChoices("output-dir", "output_dir"),
+        description="directory of all that is written; null: below runs",
+    )
+    dry_run: CliImplicitFlag[bool] = Field(
+        False,
+        validation_alias=AliasChoices("dry-run", "dry_run"),
+        description="build and check everything, train nothing",
+    )
 
 
 def parse_flags(

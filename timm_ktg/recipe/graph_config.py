@@ -32,14 +32,27 @@ def _model_problem(name: str) -> str | None:
     return f"timm knows no model `{name}`.{near} timm.list_models() lists them all."
 
 
-def _file_problem(path: str | None) -> str | None:
-    if path is None or Path(path).is_file():
+def _file_problem(path: str) -> str | None:
+    if Path(path).is_file():
         return None
     return f"should be a file of weights. Found nothing at `{path}`."
 
 
-def _from_word(value: Any) -> Any:
+def from_word(value: Any) -> Any:
+    """Return a gate that is written as a bare word as the section that it stands for."""
     return {"gate": value} if isinstance(value, str) else value
+
+
+def gate_problems(data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
+    """Yield what is wrong with the gate of a section that is not checked yet, and its arguments."""
+    try:
+        create_gate(data.get("gate", "through"), **data.get("gate_kwargs", {}))
+    except Exception as error:  # somebody else's module may raise anything
+        yield problem(("gate",), one_line(error))
+
+
+ModelName = Annotated[str, checked(_model_problem)]
+WeightsFile = Annotated[str, checked(_file_problem)]
 
 
 class EdgeConfig(Section):
@@ -59,17 +72,14 @@ class EdgeConfig(Section):
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
         """Yield what is wrong with the gate and the loss."""
-        gate, loss = data.get("gate", "through"), data.get("loss")
-        try:
-            create_gate(gate, **data.get("gate_kwargs", {}))
-        except Exception as error:  # somebody else's module may raise anything
-            yield problem(("gate",), one_line(error))
+        yield from gate_problems(data)
+        loss = data.get("loss")
         try:
             if loss is not None:
                 create_loss(loss, **data.get("loss_kwargs", {}))
             elif data.get("loss_kwargs"):
                 yield problem(("loss_kwargs",), "belong to a loss; name it as `loss`.")
-        except Exception as error:
+        except Exception as error:  # as of a gate
             yield problem(("loss",), one_line(error))
 
     @model_serializer(mode="wrap")
@@ -83,19 +93,19 @@ class EdgeConfig(Section):
 class NodeConfig(Section):
     """A node: a timm model, and what it learns from. One that learns from nothing is frozen."""
 
-    model: Annotated[str, checked(_model_problem)]
+    model: ModelName
     """timm's name of the model, or `hf-hub:...`, `local-dir:...`."""
     model_kwargs: dict[str, Any] = {}
     """Arguments for timm.create_model."""
     pretrained: bool = False
     """Start from timm's pretrained weights."""
-    checkpoint_path: Annotated[str | None, checked(_file_problem)] = None
+    checkpoint_path: WeightsFile | None = None
     """Start from the weights in this file, such as a run's nodes/<name>.safetensors."""
     seed: int | None = None
     """Seed of the initial weights; null: from train.seed and the node's name."""
     taps: list[str] = []
     """Names of submodules whose outputs the node's features hold."""
-    learns_from: dict[str, Annotated[EdgeConfig, BeforeValidator(_from_word)]] = {}
+    learns_from: dict[str, Annotated[EdgeConfig, BeforeValidator(from_word)]] = {}
     """Sources by name (`label`, or a node), each with its gate. What is not listed is cut off."""
 
     @property

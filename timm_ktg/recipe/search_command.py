@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import AliasChoices, Field, ValidationError, create_model
+from pydantic import Field, ValidationError, create_model
 from pydantic_settings import BaseSettings, CliImplicitFlag, CliPositionalArg
 
 from .flags import Flags, merged, parse_flags, timm_style
@@ -39,18 +39,8 @@ class _SearchFlags(Flags):
     recipe: CliPositionalArg[str] = Field(
         "digits-search", description="path of a recipe, or name of a bundled one"
     )
-    output_dir: Path | None = Field(
-        None,
-        validation_alias=AliasChoices("output-dir", "output_dir"),
-        description="directory of the search, shared by a host's workers; null: runs/<study>",
-    )
     resume: CliImplicitFlag[bool] = Field(
         False, description="be sure to go on with a study that is there; without it one is made"
-    )
-    dry_run: CliImplicitFlag[bool] = Field(
-        False,
-        validation_alias=AliasChoices("dry-run", "dry_run"),
-        description="build and check everything, train nothing",
     )
 
 

@@ -8,20 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_serializer
 from pydantic_core import InitErrorDetails
 
-from ..errors import one_line
 from ..gates import create_gate
 from ..graph import Reduction
 from ..registry import shown
 from .data_config import DataConfig
-from .graph_config import _file_problem, _model_problem
-from .section import Section, checked, problem
+from .graph_config import ModelName, WeightsFile, from_word, gate_problems
+from .section import Section, problem
 from .train_config import TrainConfig
-
-ModelName = Annotated[str, checked(_model_problem)]
-
-
-def _from_word(value: Any) -> Any:
-    return {"gate": value} if isinstance(value, str) else value
 
 
 def _from_one(value: Any) -> Any:
@@ -39,10 +32,7 @@ class GateConfig(Section):
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
         """Yield what is wrong with the gate."""
-        try:
-            create_gate(data.get("gate", ""), **data.get("gate_kwargs", {}))
-        except Exception as error:  # somebody else's module may raise anything
-            yield problem(("gate",), one_line(error))
+        return gate_problems(data)
 
     @property
     def shown(self) -> str:
@@ -54,7 +44,7 @@ class GateConfig(Section):
         return handler(self) if self.gate_kwargs else self.gate
 
 
-Gates = list[Annotated[GateConfig, BeforeValidator(_from_word)]]
+Gates = list[Annotated[GateConfig, BeforeValidator(from_word)]]
 PAPERS_GATES = [GateConfig(gate=name) for name in ("through", "cutoff", "linear", "correct")]
 
 
@@ -89,7 +79,7 @@ class SearchConfig(Section):
     """Epoch of the first rung; a later one suits gates that ramp up late."""
     reduction_factor: Annotated[int, Field(ge=2)] = 2
     """One of this many trials passes a rung, and the next rung has this many times its epochs."""
-    weights: dict[str, Annotated[str, checked(_file_problem)]] = {}
+    weights: dict[str, WeightsFile] = {}
     """Weights of frozen nodes by model; those not given are trained on the labels, once a study."""
     study: str | None = None
     """Name of the study; null: the recipe's."""

@@ -11,18 +11,17 @@ from pathlib import Path
 
 from optuna.exceptions import StorageInternalError
 
-from ..allocator import keep_freed_memory
-from ..errors import ContractError, RecipeError, collected, one_line
+from ..entry import run_program
+from ..errors import RecipeError
 from ..recipe.search_command import SearchCommand, parse_search
 from ..run_directory import RUNS
-from ..running import create_accelerator
-from ..terminal import fail
-from ..training import problems_everywhere
+from ..running import create_accelerator, settled
 from .program import Worker, check_recipe_of, say
 from .sampler import build_choices
 from .team import CheckTask, Team
 from .weights import NoWeightsError
 
+# While the first process waits for other workers, the rest wait for it.
 PATIENCE = timedelta(days=30)
 PROGRAM = "accelerate launch -m timm_ktg.search"
 
@@ -37,25 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 if the search cannot go on, 2 if what was asked for is wrong, 130 if it
         was interrupted.
     """
-    problems: list[str] = []
-    keep_freed_memory()
-    try:
-        with collected(problems):
-            command = parse_search(sys.argv[1:] if argv is None else argv, PROGRAM)
-        # While the first process waits for other workers, the rest wait for it.
-        problems = problems_everywhere(problems, timeout=PATIENCE)
-        if problems:
-            raise RecipeError(problems)
-        run(command)
-    except RecipeError as error:
-        return fail(error.problems, 2)
-    except ContractError as error:
-        return fail([str(error)], 2)
-    except (NoWeightsError, StorageInternalError) as error:
-        return fail([one_line(error)], 1)
-    except KeyboardInterrupt:
-        return fail(["Interrupted. The same command again goes on with the search."], 130)
-    return 0
+    return run_program(
+        lambda: parse_search(sys.argv[1:] if argv is None else argv, PROGRAM),
+        run,
+        "The same command again goes on with the search.",
+        (NoWeightsError, StorageInternalError),
+        timeout=PATIENCE,
+    )
 
 
 def run(command: SearchCommand) -> None:
@@ -64,8 +51,8 @@ def run(command: SearchCommand) -> None:
     Raises:
         RecipeError: What was asked for is wrong.
     """
-    recipe = command.recipe
-    accelerator = create_accelerator(check_recipe_of(recipe))
+    accelerator = create_accelerator(check_recipe_of(command.recipe))
+    recipe = settled(command.recipe, accelerator)
     logging.getLogger("timm_ktg.graph").setLevel(logging.ERROR)  # many trials leave nodes out
     team = Team()
     # What is there now stays: collecting garbage after a trial need not look at it, which takes

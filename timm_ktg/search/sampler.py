@@ -162,11 +162,12 @@ class GraphSampler(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """Return one parameter by itself, for trials of which a part was chosen by hand."""
-        sampler = self._sampler(trial, self.kind)
+        # Of the name too, for every parameter comes with a sampler that has drawn nothing yet.
+        sampler = self._sampler(trial, self.kind, f"search {param_name}")
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
-    def _sampler(self, trial: FrozenTrial, kind: str) -> BaseSampler:
-        seed = derive_seed("search", self.seed, trial.number) % 2**32
+    def _sampler(self, trial: FrozenTrial, kind: str, purpose: str = "search") -> BaseSampler:
+        seed = derive_seed(purpose, self.seed, trial.number) % 2**32
         if kind != "tpe":
             return RandomSampler(seed=seed)
         with warnings.catch_warnings():

@@ -10,6 +10,7 @@ from copy import copy
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import tenacity
 from optuna import Study
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import (
@@ -21,8 +22,16 @@ from optuna.storages import (
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import FrozenTrial
+from sqlalchemy.exc import (
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    PendingRollbackError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 
-from ..errors import RecipeError, first_line, located, one_line
+from ..errors import RecipeError, first_line, located
 from ..recipe.search_config import SearchConfig
 from .pruning import RUNG
 
@@ -147,11 +156,6 @@ def retry(study: Study, trial: FrozenTrial) -> None:
 def _database(url: str, heartbeat_interval: int, grace_period: int) -> RDBStorage:
     url = url.replace("postgresql://", "postgresql+psycopg://", 1)  # not psycopg2, the default
     url = url.replace("{", "{{").replace("}", "}}")  # for Optuna takes it for a template
-    try:
-        import tenacity
-        from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
-    except ImportError as error:
-        raise RecipeError([f"search.storage: {one_line(error)}. {_EXTRA}"]) from error
 
     # Workers that start together on an empty database make its tables at the same time.
     @tenacity.retry(
@@ -185,8 +189,6 @@ def _database(url: str, heartbeat_interval: int, grace_period: int) -> RDBStorag
 
 def _patient_storage() -> type[RDBStorage]:
     """Return RDBStorage whose every call waits for a database that is away, up to 10 minutes."""
-    import tenacity
-
     wait = tenacity.retry(
         retry=tenacity.retry_if_exception(_is_away),
         wait=tenacity.wait_exponential(multiplier=0.5, max=10),
@@ -201,8 +203,6 @@ def _patient_storage() -> type[RDBStorage]:
 
 def _is_away(error: BaseException) -> bool:
     """Say whether an error is a database's that cannot be reached, not one of what was asked."""
-    from sqlalchemy.exc import InterfaceError, OperationalError, PendingRollbackError
-
     # Optuna asks again over a connection that broke, which SQLAlchemy answers with the last kind.
     kinds = (OperationalError, InterfaceError, PendingRollbackError)
     return isinstance(error, kinds) or (
