@@ -50,7 +50,7 @@ def collected(problems: list[str]) -> Iterator[None]:
         problems += error.problems
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Return what an error says as one line, behind its type where that is not plain ValueError.
 
     Args:

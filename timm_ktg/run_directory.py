@@ -57,10 +57,26 @@ class RunDirectory:
         return self.path / "checkpoint"
 
     @property
+    def wandb_id(self) -> Path:
+        """The run's id in Weights & Biases."""
+        return self.path / "wandb.json"
+
+    @property
+    def wandb(self) -> Path:
+        """What Weights & Biases keeps of the run; `wandb sync` uploads an offline one from it."""
+        return self.path / "wandb"
+
+    @property
+    def trackers(self) -> Path:
+        """What other trackers write, each below its name."""
+        return self.path / "trackers"
+
+    @property
     def own(self) -> tuple[Path, ...]:
         """All that a run writes."""
         files = (self.recipe, self.metrics, self.summary, self.seeds, self.nodes, self.checkpoint)
-        return (*files, *self.path.glob("seed-*"))
+        tracked = (self.wandb_id, self.wandb, self.trackers)
+        return (*files, *tracked, *self.path.glob("seed-*"))
 
     def log(self, metrics: Metrics) -> None:
         """Append an epoch's line."""

@@ -18,6 +18,7 @@ from .recipe.recipe import Recipe
 from .recipe.search_config import SearchRecipe
 from .run_directory import RunDirectory
 from .terminal import epoch_line, progress
+from .tracking import Trackers, open_trackers
 from .training import Training, evaluate, start_epoch, train_epoch
 from .weights import export_node
 
@@ -69,22 +70,32 @@ def run_training(
     ).hexdigest()
     if resume:
         _go_on(training, directory, identity)
-    for epoch in range(training.done.epochs, training.epochs):
-        bar = progress(
-            start_epoch(training),
-            len(training.images.train),
-            epoch + 1,
-            training.epochs,
-            accelerator.is_main_process,
-        )
-        metrics = train_epoch(training, bar)
-        if training.images.val is not None:
-            metrics |= evaluate(training, training.images.val, "val")
-        if accelerator.is_main_process:
-            directory.log(metrics)
-            tqdm.write(epoch_line(metrics, training.epochs, training.graph))
-        save_state(accelerator, directory.checkpoint, epoch + 1, identity)
-    return _finish(training, directory, start)
+    with open_trackers(training.recipe, directory, accelerator.is_main_process) as trackers:
+        for epoch in range(training.done.epochs, training.epochs):
+            _run_epoch(training, directory, epoch + 1, trackers)
+            save_state(accelerator, directory.checkpoint, epoch + 1, identity)
+        summary = _finish(training, directory, start)
+        trackers.complete(summary)
+    return summary
+
+
+def _run_epoch(training: Training, directory: RunDirectory, epoch: int, trackers: Trackers) -> None:
+    """Train for an epoch, from 1, and show what it came to."""
+    accelerator = training.accelerator
+    bar = progress(
+        start_epoch(training),
+        len(training.images.train),
+        epoch,
+        training.epochs,
+        accelerator.is_main_process,
+    )
+    metrics = train_epoch(training, bar)
+    if training.images.val is not None:
+        metrics |= evaluate(training, training.images.val, "val")
+    if accelerator.is_main_process:
+        directory.log(metrics)
+        tqdm.write(epoch_line(metrics, training.epochs, training.graph))
+        trackers.log(metrics)
 
 
 def _go_on(training: Training, directory: RunDirectory, identity: str) -> None:

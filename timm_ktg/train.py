@@ -20,6 +20,7 @@ from .run_directory import RunDirectory, check_output_dir, create_run_directory,
 from .running import Summary, create_accelerator, run_training, settled
 from .seeds import run_seeds, show_seeds
 from .terminal import show_graph, show_result
+from .tracking import check_tracking
 from .training import build_training
 
 PROGRAM = "accelerate launch -m timm_ktg.train"
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parsed(argv: Sequence[str]) -> Command:
     command = parse_command(argv, PROGRAM)
+    check_tracking(command.recipe.tracking)
     if command.output_dir and not (command.resume or command.dry_run):
         check_output_dir(command.output_dir, command.overwrite)
     return command

@@ -12,7 +12,9 @@ Nodes are resnet20_cifar, 100 classes, on one batch of 64 random images [3, 32, 
 - `graph`: one forward of every node, all losses, one backward, one step of an optimizer with a
   parameter group per node. Everyone learns from the label and from all others. The nodes run side
   by side where the main job runs them so (`choose_threads`); in `in turn`, one after another.
-- `separate`: the same nodes, each with its own forward, cross-entropy, backward, optimizer step.
+  Images and weights are channels-last, as the main job has them on a CPU.
+- `separate`: the same nodes, each with its own forward, cross-entropy, backward, optimizer step, in
+  torch's own layout; in `separate-cl`, channels-last: what is left for the graph itself to save.
 - `dml`: Algorithm 1 of Zhang et al. 2018 for 4 nodes, all on this batch. For each node in turn the
   predictions of all are computed anew with the parameters of that moment, as in the authors' code
   (the others' without autograd, BatchNorm in training mode); then come the node's loss, its
@@ -64,13 +66,15 @@ class Nodes:
 
     Args:
         count: M, the number of nodes.
+        layout: Of images and weights.
     """
 
-    def __init__(self, count: int) -> None:
-        self.images = torch.randn(BATCH, 3, 32, 32)
+    def __init__(self, count: int, layout: torch.memory_format = torch.channels_last) -> None:
+        self.images = torch.randn(BATCH, 3, 32, 32).contiguous(memory_format=layout)
         self.labels = torch.randint(CLASSES, (BATCH,))
         names = [f"node{index}" for index in range(count)]
-        self.models = [timm.create_model("resnet20_cifar", num_classes=CLASSES) for _ in names]
+        models = [timm.create_model("resnet20_cifar", num_classes=CLASSES) for _ in names]
+        self.models = [model.to(memory_format=layout) for model in models]
         nodes = [ktg.Node(name, model) for name, model in zip(names, self.models, strict=True)]
         pairs = itertools.product(["label", *names], names)
         edges = [ktg.Edge(source, name) for source, name in pairs if source != name]
@@ -135,9 +139,14 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 
 
 def steps(count: int) -> Variants:
-    """Return the graph's step, in both ways, and the steps of its nodes apart."""
-    nodes = Nodes(count)
-    procedures = {"graph": nodes.step, "in turn": nodes.in_turn, "separate": nodes.separate}
+    """Return the graph's step, in both ways, and the steps of its nodes apart, in both layouts."""
+    nodes, plain = Nodes(count), Nodes(count, torch.contiguous_format)
+    procedures = {
+        "graph": nodes.step,
+        "in turn": nodes.in_turn,
+        "separate": plain.separate,
+        "separate-cl": nodes.separate,
+    }
     return {name: partial(timed, procedure) for name, procedure in procedures.items()}
 
 
@@ -189,7 +198,11 @@ def import_time(module: str, cache: tempfile.TemporaryDirectory[str]) -> Seconds
     return Seconds(*json.loads(done.stdout))
 
 
-STEP = (Ratio("graph", "separate", ("<=", 1.0)), Ratio("in turn", "separate"))
+STEP = (
+    Ratio("graph", "separate", ("<=", 1.0)),
+    Ratio("graph", "separate-cl"),
+    Ratio("in turn", "separate-cl"),
+)
 DML = (Ratio("dml", "graph", (">=", 1.5)), Ratio("changed", "graph"))
 GROUPS = {
     "step-2": Group(partial(steps, 2), STEP),

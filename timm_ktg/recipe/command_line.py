@@ -27,6 +27,7 @@ from .recipe import (
     read_recipe,
 )
 from .section import Section
+from .tracking_config import TrackingConfig
 from .train_config import TrainConfig
 
 _NODES = "--graph.nodes."
@@ -183,7 +184,12 @@ def _settings(values: Mapping[str, Any]) -> type[BaseSettings]:
     )
     bases: Any = (_section("Flags", {"graph": graph}, Recipe), _TrainFlags)
     defaults: dict[str, Any] = {}
-    for name, section in (("data", DataConfig), ("train", TrainConfig)):
+    sections: dict[str, type[Section]] = {
+        "data": DataConfig,
+        "train": TrainConfig,
+        "tracking": TrackingConfig,
+    }
+    for name, section in sections.items():
         with suppress(ValidationError):  # said once the command line has had its word
             defaults[name] = (section, section.model_validate(values.get(name, {})))
     settings: type[BaseSettings] = create_model("Settings", __base__=bases, **defaults)

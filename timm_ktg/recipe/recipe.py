@@ -15,6 +15,7 @@ from ..files import write_whole
 from .data_config import DataConfig
 from .graph_config import GraphConfig
 from .section import Location, Section
+from .tracking_config import TrackingConfig
 from .train_config import TrainConfig
 
 S = TypeVar("S", bound=Section)
@@ -23,7 +24,10 @@ S = TypeVar("S", bound=Section)
 PLACE = {
     "data": {"dataset", "workers"},
     "train": {"node_threads", "torchcompile", "channels_last"},
+    "tracking": {*TrackingConfig.model_fields, "with"},
 }
+
+WANDB_SWEEP = "wandb-sweep.yaml"  # for `wandb sweep`: no recipe, though it lies beside them
 
 _PACKAGE = Path(__file__).parent.parent
 
@@ -34,6 +38,7 @@ class Recipe(Section):
     graph: GraphConfig
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
 
 def bundled_recipes() -> dict[str, Path]:
@@ -45,6 +50,7 @@ def bundled_recipes() -> dict[str, Path]:
     return {
         path.relative_to(folder).with_suffix("").as_posix(): path
         for path in sorted(folder.rglob("*.yaml"))
+        if path.name != WANDB_SWEEP
     }
 
 
@@ -161,10 +167,11 @@ def same_run(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
 
 
 def _without_place(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
+    left = {
         name: {key: value for key, value in section.items() if key not in PLACE.get(name, ())}
         for name, section in values.items()
     }
+    return {name: section for name, section in left.items() if section}
 
 
 def _line(section: type[BaseModel], details: Any) -> str:

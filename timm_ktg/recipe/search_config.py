@@ -14,6 +14,7 @@ from ..registry import shown
 from .data_config import DataConfig
 from .graph_config import ModelName, WeightsFile, from_word, gate_problems
 from .section import Section, problem
+from .tracking_config import TrackingConfig
 from .train_config import TrainConfig
 
 
@@ -120,10 +121,14 @@ class SearchRecipe(Section):
     search: SearchConfig
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
         """Yield what a search cannot do without."""
+        tracking = data.get("tracking") or {}
+        if isinstance(tracking, Mapping) and tracking.get("with"):
+            yield problem(("tracking", "with"), "belongs to a training; a search has wandb alone.")
         images = data.get("data") or {}
         if not isinstance(images, Mapping) or images.get("val_split"):
             return

@@ -81,5 +81,5 @@ class TrainConfig(Section):
     """Compile every node that has no taps with torch.compile."""
     node_threads: PositiveInt | None = None
     """Nodes computed side by side on a CPU, a thread each; null: 2 of like cost, with 2 threads."""
-    channels_last: bool = False
-    """Use the channels-last memory format."""
+    channels_last: bool | None = None
+    """Use the channels-last memory format; null: on a CPU, where it is faster."""

@@ -19,6 +19,7 @@ from ..running import create_accelerator, settled
 from .program import Worker, check_recipe_of, say
 from .sampler import build_choices
 from .team import CheckTask, Team
+from .tracking import search_tracking_problems
 from .weights import NoWeightsError
 
 # While the first process waits for other workers, the rest wait for it.
@@ -37,12 +38,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         was interrupted.
     """
     return run_program(
-        lambda: parse_search(sys.argv[1:] if argv is None else argv, PROGRAM),
+        lambda: _parsed(sys.argv[1:] if argv is None else argv),
         run,
         "The same command again goes on with the search.",
         (NoWeightsError, StorageInternalError),
         timeout=PATIENCE,
     )
+
+
+def _parsed(argv: Sequence[str]) -> SearchCommand:
+    command = parse_search(argv, PROGRAM)
+    problems = search_tracking_problems(command.recipe.tracking)
+    if problems:
+        raise RecipeError(problems)
+    return command
 
 
 def run(command: SearchCommand) -> None:

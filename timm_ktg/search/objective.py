@@ -17,6 +17,7 @@ from .sampler import GRAPH, NODES, Choices, Params, seen_graphs
 from .space import THROUGH, CanonicalGraph, SearchSpace, all_through, graph_section
 from .study import DUPLICATE
 from .team import Team, TrialTask
+from .tracking import StudyTracking, TrialRun
 
 EPOCHS = "epochs"
 REDRAWN = "redrawn"
@@ -72,12 +73,14 @@ class GraphObjective:
         builder: Makes recipes.
         choices: What there is to draw.
         team: Trains.
+        tracking: Shows the trials.
         say: Prints a line.
     """
 
     builder: Builder
     choices: Choices
     team: Team
+    tracking: StudyTracking
     say: Say
 
     def __call__(self, trial: Trial) -> float:
@@ -87,24 +90,12 @@ class GraphObjective:
             TrialPruned: The trial is not among the best at a rung, or its graph was seen before.
             TrainingError: A loss is not finite.
         """
-        search = self.builder.recipe.search
         graph = self._drawn(trial)
         recipe = self.builder.recipe_of(graph)
-
-        def report(epoch: int, value: float, last: bool) -> bool:
-            try:
-                trial.report(value, step=epoch)
-                stop = not last and trial.should_prune()
-            except UpdateFinishedTrialError:  # given to another worker while a database was away
-                return True
-            verdict = "complete" if last else "stopped" if stop else "goes on"
-            self.say(f"trial {trial.number}: {value:.2f} % after epoch {epoch}, {verdict}")
-            return stop
-
-        halving = (search.min_resource, search.reduction_factor)
         self.say(f"trial {trial.number}: {describe(graph)}")
         try:
-            return self.team.trial(TrialTask(recipe, halving), report)
+            with self.tracking.trial(trial.number, graph, recipe.graph) as run:
+                return self._trained(trial, recipe, run)
         except TrialPruned:
             raise
         except Exception as error:
@@ -112,6 +103,22 @@ class GraphObjective:
             raise
         finally:
             trial.set_user_attr(EPOCHS, self.team.epochs)
+
+    def _trained(self, trial: Trial, recipe: Recipe, run: TrialRun) -> float:
+        def report(epoch: int, value: float, last: bool) -> bool:
+            try:
+                trial.report(value, step=epoch)
+                stop = not last and trial.should_prune()
+            except UpdateFinishedTrialError:  # given to another worker while a database was away
+                return True
+            run.reached(epoch)
+            verdict = "complete" if last else "stopped" if stop else "goes on"
+            self.say(f"trial {trial.number}: {value:.2f} % after epoch {epoch}, {verdict}")
+            return stop
+
+        search = self.builder.recipe.search
+        task = TrialTask(recipe, (search.min_resource, search.reduction_factor))
+        return self.team.trial(task, report, run.log)
 
     def _drawn(self, trial: Trial) -> CanonicalGraph:
         """Return the trial's graph, and note it in the trial."""

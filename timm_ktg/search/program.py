@@ -32,7 +32,9 @@ from .show import show_result
 from .space import CUTOFF, controls
 from .storage import open_artifacts, open_storage
 from .study import Join, finished, open_study, run_trials, wait_for_others
+from .study_run import show_study
 from .team import CheckTask, FinalTask, Team, TrialTask
+from .tracking import StudyTracking, card_of, create_sweep, make_card
 from .weights import NoWeightsError, SharedWeights
 
 # What fails a trial and not the worker.
@@ -84,7 +86,7 @@ class Worker:
             self.directory.mkdir(parents=True, exist_ok=True)
         storage = open_storage(search, self.directory)
         pruner = build_pruner(search)
-        prepare = partial(_enqueue, choices) if search.enqueue_controls else lambda study: None
+        prepare = partial(_prepare, self.recipe, choices)
         join = Join(self.name, storage, sampler, pruner, identity, prepare)
         study = open_study(join, must_exist=resume)
         save_recipe(without_storage(self.recipe), self.directory / "search.yaml")
@@ -92,11 +94,12 @@ class Worker:
         say(f"Study {self.name}: {choices.size:,} ways to choose, {done} trials so far.")
         pretrained = self._pretrained(storage, identity)
         builder = Builder(self.recipe, pretrained.path)
-        objective = GraphObjective(builder, choices, self.team, say)
+        tracking = StudyTracking(self.recipe.tracking, card_of(study), choices, self.directory)
+        objective = GraphObjective(builder, choices, self.team, tracking, say)
         run_trials(study, objective, self._enough, self._catch)
         wait_for_others(study, say)
         rows = final.rows(study, choices, self.recipe, pretrained.value(search.target_model))
-        self._finish(study, rows, storage, identity)
+        self._finish(study, rows, storage, identity, tracking)
 
     def _enough(self, study: Study) -> bool:
         return len(finished(study)) >= self.recipe.search.trials
@@ -126,7 +129,12 @@ class Worker:
         return shared
 
     def _finish(
-        self, study: Study, rows: list[final.Row], storage: BaseStorage, identity: dict[str, Any]
+        self,
+        study: Study,
+        rows: list[final.Row],
+        storage: BaseStorage,
+        identity: dict[str, Any],
+        tracking: StudyTracking,
     ) -> None:
         """Train the best graphs and the controls on all training images, and show them."""
         search = self.recipe.search
@@ -161,6 +169,16 @@ class Worker:
         result = final.result_of(rows, samples, spent)
         write_whole(self.directory / "result.json", json.dumps(result, indent=2) + "\n")
         show_result(rows, samples, spent, self.directory)
+        if tracking.tracking.wandb:
+            best = final.final_recipe(builder, rows[0]).graph
+            seeds = search.final_seeds if search.top_k else []
+
+            def show(name: str, trial: Trial) -> float:
+                show_study(tracking, study, rows, samples, spent, best, seeds)
+                return 0.0
+
+            jobs = Jobs(f"{self.name}/wandb-{digest}", storage, ["study run"], identity)
+            jobs.work(show, (), say)
 
     def _teachers(
         self, rows: list[final.Row], storage: BaseStorage, identity: dict[str, Any], digest: str
@@ -257,8 +275,11 @@ def check_recipe_of(recipe: SearchRecipe) -> Recipe:
     return Recipe.model_validate({"graph": graph, "data": data, "train": train})
 
 
-def _enqueue(choices: Choices, study: Study) -> None:
-    """Enqueue the controls that a space holds."""
+def _prepare(recipe: SearchRecipe, choices: Choices, study: Study) -> None:
+    """Give a new study what its runs are known by, and the controls that a space holds."""
+    make_card(study, create_sweep(recipe.tracking, study.study_name, choices))
+    if not recipe.search.enqueue_controls:
+        return
     for graph in controls(choices.largest).values():
         try:
             study.enqueue_trial(choices.params(graph))

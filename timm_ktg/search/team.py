@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from optuna import TrialPruned
 
 from ..errors import RecipeError
-from ..metrics import TrainingError
+from ..metrics import Metrics, TrainingError
 from ..recipe.recipe import Recipe
 from ..run_directory import RunDirectory
 from ..running import create_accelerator
@@ -24,6 +24,8 @@ from .pruning import rungs
 # Takes an epoch, from 1, the target's validation top-1, and whether it is the last epoch; says
 # whether to stop.
 Report = Callable[[int, float, bool], bool]
+# Takes an epoch's metrics.
+Log = Callable[[Metrics], None]
 
 
 @dataclass(frozen=True)
@@ -80,15 +82,20 @@ class Team:
         self._data: tuple[str, Data] | None = None
         self.epochs = 0  # of the last trial, those that were trained
 
-    def trial(self, task: TrialTask, report: Report | None = None) -> float:
+    def trial(self, task: TrialTask, report: Report | None = None, log: Log | None = None) -> float:
         """Train on the training images; return the target's validation top-1, last epoch, in %.
+
+        Args:
+            task: What to train.
+            report: Asked at each rung whether to stop; None: nobody is.
+            log: Given every epoch's metrics; None: nobody is.
 
         Raises:
             TrialPruned: `report` said so.
             TrainingError: A loss is not finite.
         """
         self._tell(task)
-        return self._trial(task, report)
+        return self._trial(task, report, log)
 
     def final(self, task: FinalTask) -> dict[str, Any]:
         """Train to the end; return what summary.json holds.
@@ -126,7 +133,7 @@ class Team:
                 elif isinstance(task, FinalTask):
                     run_seed(task.recipe, task.seed, RunDirectory(task.directory))
                 else:
-                    self._trial(task, None)
+                    self._trial(task, None, None)
             except (TrialPruned, TrainingError, RecipeError):
                 pass  # as on all processes
 
@@ -139,14 +146,16 @@ class Team:
         self._data = (_images_of(task.recipe), training.data)
         accelerator.free_memory()
 
-    def _trial(self, task: TrialTask, report: Report | None) -> float:
+    def _trial(self, task: TrialTask, report: Report | None, log: Log | None) -> float:
         accelerator = create_accelerator(task.recipe)
         try:
-            return self._trained(task, report, accelerator)
+            return self._trained(task, report, log, accelerator)
         finally:
             accelerator.free_memory()  # which collects garbage and empties the device's cache
 
-    def _trained(self, task: TrialTask, report: Report | None, accelerator: Accelerator) -> float:
+    def _trained(
+        self, task: TrialTask, report: Report | None, log: Log | None, accelerator: Accelerator
+    ) -> float:
         self.epochs = 0
         training = build_training(task.recipe, accelerator, self._known(task.recipe))
         self._data = (_images_of(task.recipe), training.data)
@@ -154,12 +163,14 @@ class Team:
         assert training.images.val is not None  # a search's recipe has validation images
         at = rungs(training.epochs, *task.halving) if task.halving else ()
         for epoch in range(1, training.epochs + 1):
-            train_epoch(training, start_epoch(training))
+            metrics = train_epoch(training, start_epoch(training))
             self.epochs = epoch
             last = epoch == training.epochs
             if epoch in at or last:
-                metrics = evaluate(training, training.images.val, "val")
+                metrics |= evaluate(training, training.images.val, "val")
                 value = metrics[f"val/top1/{graph.target}"]
+            if log is not None:
+                log(metrics)
             if epoch in at and self._stops(report, epoch, value, last):
                 raise TrialPruned(f"after {epoch} epochs")
         if task.export is not None and accelerator.is_main_process:

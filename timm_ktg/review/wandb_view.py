@@ -1,0 +1,129 @@
+"""A study in Weights & Biases: a saved view of its runs, and the sweep that holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optuna import Study
+
+from ..errors import RecipeError, one_line
+from ..recipe.recipe import check_section, read_recipe
+from ..recipe.search_config import SearchRecipe
+from ..search.objective import MODELS
+from ..search.sampler import Choices, build_choices
+from ..search.space import TARGET
+from ..search.tracking import (
+    ACCURACY,
+    METRIC,
+    WANDB,
+    StudyCard,
+    card_of,
+    create_sweep,
+    search_tracking_problems,
+)
+from ..wandb_run import STEP
+from .study_data import RECIPE, find_study
+
+if TYPE_CHECKING:
+    import wandb_workspaces.workspaces as ws
+
+
+def show_wandb(directory: Path, storage: str | None, name: str | None) -> list[tuple[str, str]]:
+    """Save a view of a study's runs, and make their sweep if there is none yet.
+
+    Args:
+        directory: That of the search, whose recipe says to which project the runs went.
+        storage: Where the study is kept; None: a journal in the directory.
+        name: Name of the study; None: the one that is there.
+
+    Returns:
+        What was made, and where it is.
+
+    Raises:
+        RecipeError: There is no such study, its runs are not there, or there is no server.
+    """
+    study = find_study(directory, storage, name)
+    recipe = check_section(SearchRecipe, read_recipe(directory / RECIPE))
+    tracking = recipe.tracking.model_copy(update={"wandb": True, "mode": "online"})
+    problems = search_tracking_problems(tracking)
+    if problems:
+        raise RecipeError(problems)
+    import wandb
+
+    choices, card = build_choices(recipe.search), card_of(study)
+    made = []
+    if card.sweep is None:
+        card = _with_sweep(study, card, choices, tracking)
+        made.append(("sweep", str(card.sweep)))
+    try:
+        entity = tracking.entity or wandb.Api().default_entity
+        view = build_view(entity, tracking.project, card, choices).save()
+    except (wandb.Error, ValueError, OSError) as error:
+        raise RecipeError([f"wandb: the view could not be saved. {one_line(error)}"]) from error
+    return [*made, ("view", str(view.url))]
+
+
+def _with_sweep(study: Study, card: StudyCard, choices: Choices, tracking: Any) -> StudyCard:
+    """Return the study's card with a sweep that holds all its trials' runs, now made."""
+    trials = study.get_trials(deepcopy=False)
+    runs = [card.trial_id(trial.number) for trial in trials if MODELS in trial.user_attrs]
+    sweep = create_sweep(tracking, card.name, choices, runs)
+    if sweep is None:
+        raise RecipeError(["wandb: no sweep could be made; the reason is said above."])
+    study.set_user_attr(WANDB, {"id": card.id, "sweep": sweep})
+    return card_of(study)
+
+
+def build_view(entity: str, project: str, card: StudyCard, choices: Choices) -> ws.Workspace:
+    """Return the view of a study's trials; nothing is sent.
+
+    Args:
+        entity: User or team.
+        project: Project of the runs.
+        card: What the study's runs are known by.
+        choices: What there was to draw.
+    """
+    import wandb_workspaces.expr as expr
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+
+    accuracy = wr.SummaryMetric(METRIC)
+    columns = [wr.Config(key) for key in _graph_keys(choices)]
+    parallel = wr.ParallelCoordinatesPlot(
+        title="Models, gates and accuracy",
+        columns=[wr.ParallelCoordinatesPlotColumn(metric=each) for each in (*columns, accuracy)],
+    )
+    by_epoch = wr.LinePlot(
+        title="Target's accuracy by epoch", x=wr.Metric(STEP), y=[wr.Metric(ACCURACY)]
+    )
+    edges = wr.ScatterPlot(
+        title="Edges and accuracy", x=wr.Config("edges"), y=wr.SummaryMetric(METRIC)
+    )
+    matters = wr.ParameterImportancePlot(with_respect_to=METRIC)
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=f"Study {card.name}",
+        sections=[
+            ws.Section("Search", [parallel, matters, by_epoch, edges], is_open=True),
+            ws.Section("Graphs", [wr.MediaBrowser(media_keys=["graph"])], is_open=True),
+            ws.Section("Side by side", [wr.RunComparer(diff_only="split")]),
+        ],
+        settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=100),
+        # Runs that are grouped would leave the importance panel empty.
+        runset_settings=ws.RunsetSettings(
+            filters=[
+                expr.Metric("Group") == card.name,
+                expr.Metric("JobType") == "trial",
+            ],
+            order=[expr.Ordering(expr.Summary(METRIC), ascending=False)],
+        ),
+    )
+
+
+def _graph_keys(choices: Choices) -> Sequence[str]:
+    space = choices.largest
+    models = [f"model/{name}" for name in (TARGET, *space.auxiliaries)]
+    return [*models, *(f"gate/{source}->{destination}" for source, destination in space.pairs)]

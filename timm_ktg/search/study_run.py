@@ -1,0 +1,86 @@
+"""The study's own run in Weights & Biases: what the search came to, and why."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from optuna import Study
+
+from ..draw import draw_graph
+from ..errors import one_line
+from ..recipe.graph_config import GraphConfig
+from ..statistics import Sample
+from ..wandb_run import WandbRun
+from .final import Row, run_path
+from .objective import describe
+from .space import TARGET
+from .tracking import StudyTracking
+
+COLUMNS = ("graph", "trial", "validation top-1", "test top-1", "std", "n", "edges")
+
+_logger = logging.getLogger(__name__)
+
+
+def show_study(
+    tracking: StudyTracking,
+    study: Study,
+    rows: Sequence[Row],
+    samples: Mapping[str, Sample | None],
+    spent: Mapping[str, int],
+    best: GraphConfig,
+    seeds: Sequence[int],
+) -> None:
+    """Show a search's result: leaderboard, Optuna's plots, the best graph and its weights.
+
+    Args:
+        tracking: Where.
+        study: The study.
+        rows: The best graphs and the controls.
+        samples: Test figures of each row by its name.
+        spent: What the search cost.
+        best: The best graph.
+        seeds: Seeds of the final trainings, the first of which gives the weights.
+    """
+    run = tracking.open_study({"best": describe(rows[0].graph)})
+    found = [_cells(row, samples[row.name]) for row in rows]
+    run.table("leaderboard", COLUMNS, found)
+    for name, plot in _plots().items():
+        _chart(run, name, lambda plot=plot: plot(study))  # type: ignore[misc]
+    run.picture("best graph", lambda path: draw_graph(best, path))
+    files = [tracking.directory / "best.yaml"]
+    if seeds:
+        weights = run_path(tracking.directory, rows[0], seeds[0]) / "nodes"
+        files.append(weights / f"{TARGET}.safetensors")
+    there = [path for path in files if path.is_file()]
+    run.artifact(f"{tracking.card.id}-best", "model", there)
+    summary: dict[str, Any] = {f"spent/{what}": count for what, count in spent.items()}
+    sample = samples[rows[0].name]
+    if sample is not None:
+        summary["test/top1/mean"] = sample.mean
+    run.finish({**summary, "val/top1/best": rows[0].value, "state": "complete"}, exit_code=0)
+
+
+def _cells(row: Row, sample: Sample | None) -> list[Any]:
+    test = [None, None, None] if sample is None else [sample.mean, sample.std, sample.n]
+    return [row.name, row.trial, row.value, *test, describe(row.graph)]
+
+
+def _plots() -> dict[str, Callable[[Study], Any]]:
+    from optuna import visualization
+
+    return {
+        "optuna/history": visualization.plot_optimization_history,
+        "optuna/epochs": visualization.plot_intermediate_values,
+        "optuna/importances": visualization.plot_param_importances,
+        "optuna/parallel": visualization.plot_parallel_coordinate,
+    }
+
+
+def _chart(run: WandbRun, name: str, plot: Callable[[], Any]) -> None:
+    """Log one of Optuna's plots, or say why there is none: as with too few trials."""
+    try:
+        run.chart(name, plot())
+    except (ValueError, RuntimeError) as error:
+        _logger.warning("No plot %s: %s", name, one_line(error))

@@ -1,0 +1,214 @@
+"""A run in Weights & Biases that never stops or slows what it shows."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import one_line
+from .recipe.tracking_config import TrackingConfig
+
+if TYPE_CHECKING:
+    import wandb
+
+INIT_TIMEOUT = 15.0  # seconds in which the server should answer; else the run is written offline
+FINISH_TIMEOUT = 30.0  # seconds for what is not yet uploaded at the end
+STEP = "epoch"
+
+_logger = logging.getLogger(__name__)
+
+
+def wandb_problems(tracking: TrackingConfig) -> list[str]:
+    """Return why a run cannot be shown in Weights & Biases, if so, and what to do."""
+    if not tracking.wandb:
+        return []
+    try:
+        import wandb
+        from wandb.sdk.wandb_login import _login
+    except ImportError:
+        return ["tracking.wandb: needs wandb. pip install 'timm_ktg[wandb]'."]
+    try:
+        mode = tracking.mode or wandb.setup().settings.mode
+        # The public function would ask at the terminal, where a batch job has nobody to answer.
+        if mode == "online" and not _login(prompt=False, _silent=True)[0]:
+            return [
+                "tracking.wandb: nobody is logged in to Weights & Biases. Log in (wandb login), or "
+                "write the run offline (--tracking.mode offline)."
+            ]
+    except (wandb.Error, ValueError) as error:
+        return [f"tracking.wandb: {one_line(error)}"]
+    return []
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a run is.
+
+    Args:
+        id: Its id; a run with the same one is the same run, which goes on.
+        name: Name that is shown.
+        job_type: Its kind, such as `train`.
+        group: Name of the group it belongs to, if it does.
+        config: What was chosen, in flat keys.
+        sweep: Id of the sweep it belongs to, if it does.
+        console: Whether to keep what the terminal shows.
+    """
+
+    id: str
+    name: str
+    job_type: str
+    group: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    sweep: str | None = None
+    console: bool = True
+
+
+class WandbRun:
+    """A run in Weights & Biases, spoken to by a thread of its own.
+
+    What is logged is handed over at once and sent when it can be. A server that does not answer
+    makes the run an offline one, and a line says so; whatever else goes wrong costs a line too.
+
+    Args:
+        tracking: Project, entity, tags, group, mode.
+        card: What the run is.
+        directory: Where wandb keeps its files, below `wandb`.
+    """
+
+    def __init__(self, tracking: TrackingConfig, card: Card, directory: Path) -> None:
+        self._tracking, self._card, self._directory = tracking, card, directory
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="wandb")
+        self._run: Future[wandb.Run] = self._thread.submit(self._start)
+        self._said = False
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Log a step's values, `epoch` among them."""
+        values = dict(values)
+        self._do(lambda run: run.log(values))
+
+    def picture(self, name: str, draw: Callable[[Path], None]) -> None:
+        """Log a picture.
+
+        Args:
+            name: Its name.
+            draw: Writes it into a file.
+        """
+        import wandb
+
+        def log(run: wandb.Run) -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "picture.png")
+                draw(path)
+                run.log({name: wandb.Image(str(path))})  # which copies it
+
+        self._do(log)
+
+    def chart(self, name: str, figure: Any) -> None:
+        """Log a plotly figure."""
+        import wandb
+
+        self._do(lambda run: run.log({name: wandb.Plotly(figure)}))
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log a table."""
+        import wandb
+
+        self._do(lambda run: run.log({name: wandb.Table(columns=list(columns), data=list(rows))}))
+
+    def artifact(self, name: str, kind: str, files: Sequence[Path]) -> None:
+        """Log files as an artifact."""
+        import wandb
+
+        def log(run: wandb.Run) -> None:
+            artifact = wandb.Artifact(name, type=kind)
+            for path in files:
+                artifact.add_file(str(path))
+            run.log_artifact(artifact)
+
+        self._do(log)
+
+    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
+        """End the run, and wait until it is sent, as far as `FINISH_TIMEOUT` goes.
+
+        Args:
+            summary: What it came to, in flat keys.
+            exit_code: 0 unless it failed.
+        """
+        self._do(lambda run: run.summary.update(dict(summary)))
+        self._do(lambda run: run.finish(exit_code=exit_code))
+        self._thread.shutdown()
+
+    def _start(self) -> wandb.Run:
+        import wandb
+
+        try:
+            return self._init(self._tracking.mode)
+        except wandb.errors.CommError as error:
+            wandb.teardown()  # for wandb's service would keep the id for the run that failed
+            run = self._init("offline")
+            _logger.warning(
+                "Weights & Biases cannot be reached (%s). The run is written offline; "
+                "`wandb sync %s` uploads it.",
+                one_line(error),
+                Path(run.settings.sync_dir),
+            )
+            return run
+
+    def _init(self, mode: Any) -> wandb.Run:
+        import wandb
+
+        card, tracking = self._card, self._tracking
+        settings = wandb.Settings(
+            init_timeout=INIT_TIMEOUT,
+            finish_timeout=FINISH_TIMEOUT,
+            sweep_id=card.sweep,
+            console="auto" if card.console else "off",
+            silent=not card.console,
+        )
+        run = wandb.init(
+            project=tracking.project,
+            entity=tracking.entity,
+            tags=tracking.tags or None,
+            group=tracking.group or card.group,
+            mode=mode,
+            id=card.id,
+            name=card.name,
+            job_type=card.job_type,
+            config=dict(card.config),
+            resume="allow",
+            reinit="create_new",
+            dir=str(self._directory),
+            settings=settings,
+        )
+        run.define_metric(STEP)
+        run.define_metric("*", step_metric=STEP)
+        return run
+
+    def _do(self, call: Callable[[wandb.Run], None]) -> None:
+        self._thread.submit(partial(self._tried, call))
+
+    def _tried(self, call: Callable[[wandb.Run], None]) -> None:
+        try:
+            call(self._run.result())
+        except Exception as error:  # whatever it is, the training is worth more
+            if not self._said:
+                self._said = True
+                _logger.warning("Weights & Biases: %s", one_line(error))
+
+
+def flat(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
+    """Return nested values as one level, keys joined: `{"train": {"lr": 1}}` is `train.lr: 1`."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            below = flat(value, separator)
+            result |= {f"{key}{separator}{name}": item for name, item in below.items()}
+        else:
+            result[str(key)] = value
+    return result
