@@ -52,6 +52,16 @@ class RunDirectory:
         return self.path / "seeds.json"
 
     @property
+    def graph(self) -> Path:
+        """The graph as a picture, with results when there are any."""
+        return self.path / "graph.svg"
+
+    @property
+    def curves(self) -> Path:
+        """Losses, top-1 and shares passed, epoch by epoch, as a picture."""
+        return self.path / "curves.png"
+
+    @property
     def checkpoint(self) -> Path:
         """States to go on from."""
         return self.path / "checkpoint"
@@ -59,8 +69,8 @@ class RunDirectory:
     @property
     def own(self) -> tuple[Path, ...]:
         """All that a run writes."""
-        files = (self.recipe, self.metrics, self.summary, self.seeds, self.nodes, self.checkpoint)
-        return (*files, *self.path.glob("seed-*"))
+        files = (self.recipe, self.metrics, self.summary, self.seeds, self.graph, self.curves)
+        return (*files, self.nodes, self.checkpoint, *self.path.glob("seed-*"))
 
     def log(self, metrics: Metrics) -> None:
         """Append an epoch's line."""

@@ -17,6 +17,7 @@ from .metrics import Metrics
 from .recipe.recipe import Recipe
 from .recipe.search_config import SearchRecipe
 from .run_directory import RunDirectory
+from .run_pictures import RunPictures
 from .terminal import epoch_line, progress
 from .training import Training, evaluate, start_epoch, train_epoch
 from .weights import export_node
@@ -69,6 +70,8 @@ def run_training(
     ).hexdigest()
     if resume:
         _go_on(training, directory, identity)
+    pictures = RunPictures(training.recipe.graph, directory, accelerator.is_main_process)
+    pictures.begin()
     for epoch in range(training.done.epochs, training.epochs):
         bar = progress(
             start_epoch(training),
@@ -84,7 +87,10 @@ def run_training(
             directory.log(metrics)
             tqdm.write(epoch_line(metrics, training.epochs, training.graph))
         save_state(accelerator, directory.checkpoint, epoch + 1, identity)
-    return _finish(training, directory, start)
+        pictures.go_on()
+    summary = _finish(training, directory, start)
+    pictures.end()
+    return summary
 
 
 def _go_on(training: Training, directory: RunDirectory, identity: str) -> None:
