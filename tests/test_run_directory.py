@@ -23,6 +23,8 @@ def a_run(path: str) -> RunDirectory:
     run.recipe.write_text("graph: {}\n")
     run.log({"epoch": 1, "train/top1/student": 50.0})
     run.write_summary({"target": "student"})
+    for picture in (run.graph, run.curves):
+        picture.write_bytes(b"picture")
     return run
 
 

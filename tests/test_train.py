@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 from datasets import load_from_disk
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -119,12 +120,23 @@ def test_accuracy_is_that_of_the_exported_weights_on_the_test_images(run: Path) 
             assert summary["nodes"][name][f"top{top}"] == pytest.approx(share, abs=1e-9)
 
 
+def test_pictures_of_the_graph_and_of_its_curves_are_in_a_run(run: Path) -> None:
+    with Image.open(run / "curves.png") as image:
+        assert image.format == "PNG" and min(image.size) > 600
+    graph = (run / "graph.svg").read_text()
+    for edge in EDGES:
+        assert f"edge-{edge.replace('->', '-')}" in graph
+    for node in summary_of(run)["nodes"].values():
+        assert f"<!-- {node['top1']:.2f} % top-1 -->" in graph
+
+
 def test_terminal_shows_graph_epochs_and_result(run: Path, terminal: StringIO) -> None:
     text = terminal.getvalue()
     for wanted in ("target", "b: correct", "a: through, T=2", "epoch 1/2", "epoch 2/2", "a* "):
         assert wanted in text
     top1 = summary_of(run)["nodes"]["a"]["top1"]
     assert f"{top1:.2f}" in text and str(run / "summary.json") in text
+    assert f"{run / 'graph.svg'}, curves.png" in text
 
 
 def test_recipe_of_a_run_repeats_it(run: Path, tmp_path: Path) -> None:

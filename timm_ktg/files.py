@@ -24,10 +24,16 @@ def write_whole(path: Path, text: str) -> None:
 def replace_whole(path: Path) -> Iterator[Path]:
     """Give a path to write to, which takes the file's place when the block ends well.
 
+    When it does not, nothing is left of it.
+
     Args:
         path: The file; what it held is replaced.
     """
     # Of this process alone, for others, on other hosts too, may be writing the same file.
     partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
-    yield partial
-    os.replace(partial, path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -52,6 +52,16 @@ class RunDirectory:
         return self.path / "seeds.json"
 
     @property
+    def graph(self) -> Path:
+        """The graph as a picture, with results when there are any."""
+        return self.path / "graph.svg"
+
+    @property
+    def curves(self) -> Path:
+        """Losses, top-1 and shares passed, epoch by epoch, as a picture."""
+        return self.path / "curves.png"
+
+    @property
     def checkpoint(self) -> Path:
         """States to go on from."""
         return self.path / "checkpoint"
@@ -75,8 +85,8 @@ class RunDirectory:
     def own(self) -> tuple[Path, ...]:
         """All that a run writes."""
         files = (self.recipe, self.metrics, self.summary, self.seeds, self.nodes, self.checkpoint)
-        tracked = (self.wandb_id, self.wandb, self.trackers)
-        return (*files, *tracked, *self.path.glob("seed-*"))
+        shown = (self.graph, self.curves, self.wandb_id, self.wandb, self.trackers)
+        return (*files, *shown, *self.path.glob("seed-*"))
 
     def log(self, metrics: Metrics) -> None:
         """Append an epoch's line."""

@@ -17,6 +17,7 @@ from .metrics import Metrics
 from .recipe.recipe import Recipe
 from .recipe.search_config import SearchRecipe
 from .run_directory import RunDirectory
+from .run_pictures import RunPictures
 from .terminal import epoch_line, progress
 from .tracking import Trackers, open_trackers
 from .training import Training, evaluate, start_epoch, train_epoch
@@ -70,11 +71,16 @@ def run_training(
     ).hexdigest()
     if resume:
         _go_on(training, directory, identity)
-    with open_trackers(training.recipe, directory, accelerator.is_main_process) as trackers:
+    is_main = accelerator.is_main_process
+    pictures = RunPictures(training.recipe.graph, directory, is_main)
+    pictures.begin()
+    with open_trackers(training.recipe, directory, is_main) as trackers:
         for epoch in range(training.done.epochs, training.epochs):
             _run_epoch(training, directory, epoch + 1, trackers)
             save_state(accelerator, directory.checkpoint, epoch + 1, identity)
+            pictures.go_on()
         summary = _finish(training, directory, start)
+        pictures.end()
         trackers.complete(summary)
     return summary
 

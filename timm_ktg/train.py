@@ -115,6 +115,7 @@ def _show(summary: Summary, directory: RunDirectory) -> None:
             ("recipe", str(directory.recipe)),
             ("metrics", str(directory.metrics)),
             ("summary", str(directory.summary)),
+            ("pictures", f"{directory.graph}, {directory.curves.name}"),
             ("weights", str(directory.nodes / "<node>.safetensors")),
             ("resume", f"{PROGRAM} --resume {directory.path}"),
         ],

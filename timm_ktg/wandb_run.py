@@ -101,10 +101,16 @@ class WandbRun:
         """
         import wandb
 
+        folder = tempfile.TemporaryDirectory()
+        path = Path(folder.name, "picture.png")
+        try:
+            draw(path)  # here and not in the thread, for matplotlib draws one thing at a time
+        except Exception as error:
+            self._say(error)
+            return
+
         def log(run: wandb.Run) -> None:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, "picture.png")
-                draw(path)
+            with folder:
                 run.log({name: wandb.Image(str(path))})  # which copies it
 
         self._do(log)
@@ -197,9 +203,12 @@ class WandbRun:
         try:
             call(self._run.result())
         except Exception as error:  # whatever it is, the training is worth more
-            if not self._said:
-                self._said = True
-                _logger.warning("Weights & Biases: %s", one_line(error))
+            self._say(error)
+
+    def _say(self, error: Exception) -> None:
+        if not self._said:
+            self._said = True
+            _logger.warning("Weights & Biases: %s", one_line(error))
 
 
 def flat(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
