@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from tests.training_cases import (
     Values,
@@ -23,7 +24,11 @@ from tests.training_cases import (
 from tests.training_cases import workbench as workbench
 from tests.wandb_log import epochs_of, logs_in
 from tests.wandb_log import nobody as nobody
+from timm_ktg.recipe.command_line import parse_command
+from timm_ktg.recipe.recipe import bundled_recipes
 from timm_ktg.wandb_run import STEP, flat
+
+RECIPES = Path(__file__).parents[1] / "recipes"
 
 OFFLINE = {"wandb": True, "mode": "offline"}
 
@@ -185,3 +190,25 @@ def test_an_unknown_tracker_is_refused(
     assert run_main(recipe, "--output-dir", tmp_path / "run") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+def test_wandb_agents_drive_a_training_by_its_flags() -> None:
+    sweep = yaml.safe_load((RECIPES / "wandb-sweep.yaml").read_text())
+    assert "wandb-sweep" not in bundled_recipes()
+    drawn = {name: {"value": _first(values)} for name, values in sweep["parameters"].items()}
+    flags = create_sweep_command_args({"args": drawn})["args"]
+    command = create_sweep_command(sweep["command"])
+    at = command.index("timm_ktg.train")
+    assert command[1:3] == ["accelerate", "launch"] and command[-1] == "${args}"
+    asked = parse_command([*command[at + 1 : -1], *flags], "train")
+    config = flat(asked.recipe.model_dump(mode="json"))
+    assert {name: config[name] for name in drawn} == {
+        name: each["value"] for name, each in drawn.items()
+    }
+    assert asked.recipe.tracking.wandb
+    assert sweep["metric"]["name"] == f"val/top1/{asked.recipe.graph.target}"
+    assert sweep["project"] == asked.recipe.tracking.project
+
+
+def _first(values: Values) -> Any:
+    return values["values"][1] if "values" in values else values["min"]
