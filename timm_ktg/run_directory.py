@@ -57,10 +57,15 @@ class RunDirectory:
         return self.path / "checkpoint"
 
     @property
+    def report(self) -> Path:
+        """The page that `timm_ktg.review report` makes of the run."""
+        return self.path / "report.html"
+
+    @property
     def own(self) -> tuple[Path, ...]:
         """All that a run writes."""
         files = (self.recipe, self.metrics, self.summary, self.seeds, self.nodes, self.checkpoint)
-        return (*files, *self.path.glob("seed-*"))
+        return (*files, self.report, *self.path.glob("seed-*"))
 
     def log(self, metrics: Metrics) -> None:
         """Append an epoch's line."""

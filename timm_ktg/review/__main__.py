@@ -1,9 +1,9 @@
-"""Look at what was trained: `python -m timm_ktg.review compare RUN RUN ...`."""
+"""Look at what was trained: `python -m timm_ktg.review compare RUN RUN ...`, or `report STUDY`."""
 
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,17 +21,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 2 if what was asked for is wrong.
     """
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except RecipeError as error:
+        return fail(error.problems, 2)
+    return 0
+
+
+def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m timm_ktg.review", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     compare = commands.add_parser("compare", help="several runs in one table")
     compare.add_argument("runs", nargs="+", type=Path, help="directories of runs, or of seeds")
     compare.add_argument("--node", help="node to compare; by default each run's target")
-    arguments = parser.parse_args(argv)
-    try:
-        show_compare(arguments.runs, arguments.node)
-    except RecipeError as error:
-        return fail(error.problems, 2)
-    return 0
+    compare.set_defaults(run=_compare)
+    report = commands.add_parser("report", help="a search, or runs, as one HTML page")
+    report.add_argument(
+        "paths", nargs="+", type=Path, metavar="STUDY|RUN",
+        help="directory of a search, or directories of runs, or of seeds",
+    )  # fmt: skip
+    report.add_argument(
+        "-o", "--output", type=Path, help="the page; by default report.html in the first directory"
+    )
+    report.add_argument("--storage", help="where the study is kept, such as postgresql://...")
+    report.add_argument("--study", help="name of the study, where several are kept")
+    report.set_defaults(run=_report)
+    return parser
+
+
+def _compare(arguments: Namespace) -> None:
+    show_compare(arguments.runs, arguments.node)
+
+
+def _report(arguments: Namespace) -> None:
+    from .report import write_report
+
+    path = write_report(arguments.paths, arguments.output, arguments.storage, arguments.study)
+    print(f"report     {path}")
 
 
 if __name__ == "__main__":
