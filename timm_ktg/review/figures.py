@@ -10,11 +10,13 @@ from typing import Any
 import plotly.graph_objects as go
 
 from ..statistics import Sample
-from .stages import best_quarter, importances, label, means, parameters
-from .study_data import COMPLETE, DEAD, FAILED, StudyData, TrialData
+from .stages import best_quarter, choice_of, importances, label, means, parameters
+from .study_data import COMPLETE, FAILED, StudyData, TrialData
 
 Points = Iterable[tuple[float, float]]
 
+MOST_BEST = 30  # of the best quarter side by side; more would hide each other
+CLEAR = "rgba(0,0,0,0)"
 TOP1 = "validation top-1 %"
 _KINDS = {
     "running": "var(--muted)",
@@ -30,12 +32,13 @@ def figure(height: int, **layout: Any) -> go.Figure:
     plain.update_layout(
         template="none",
         height=height,
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
+        paper_bgcolor=CLEAR,
+        plot_bgcolor=CLEAR,
         font={"color": "var(--text)", "family": "inherit", "size": 13},
         margin={"l": 56, "r": 16, "t": 8, "b": 48},
         hovermode="closest",
         hoverlabel={"bgcolor": "var(--panel)", "font": {"color": "var(--text)"}, "align": "left"},
+        modebar={"bgcolor": CLEAR, "color": "var(--faint)", "activecolor": "var(--accent)"},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     )
     axis = {"gridcolor": "var(--line)", "linecolor": "var(--line)", "zeroline": False}
@@ -56,14 +59,13 @@ def epochs_figure(study: StudyData) -> go.Figure:
             plot.add_trace(_lines(kind, [(trial, trial.values.items()) for trial in trials], look))
     look = {"line": {"color": "var(--best)", "width": 3}, "marker": {"size": 7}}
     plot.add_trace(_lines(f"best: trial {best.number}", [(best, best.values.items())], look))
-    for epoch, trials in study.stages.items():
-        plot.add_vline(epoch, line={"color": "var(--faint)", "width": 1, "dash": "dot"})
-        plot.add_annotation(
-            x=math.log10(epoch), y=0, yref="paper", yanchor="bottom", text=f"{len(trials):,}",
-            showarrow=False, font={"size": 11, "color": "var(--muted)"}, xshift=12,
-        )  # fmt: skip
     ticks = list(study.stages)
     plot.update_xaxes(type="log", tickvals=ticks, ticktext=[str(tick) for tick in ticks])
+    reached = [
+        {"x": math.log10(epoch), "y": 0, "text": f"{len(trials):,}", "xanchor": "left"}
+        for epoch, trials in study.stages.items()
+    ]
+    _mark(plot, reached, [_upright(epoch, "var(--faint)", "dot") for epoch in ticks], yref="paper")
     return plot
 
 
@@ -72,23 +74,22 @@ def parallel_figure(trials: Sequence[TrialData], epoch: int) -> go.Figure:
     axes = parameters(trials)
     values = [trial.values[epoch] for trial in trials]
     low, high = min(values), max(values)
-    quarter = best_quarter(trials, epoch)
-    numbers = {trial.number for trial in quarter}
+    top = best_quarter(trials, epoch)[:MOST_BEST]
+    numbers = {trial.number for trial in top}
     others = [trial for trial in trials if trial.number not in numbers]
 
     def line(trial: TrialData) -> Points:
         spread = Random(trial.number)  # lines of one choice side by side, not on each other
         for place, (name, choices) in enumerate(axes.items()):
-            if name in trial.trial.params:
-                choice = choices.index(str(trial.trial.params[name]))
-                yield place, (choice + 0.2 + 0.6 * spread.random()) / len(choices)
+            choice = choices.index(choice_of(trial, name))
+            yield place, (choice + 0.2 + 0.6 * spread.random()) / len(choices)
         yield len(axes), (trial.values[epoch] - low) / (high - low or 1.0)
 
-    plot = figure(460, margin={"l": 16, "r": 64, "t": 8, "b": 56})
+    plot = figure(460, margin={"l": 40, "r": 64, "t": 8, "b": 56})
     groups: list[tuple[str, Sequence[TrialData], str, float, float]] = [
         ("others", others, "var(--faint)", 1, 0.3),
-        ("best quarter", quarter[1:], "var(--accent)", 1, 0.6),
-        (f"best: trial {quarter[0].number}", quarter[:1], "var(--best)", 3, 1),
+        (f"best {len(top)}", top[1:], "var(--accent)", 1, 0.8),
+        (f"best: trial {top[0].number}", top[:1], "var(--best)", 3, 1),
     ]
     for name, group, colour, width, opacity in groups:
         look = {"line": {"color": colour, "width": width}, "opacity": opacity}
@@ -101,21 +102,39 @@ def _parallel_axes(
     plot: go.Figure, axes: Mapping[str, Sequence[str]], ends: tuple[float, float], epoch: int
 ) -> None:
     """Draw an axis for each parameter, its categories from bottom to top, and one for accuracy."""
-    names = [*(label(name).replace(" → ", " →<br>") for name in axes), f"top-1 %<br>epoch {epoch}"]
+    names = [label(name).replace(" → ", " →<br>").replace(" of ", " of<br>") for name in axes]
+    names.append(f"top-1 %<br>epoch {epoch}")
+    places = list(range(len(names)))
     plot.update_xaxes(
-        tickvals=list(range(len(names))), ticktext=names, showgrid=False,
+        tickvals=places, ticktext=names, showgrid=False,
         range=[-0.15, len(names) - 0.9], tickangle=0, fixedrange=True,
     )  # fmt: skip
     plot.update_yaxes(visible=False, range=[-0.02, 1.02], fixedrange=True)
-    ticks = [[(i + 0.5) / len(each) for i in range(len(each))] for each in axes.values()]
-    texts = [*map(list, axes.values()), [f"{ends[0]:.1f}", f"{ends[1]:.1f}"]]
-    for place, (at, text) in enumerate(zip([*ticks, [0.0, 1.0]], texts, strict=True)):
-        plot.add_vline(place, line={"color": "var(--muted)", "width": 1})
-        for y, word in zip(at, text, strict=True):
-            plot.add_annotation(
-                x=place, y=y, text=word, showarrow=False, xanchor="left", xshift=3,
-                bgcolor="var(--panel)", opacity=0.9, font={"size": 11, "color": "var(--text)"},
-            )  # fmt: skip
+    heights = [[(i + 0.5) / len(each) for i in range(len(each))] for each in axes.values()]
+    texts = [*axes.values(), [f"{end:.1f}" for end in ends]]
+    notes = [
+        {"x": place, "y": y, "text": text, "xanchor": "left", "bgcolor": "var(--panel)"}
+        for place, ys, each in zip(places, [*heights, [0.0, 1.0]], texts, strict=True)
+        for y, text in zip(ys, each, strict=True)
+    ]
+    _mark(plot, notes, [_upright(place, "var(--muted)", "solid") for place in places])
+
+
+def _upright(x: float, colour: str, dash: str) -> dict[str, Any]:
+    """Return a line from the bottom of the figure to its top."""
+    line = {"color": colour, "width": 1, "dash": dash}
+    return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": line}
+
+
+def _mark(
+    plot: go.Figure, notes: list[dict[str, Any]], shapes: list[dict[str, Any]], yref: str = "y"
+) -> None:
+    """Add texts and lines all at once; plotly looks at all that are there for each that comes."""
+    font = {"size": 11, "color": "var(--text)"}
+    common = {"yref": yref, "showarrow": False, "xshift": 3, "font": font}
+    if yref == "paper":
+        common["yanchor"] = "bottom"
+    plot.update_layout(annotations=[{**common, **note} for note in notes], shapes=shapes)
 
 
 def importance_figure(trials: Sequence[TrialData], epoch: int) -> go.Figure | None:
@@ -148,7 +167,7 @@ def importance_figure(trials: Sequence[TrialData], epoch: int) -> go.Figure | No
 
 def tested_figure(samples: Mapping[str, Sample]) -> go.Figure:
     """Return the test figures of winners and controls: each seed, mean and standard deviation."""
-    names = list(reversed(samples))
+    names = list(samples)[::-1]
     plot = figure(
         80 + 44 * len(names), xaxis_title="test top-1 %", showlegend=False,
         margin={"l": 128, "r": 16, "t": 8, "b": 48},

@@ -1,4 +1,4 @@
-"""The command `report`: one HTML page, which needs nothing outside itself, of a search or of runs."""
+"""The command `report`: a search, or runs, as one HTML page that needs nothing outside itself."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from ..search.sampler import NODES
 from .study_data import TrialData
 
 BEST = 0.25  # the share of the trials whose choices are compared with those of all
+ABSENT = "-"  # the choice of a trial whose graph is too small to have one
 FEWEST = 20  # trials, which makes five in the best quarter, as Optuna recommends
 
 
@@ -65,19 +66,30 @@ def means(trials: Sequence[TrialData], epoch: int, name: str) -> dict[str, tuple
     """Return the mean at an epoch and the number of the trials with each category of a choice."""
     values: dict[str, list[float]] = {}
     for trial in trials:
-        if name in trial.trial.params:
-            values.setdefault(str(trial.trial.params[name]), []).append(trial.values[epoch])
+        values.setdefault(choice_of(trial, name), []).append(trial.values[epoch])
     return {category: (statistics.fmean(each), len(each)) for category, each in values.items()}
 
 
 def parameters(trials: Sequence[TrialData]) -> dict[str, list[str]]:
-    """Return the categories of each parameter, in the order of the space; the last is the top."""
+    """Return each parameter's categories: of the number of nodes, models, roles, gates."""
     found: dict[str, dict[str, None]] = {}
     for trial in trials:
         for name, distribution in trial.trial.distributions.items():
             choices = getattr(distribution, "choices", ())
             found.setdefault(name, {}).update(dict.fromkeys(map(str, choices)))
-    return {name: list(choices) for name, choices in found.items()}
+    for name, choices in found.items():
+        if not all(name in trial.trial.params for trial in trials):
+            found[name] = {ABSENT: None, **choices}
+    kinds = [NODES, "model", "role", "gate"]
+    return {
+        name: list(found[name])
+        for name in sorted(found, key=lambda name: kinds.index(name.partition("/")[0]))
+    }
+
+
+def choice_of(trial: TrialData, name: str) -> str:
+    """Return the category that a trial has of a parameter, which only larger graphs may have."""
+    return str(trial.trial.params.get(name, ABSENT))
 
 
 def label(name: str) -> str:

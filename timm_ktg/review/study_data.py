@@ -146,6 +146,7 @@ def read_study(path: Path, storage: str | None = None, name: str | None = None) 
     Raises:
         RecipeError: There is none, or nothing in it to show.
     """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # each of the little studies says hello
     directory = path.parent if path.is_file() else path
     recipe = _recipe(directory / RECIPE)
     opened = open_to_read(storage or recipe["search"]["storage"], directory)
@@ -194,9 +195,7 @@ def _own(names: Iterable[str]) -> list[str]:
     """Return the names of searches, without those of the studies beside them."""
     known = set(names)
     beside = {name: _BESIDE.fullmatch(name) for name in known}
-    return sorted(
-        name for name, match in beside.items() if match is None or match[1] not in known
-    )
+    return sorted(name for name, match in beside.items() if match is None or match[1] not in known)
 
 
 def _check_any(trials: Sequence[TrialData], where: str) -> None:

@@ -15,6 +15,7 @@ from .pictures import picture, section_of, words
 from .stages import FEWEST
 from .study_data import COMPLETE, StudyData, TrialData
 
+MANY = 5 * FEWEST  # trials, among which importance says something, and not only noise
 DRAWN = 3  # of the best graphs, at least
 CONTROLS = (LABEL_ONLY, SUM, MEAN)
 
@@ -68,7 +69,7 @@ def _figures(study: StudyData, samples: Mapping[str, Sample]) -> dict[str, Varia
 
 def _stages(study: StudyData) -> list[dict[str, Any]]:
     """Return the epochs to choose from; the last one that says something is chosen first."""
-    telling = [epoch for epoch, trials in study.stages.items() if len(trials) >= FEWEST]
+    telling = [epoch for epoch, trials in study.stages.items() if len(trials) >= MANY]
     first = max(telling, default=min(study.stages))
     return [
         {"epoch": epoch, "count": len(trials), "first": epoch == first}
@@ -81,11 +82,11 @@ def _lead(study: StudyData) -> str:
     search, best = study.recipe["search"], study.best[0]
     data = study.recipe.get("data", {}).get("dataset", "?")
     running = sum(trial.state == "running" for trial in study.trials)
-    going = f", {running} of them running" if running else ""
+    going = f" so far, {running} of them running" if running else ""
     epoch = max(best.values)
     return (
         f"Which graph makes {search['target_model']} most accurate on {data}: "
-        f"{len(study.trials):,} trials so far{going}. The best, trial {best.number}, has "
+        f"{len(study.trials):,} trials{going}. The best, trial {best.number}, has "
         f"{best.values[epoch]:.2f} % on the validation images after epoch {epoch} of "
         f"{study.epochs}: {words(best.edges)}."
     )

@@ -23,6 +23,7 @@ from optuna.storages import (
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import FrozenTrial
+from sqlalchemy import NullPool, create_engine, inspect
 from sqlalchemy.exc import (
     IntegrityError,
     InterfaceError,
@@ -94,8 +95,11 @@ def open_to_read(where: str | None, directory: Path) -> BaseStorage:
             return JournalStorage(JournalFileBackend(str(path), lock_obj=_journal_lock(str(path))))
     _refuse_sqlite(where)
     with _opening():
-        engine = {"connect_args": {"connect_timeout": CONNECT_TIMEOUT}}
-        return RDBStorage(_url(where), engine_kwargs=engine, skip_table_creation=True)
+        engine = {"poolclass": NullPool, "connect_args": {"connect_timeout": CONNECT_TIMEOUT}}
+        url = _url(where)
+        if not inspect(create_engine(url.format(), **engine)).has_table("studies"):
+            raise RecipeError(["study: the database should hold one. Found none."])
+        return RDBStorage(url, engine_kwargs=engine, skip_table_creation=True)
 
 
 def open_artifacts(search: SearchConfig, directory: Path) -> ArtifactStore:
@@ -193,6 +197,8 @@ def _opening() -> Iterator[None]:
     """Make a RecipeError of one line of whatever a database has to say."""
     try:
         yield
+    except RecipeError:
+        raise
     except (ImportError, SQLAlchemyError, StorageInternalError, RuntimeError, ValueError) as error:
         # RuntimeError: tables that another version of Optuna made; ValueError: a port in letters.
         extra = _EXTRA if isinstance(error, ImportError) else ""

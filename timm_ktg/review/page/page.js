@@ -122,7 +122,7 @@ const hovers = new Map(); // what a hover says of a trial, by its number
 function describe({ rows }) {
   for (const [number, state, last, , , , auxiliaries, edges] of rows) {
     const lines = [`<b>trial ${number}</b>, ${state}, ${last === null ? "-" : last.toFixed(2)} %`, auxiliaries];
-    hovers.set(number, [...lines, ...edges.split("; ")].filter(Boolean).join("<br>").replaceAll("<-", "←"));
+    hovers.set(number, [...lines, ...edges.split("; ")].filter(Boolean).join("<br>"));
   }
 }
 
@@ -141,7 +141,13 @@ function load() { // plotly's own code, as late as it can be: reading it takes t
   document.head.append(element("script", {}, byId("plotly").textContent));
 }
 
-const CONFIG = { responsive: true, displaylogo: false, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d"]] };
+const TOUCH = matchMedia("(pointer: coarse)").matches; // a finger scrolls the page, and does not zoom
+const CONFIG = {
+  responsive: true,
+  displaylogo: false,
+  displayModeBar: TOUCH ? false : "hover",
+  modeBarButtons: [["zoom2d", "pan2d", "resetScale2d"]],
+};
 const drawn = new Set();
 
 function draw(plot) {
@@ -159,7 +165,7 @@ function draw(plot) {
   }
   const { data: traces, layout } = coloured(figure, style);
   layout.font.family = getComputedStyle(document.body).fontFamily;
-  layout.dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom"; // a finger scrolls
+  layout.dragmode = TOUCH ? false : "zoom";
   const axes = (layout.xaxis.tickvals ?? []).length;
   plot.style.minWidth = plot.id === "parallel" ? `${110 * axes}px` : "";
   return window.Plotly.react(plot, traces, layout, CONFIG);
