@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.report [--trials 1500] [--times 7]
 
-The study is made up: real sampler, pruner and objective, nothing trained. Shown are the seconds until
-the page has its table and can be used (`interactive`), until the browser has loaded all of it, and
-what drawing each figure takes when it comes into view.
+The study is made up: real sampler, pruner and objective, nothing trained. Shown are the seconds
+until the page has its table and can be used (`interactive`), until the browser has loaded all of
+it, and what drawing each figure of all trials takes when it comes into view. The first that is
+drawn also reads plotly's script.
 """
 
 from __future__ import annotations

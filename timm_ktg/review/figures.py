@@ -60,7 +60,7 @@ def epochs_figure(study: StudyData) -> go.Figure:
     look = {"line": {"color": "var(--best)", "width": 3}, "marker": {"size": 7}}
     plot.add_trace(_lines(f"best: trial {best.number}", [(best, best.values.items())], look))
     ticks = list(study.stages)
-    plot.update_xaxes(type="log", tickvals=ticks, ticktext=[str(tick) for tick in ticks])
+    plot.update_xaxes(type="log", tickvals=ticks, ticktext=list(map(str, ticks)), tickangle=0)
     reached = [
         {"x": math.log10(epoch), "y": 0, "text": f"{len(trials):,}", "xanchor": "left"}
         for epoch, trials in study.stages.items()

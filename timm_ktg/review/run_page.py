@@ -34,7 +34,7 @@ def _rows(run: RunData, first: RunData) -> list[dict[str, Any]]:
     return [
         {
             "run": run.name,
-            "node": f"{node} (target)" if node == run.target else node,
+            "node": _marked(node, run.target),
             "model": run.graph["nodes"][node]["model"],
             "state": run.state,
             "split": run.splits,
@@ -44,6 +44,10 @@ def _rows(run: RunData, first: RunData) -> list[dict[str, Any]]:
         }
         for node in nodes
     ]
+
+
+def _marked(node: str, target: str) -> str:
+    return f"{node} (target)" if node == target != "target" else node
 
 
 def _gain(run: RunData, first: RunData) -> str:
