@@ -82,11 +82,17 @@ class RunDirectory:
         return self.path / "trackers"
 
     @property
+    def report(self) -> Path:
+        """The page that `timm_ktg.review report` makes of the run."""
+        return self.path / "report.html"
+
+    @property
     def own(self) -> tuple[Path, ...]:
         """All that a run writes."""
         files = (self.recipe, self.metrics, self.summary, self.seeds, self.nodes, self.checkpoint)
-        shown = (self.graph, self.curves, self.wandb_id, self.wandb, self.trackers)
-        return (*files, *shown, *self.path.glob("seed-*"))
+        shown = (self.graph, self.curves, self.report)
+        tracked = (self.wandb_id, self.wandb, self.trackers)
+        return (*files, *shown, *tracked, *self.path.glob("seed-*"))
 
     def log(self, metrics: Metrics) -> None:
         """Append an epoch's line."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optuna import Study
 
 from ..errors import RecipeError, one_line
-from ..recipe.recipe import check_section, read_recipe
+from ..recipe.recipe import check_section
 from ..recipe.search_config import SearchRecipe
 from ..search.objective import MODELS
 from ..search.sampler import Choices, build_choices
@@ -24,19 +24,19 @@ from ..search.tracking import (
     search_tracking_problems,
 )
 from ..wandb_run import STEP
-from .study_data import RECIPE, find_study
+from .study_data import find_study
 
 if TYPE_CHECKING:
     import wandb_workspaces.workspaces as ws
 
 
-def show_wandb(directory: Path, storage: str | None, name: str | None) -> list[tuple[str, str]]:
+def show_wandb(path: Path, storage: str | None, name: str | None) -> list[tuple[str, str]]:
     """Save a view of a study's runs, and make their sweep if there is none yet.
 
     Args:
-        directory: That of the search, whose recipe says to which project the runs went.
-        storage: Where the study is kept; None: a journal in the directory.
-        name: Name of the study; None: the one that is there.
+        path: The search's directory, whose search.yaml says to which project the runs went.
+        storage: Where the study is kept; None: where search.yaml says.
+        name: Name of the study; None: the only one that is kept there.
 
     Returns:
         What was made, and where it is.
@@ -44,45 +44,49 @@ def show_wandb(directory: Path, storage: str | None, name: str | None) -> list[t
     Raises:
         RecipeError: There is no such study, its runs are not there, or there is no server.
     """
-    study = find_study(directory, storage, name)
-    recipe = check_section(SearchRecipe, read_recipe(directory / RECIPE))
+    found = find_study(path, storage, name)
+    recipe = check_section(SearchRecipe, found.recipe)
     tracking = recipe.tracking.model_copy(update={"wandb": True, "mode": "online"})
+    shown = [
+        trial for trial in found.study.get_trials(deepcopy=False) if MODELS in trial.user_attrs
+    ]
+    if not recipe.tracking.wandb or WANDB not in found.study.user_attrs or not shown:
+        where = f"{found.directory}: study `{found.study.study_name}`"
+        raise RecipeError([f"{where} should have runs (--tracking.wandb true). Found none."])
     problems = search_tracking_problems(tracking)
     if problems:
         raise RecipeError(problems)
     import wandb
 
-    choices, card = build_choices(recipe.search), card_of(study)
-    made = []
+    choices, card, made = build_choices(recipe.search), card_of(found.study), []
     if card.sweep is None:
-        card = _with_sweep(study, card, choices, tracking)
+        runs = [card.trial_id(trial.number) for trial in shown]
+        card = _with_sweep(found.study, create_sweep(tracking, card.name, choices, runs))
         made.append(("sweep", str(card.sweep)))
     try:
-        entity = tracking.entity or wandb.Api().default_entity
-        view = build_view(entity, tracking.project, card, choices).save()
+        entity = tracking.entity or wandb.Api().default_entity or ""
+        group = tracking.group or card.name
+        view = build_view(entity, tracking.project, group, choices).save()
     except (wandb.Error, ValueError, OSError) as error:
         raise RecipeError([f"wandb: the view could not be saved. {one_line(error)}"]) from error
     return [*made, ("view", str(view.url))]
 
 
-def _with_sweep(study: Study, card: StudyCard, choices: Choices, tracking: Any) -> StudyCard:
-    """Return the study's card with a sweep that holds all its trials' runs, now made."""
-    trials = study.get_trials(deepcopy=False)
-    runs = [card.trial_id(trial.number) for trial in trials if MODELS in trial.user_attrs]
-    sweep = create_sweep(tracking, card.name, choices, runs)
+def _with_sweep(study: Study, sweep: str | None) -> StudyCard:
+    """Return the study's card with the sweep that was made, which the study keeps."""
     if sweep is None:
         raise RecipeError(["wandb: no sweep could be made; the reason is said above."])
-    study.set_user_attr(WANDB, {"id": card.id, "sweep": sweep})
+    study.set_user_attr(WANDB, {"id": card_of(study).id, "sweep": sweep})
     return card_of(study)
 
 
-def build_view(entity: str, project: str, card: StudyCard, choices: Choices) -> ws.Workspace:
+def build_view(entity: str, project: str, group: str, choices: Choices) -> ws.Workspace:
     """Return the view of a study's trials; nothing is sent.
 
     Args:
         entity: User or team.
         project: Project of the runs.
-        card: What the study's runs are known by.
+        group: Group of the study's runs.
         choices: What there was to draw.
     """
     import wandb_workspaces.expr as expr
@@ -105,7 +109,7 @@ def build_view(entity: str, project: str, card: StudyCard, choices: Choices) -> 
     return ws.Workspace(
         entity=entity,
         project=project,
-        name=f"Study {card.name}",
+        name=f"Study {group}",
         sections=[
             ws.Section("Search", [parallel, matters, by_epoch, edges], is_open=True),
             ws.Section("Graphs", [wr.MediaBrowser(media_keys=["graph"])], is_open=True),
@@ -115,7 +119,7 @@ def build_view(entity: str, project: str, card: StudyCard, choices: Choices) -> 
         # Runs that are grouped would leave the importance panel empty.
         runset_settings=ws.RunsetSettings(
             filters=[
-                expr.Metric("Group") == card.name,
+                expr.Metric("Group") == group,
                 expr.Metric("JobType") == "trial",
             ],
             order=[expr.Ordering(expr.Summary(METRIC), ascending=False)],

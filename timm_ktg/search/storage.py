@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from optuna.storages import (
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.trial import FrozenTrial
+from sqlalchemy import NullPool, create_engine, inspect
 from sqlalchemy.exc import (
     IntegrityError,
     InterfaceError,
@@ -69,15 +71,35 @@ def open_storage(search: SearchConfig, directory: Path) -> BaseStorage:
         path = str(directory / JOURNAL if where is None else where)
         with located("search.storage"):
             return JournalStorage(JournalFileBackend(path, lock_obj=_journal_lock(path)))
-    if where.startswith("sqlite"):
-        raise RecipeError(
-            [
-                "search.storage: should be a journal (null, or a path) on one host, or a "
-                "postgresql://... for several. Found SQLite, which breaks when workers start "
-                "together."
-            ]
-        )
+    _refuse_sqlite(where)
     return _database(where, search.heartbeat_interval, search.grace_period)
+
+
+def open_to_read(where: str | None, directory: Path) -> BaseStorage:
+    """Return the storage of studies that are there, for one who only looks at them.
+
+    Nothing is made, and no worker's trial is taken for dead.
+
+    Args:
+        where: As a recipe's `search.storage` says.
+        directory: That of the search, for a journal.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    if where is None or "://" not in where:
+        path = directory / JOURNAL if where is None else Path(where)
+        if not path.is_file():  # Optuna would make it
+            raise RecipeError([f"study: should be a journal at {path}. Found none."])
+        with located(f"study: {path} cannot be read"):
+            return JournalStorage(JournalFileBackend(str(path), lock_obj=_journal_lock(str(path))))
+    _refuse_sqlite(where)
+    with _opening():
+        engine = {"poolclass": NullPool, "connect_args": {"connect_timeout": CONNECT_TIMEOUT}}
+        url = _url(where)
+        if not inspect(create_engine(url.format(), **engine)).has_table("studies"):
+            raise RecipeError(["study: the database should hold one. Found none."])
+        return RDBStorage(url, engine_kwargs=engine, skip_table_creation=True)
 
 
 def open_artifacts(search: SearchConfig, directory: Path) -> ArtifactStore:
@@ -153,10 +175,37 @@ def retry(study: Study, trial: FrozenTrial) -> None:
         RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, clean)
 
 
-def _database(url: str, heartbeat_interval: int, grace_period: int) -> RDBStorage:
-    url = url.replace("postgresql://", "postgresql+psycopg://", 1)  # not psycopg2, the default
-    url = url.replace("{", "{{").replace("}", "}}")  # for Optuna takes it for a template
+def _refuse_sqlite(url: str) -> None:
+    if url.startswith("sqlite"):
+        raise RecipeError(
+            [
+                "search.storage: should be a journal (null, or a path) on one host, or a "
+                "postgresql://... for several. Found SQLite, which breaks when workers start "
+                "together."
+            ]
+        )
 
+
+def _url(url: str) -> str:
+    """Return the url as Optuna wants it."""
+    url = url.replace("postgresql://", "postgresql+psycopg://", 1)  # not psycopg2, the default
+    return url.replace("{", "{{").replace("}", "}}")  # for Optuna takes it for a template
+
+
+@contextmanager
+def _opening() -> Iterator[None]:
+    """Make a RecipeError of one line of whatever a database has to say."""
+    try:
+        yield
+    except RecipeError:
+        raise
+    except (ImportError, SQLAlchemyError, StorageInternalError, RuntimeError, ValueError) as error:
+        # RuntimeError: tables that another version of Optuna made; ValueError: a port in letters.
+        extra = _EXTRA if isinstance(error, ImportError) else ""
+        raise RecipeError([f"search.storage: {first_line(error)} {extra}".strip()]) from error
+
+
+def _database(url: str, heartbeat_interval: int, grace_period: int) -> RDBStorage:
     # Workers that start together on an empty database make its tables at the same time.
     @tenacity.retry(
         retry=tenacity.retry_if_exception_type((IntegrityError, ProgrammingError)),
@@ -168,7 +217,7 @@ def _database(url: str, heartbeat_interval: int, grace_period: int) -> RDBStorag
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             return _patient_storage()(
-                url,
+                _url(url),
                 # A connection that broke while it was idle is replaced without a word.
                 engine_kwargs={
                     "pool_pre_ping": True,
@@ -179,12 +228,8 @@ def _database(url: str, heartbeat_interval: int, grace_period: int) -> RDBStorag
                 heartbeat_stale_trial_callback=retry,
             )
 
-    try:
+    with _opening():
         return connected()
-    except (ImportError, SQLAlchemyError, StorageInternalError, RuntimeError, ValueError) as error:
-        # RuntimeError: tables that another version of Optuna made; ValueError: a port in letters.
-        extra = _EXTRA if isinstance(error, ImportError) else ""
-        raise RecipeError([f"search.storage: {first_line(error)} {extra}".strip()]) from error
 
 
 def _patient_storage() -> type[RDBStorage]:

@@ -1,0 +1,81 @@
+"""The saved view of a search in Weights & Biases, compared with what it should be."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.search_cases import search_values
+from tests.test_search_tracking import shown as shown
+from tests.training_cases import workbench as workbench
+from tests.wandb_log import nobody as nobody
+from timm_ktg.recipe.search_config import SearchConfig
+from timm_ktg.review.__main__ import main as review
+from timm_ktg.review.wandb_view import build_view
+from timm_ktg.search.sampler import build_choices
+from timm_ktg.search.tracking import sweep_config
+
+SNAPSHOT = Path(__file__).with_name("wandb_view.json")
+
+
+def anonymous(value: Any) -> Any:
+    """Return a view without the ids that are drawn anew each time, and without what is null."""
+    if isinstance(value, dict):
+        kept = {key: each for key, each in value.items() if each is not None and key != "__id__"}
+        return {key: anonymous(each) for key, each in kept.items()}
+    return [anonymous(each) for each in value] if isinstance(value, list) else value
+
+
+def choices() -> Any:
+    return build_choices(SearchConfig.model_validate(search_values(nodes=[2, 3])["search"]))
+
+
+def test_view_is_what_it_was() -> None:
+    view = build_view("us", "pets", "s", choices())
+    found = anonymous(view._to_model().model_dump(mode="json", by_alias=True))
+    assert found == json.loads(SNAPSHOT.read_text())
+
+
+def test_view_shows_every_choice_and_groups_nothing() -> None:
+    spec = json.loads(SNAPSHOT.read_text())["spec"]["section"]
+    panels = {
+        panel["viewType"]: panel["config"]
+        for section in spec["panelBankConfig"]["sections"]
+        for panel in section["panels"]
+    }
+    names = {column["accessor"] for column in panels["Parallel Coordinates Plot"]["columns"]}
+    drawn = {name for name in choices().largest.choices() if not name.startswith("role/")}
+    assert {f"config:{name}.value" for name in drawn} <= names
+    assert "summary:target/top1/last" in names
+    assert panels["Parameter Importance"]["targetKey"] == "target/top1/last"
+    assert panels["Run History Line Plot"]["metrics"] == ["val/top1/target"]
+    assert panels["Media Browser"]["mediaKeys"] == ["graph"]
+    assert "Run Comparer" in panels
+    (runs,) = spec["runSets"]
+    assert runs["grouping"] == []
+    wanted = {each["key"]["name"]: each["value"] for each in runs["filters"]["filters"]}
+    assert wanted == {"group": "s", "jobType": "trial"}
+
+
+def test_sweep_holds_the_choices_of_the_search() -> None:
+    config = sweep_config("s", choices())
+    assert config["metric"] == {"name": "target/top1/last", "goal": "maximize"}
+    assert config["parameters"]["gate/aux1->target"] == {"values": ["through", "cutoff", "linear"]}
+    assert config["parameters"].keys() == choices().largest.choices().keys()
+
+
+def test_view_needs_somebody_who_is_logged_in(
+    shown: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert review(["wandb", str(shown)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "wandb login" in line
+
+
+def test_view_of_a_search_that_is_not_there_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert review(["wandb", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "search.yaml" in line

@@ -1,0 +1,220 @@
+"""A study's figures. Colours are names of the page's style, which knows light and dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from random import Random
+from typing import Any
+
+import plotly.graph_objects as go
+
+from ..statistics import Sample
+from .stages import best_quarter, choice_of, importances, label, means, parameters
+from .study_data import COMPLETE, FAILED, StudyData, TrialData
+
+Points = Iterable[tuple[float, float]]
+
+MOST_BEST = 30  # of the best quarter side by side; more would hide each other
+CLEAR = "rgba(0,0,0,0)"
+TOP1 = "validation top-1 %"
+_KINDS = {
+    "running": "var(--muted)",
+    "pruned": "var(--faint)",
+    FAILED: "var(--bad)",
+    COMPLETE: "var(--accent)",
+}
+
+
+def figure(height: int, **layout: Any) -> go.Figure:
+    """Return an empty figure in the manner of the page."""
+    plain = go.Figure()
+    plain.update_layout(
+        template="none",
+        height=height,
+        paper_bgcolor=CLEAR,
+        plot_bgcolor=CLEAR,
+        font={"color": "var(--text)", "family": "inherit", "size": 13},
+        margin={"l": 56, "r": 16, "t": 8, "b": 48},
+        hovermode="closest",
+        hoverlabel={"bgcolor": "var(--panel)", "font": {"color": "var(--text)"}, "align": "left"},
+        modebar={"bgcolor": CLEAR, "color": "var(--faint)", "activecolor": "var(--accent)"},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+    )
+    axis = {"gridcolor": "var(--line)", "linecolor": "var(--line)", "zeroline": False}
+    plain.update_xaxes(**axis)
+    plain.update_yaxes(**axis)
+    plain.update_layout(**layout)
+    return plain
+
+
+def epochs_figure(study: StudyData) -> go.Figure:
+    """Return every trial's accuracy by epoch, with the rungs and how many reached them."""
+    plot = figure(420, xaxis_title="epoch", yaxis_title=TOP1)
+    best = study.best[0]
+    for kind, colour in _KINDS.items():
+        trials = [trial for trial in study.trials if trial.state == kind and trial is not best]
+        if any(trial.values for trial in trials):
+            look = {"line": {"color": colour, "width": 1}, "opacity": 0.6, "marker": {"size": 4}}
+            plot.add_trace(_lines(kind, [(trial, trial.values.items()) for trial in trials], look))
+    look = {"line": {"color": "var(--best)", "width": 3}, "marker": {"size": 7}}
+    plot.add_trace(_lines(f"best: trial {best.number}", [(best, best.values.items())], look))
+    ticks = list(study.stages)
+    plot.update_xaxes(type="log", tickvals=ticks, ticktext=list(map(str, ticks)), tickangle=0)
+    reached = [
+        {"x": math.log10(epoch), "y": 0, "text": f"{len(trials):,}", "xanchor": "left"}
+        for epoch, trials in study.stages.items()
+    ]
+    _mark(plot, reached, [_upright(epoch, "var(--faint)", "dot") for epoch in ticks], yref="paper")
+    return plot
+
+
+def parallel_figure(trials: Sequence[TrialData], epoch: int) -> go.Figure:
+    """Return the choices of trials that reached an epoch side by side with their accuracy."""
+    axes = parameters(trials)
+    values = [trial.values[epoch] for trial in trials]
+    low, high = min(values), max(values)
+    top = best_quarter(trials, epoch)[:MOST_BEST]
+    numbers = {trial.number for trial in top}
+    others = [trial for trial in trials if trial.number not in numbers]
+
+    def line(trial: TrialData) -> Points:
+        spread = Random(trial.number)  # lines of one choice side by side, not on each other
+        for place, (name, choices) in enumerate(axes.items()):
+            choice = choices.index(choice_of(trial, name))
+            yield place, (choice + 0.2 + 0.6 * spread.random()) / len(choices)
+        yield len(axes), (trial.values[epoch] - low) / (high - low or 1.0)
+
+    plot = figure(460, margin={"l": 40, "r": 64, "t": 8, "b": 56})
+    groups: list[tuple[str, Sequence[TrialData], str, float, float]] = [
+        ("others", others, "var(--faint)", 1, 0.3),
+        (f"best {len(top)}", top[1:], "var(--accent)", 1, 0.8),
+        (f"best: trial {top[0].number}", top[:1], "var(--best)", 3, 1),
+    ]
+    for name, group, colour, width, opacity in groups:
+        look = {"line": {"color": colour, "width": width}, "opacity": opacity}
+        plot.add_trace(_lines(name, [(each, line(each)) for each in group], look, mode="lines"))
+    _parallel_axes(plot, axes, (low, high), epoch)
+    return plot
+
+
+def _parallel_axes(
+    plot: go.Figure, axes: Mapping[str, Sequence[str]], ends: tuple[float, float], epoch: int
+) -> None:
+    """Draw an axis for each parameter, its categories from bottom to top, and one for accuracy."""
+    names = [label(name).replace(" → ", " →<br>").replace(" of ", " of<br>") for name in axes]
+    names.append(f"top-1 %<br>epoch {epoch}")
+    places = list(range(len(names)))
+    plot.update_xaxes(
+        tickvals=places, ticktext=names, showgrid=False,
+        range=[-0.15, len(names) - 0.9], tickangle=0, fixedrange=True,
+    )  # fmt: skip
+    plot.update_yaxes(visible=False, range=[-0.02, 1.02], fixedrange=True)
+    heights = [[(i + 0.5) / len(each) for i in range(len(each))] for each in axes.values()]
+    texts = [*axes.values(), [f"{end:.1f}" for end in ends]]
+    notes = [
+        {"x": place, "y": y, "text": text, "xanchor": "left", "bgcolor": "var(--panel)"}
+        for place, ys, each in zip(places, [*heights, [0.0, 1.0]], texts, strict=True)
+        for y, text in zip(ys, each, strict=True)
+    ]
+    _mark(plot, notes, [_upright(place, "var(--muted)", "solid") for place in places])
+
+
+def _upright(x: float, colour: str, dash: str) -> dict[str, Any]:
+    """Return a line from the bottom of the figure to its top."""
+    line = {"color": colour, "width": 1, "dash": dash}
+    return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": line}
+
+
+def _mark(
+    plot: go.Figure, notes: list[dict[str, Any]], shapes: list[dict[str, Any]], yref: str = "y"
+) -> None:
+    """Add texts and lines all at once; plotly looks at all that are there for each that comes."""
+    font = {"size": 11, "color": "var(--text)"}
+    common = {"yref": yref, "showarrow": False, "xshift": 3, "font": font}
+    if yref == "paper":
+        common["yanchor"] = "bottom"
+    plot.update_layout(annotations=[{**common, **note} for note in notes], shapes=shapes)
+
+
+def importance_figure(trials: Sequence[TrialData], epoch: int) -> go.Figure | None:
+    """Return the share of each choice in being among the best quarter; None: too few trials."""
+    shares = importances(trials, epoch)
+    if not shares:
+        return None
+    names = list(reversed(shares))
+    hover = []
+    for name in names:
+        found = sorted(means(trials, epoch, name).items(), key=lambda item: -item[1][0])
+        lines = [f"{choice}: mean {mean:.2f} % (n={n})" for choice, (mean, n) in found]
+        hover.append("<br>".join([f"<b>{label(name)}</b>: {100 * shares[name]:.0f} %", *lines]))
+    plot = figure(
+        70 + 26 * len(names), xaxis_title="share of the importance, %",
+        margin={"l": 128, "r": 16, "t": 8, "b": 48},
+    )  # fmt: skip
+    plot.add_trace(
+        go.Bar(
+            x=[round(100 * shares[name], 2) for name in names],
+            y=[label(name) for name in names],
+            orientation="h",
+            marker={"color": "var(--accent)"},
+            hovertext=hover,
+            hovertemplate="%{hovertext}<extra></extra>",
+        )
+    )
+    return plot
+
+
+def tested_figure(samples: Mapping[str, Sample]) -> go.Figure:
+    """Return the test figures of winners and controls: each seed, mean and standard deviation."""
+    names = list(samples)[::-1]
+    plot = figure(
+        80 + 44 * len(names), xaxis_title="test top-1 %", showlegend=False,
+        margin={"l": 128, "r": 16, "t": 8, "b": 48},
+    )  # fmt: skip
+    seeds = [(value, name) for name in names for value in samples[name].values]
+    plot.add_trace(
+        go.Scatter(
+            x=[value for value, _ in seeds], y=[name for _, name in seeds], mode="markers",
+            marker={"color": "var(--muted)", "size": 7, "symbol": "circle-open"},
+            hovertemplate="%{y}, one seed: %{x:.2f} %<extra></extra>",
+        )
+    )  # fmt: skip
+    colours = ["var(--best)" if name.startswith("best") else "var(--accent)" for name in names]
+    plot.add_trace(
+        go.Scatter(
+            x=[samples[name].mean for name in names], y=names, mode="markers",
+            marker={"color": colours, "size": 11, "symbol": "diamond"},
+            error_x={"array": [samples[name].std or 0.0 for name in names], "color": "var(--text)"},
+            hovertext=[f"{name}: {samples[name]}" for name in names],
+            hovertemplate="%{hovertext}<extra></extra>",
+        )
+    )  # fmt: skip
+    return plot
+
+
+def _lines(
+    name: str,
+    trials: Sequence[tuple[TrialData, Points]],
+    look: Mapping[str, Any],
+    mode: str = "lines+markers",
+) -> go.Scatter:
+    """Return trials as one trace with gaps: 1,500 traces would take the browser seconds.
+
+    The trials' numbers stand beside the points; the page makes what is shown on a hover of them.
+    """
+    xs: list[float | None] = []
+    ys: list[float | None] = []
+    numbers: list[int | None] = []
+    for trial, points in trials:
+        for x, y in points:
+            xs.append(x)
+            ys.append(round(y, 4))
+            numbers.append(trial.number)
+        xs.append(None)
+        ys.append(None)
+        numbers.append(None)
+    return go.Scatter(
+        x=xs, y=ys, customdata=numbers, name=name, mode=mode, connectgaps=False,
+        hovertemplate="%{text}<extra></extra>", **look,
+    )  # fmt: skip

@@ -1,0 +1,65 @@
+"""Graphs of studies and runs as pictures and in words, on whatever machine they are looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..gates import through
+from ..recipe.graph_config import EdgeConfig, GraphConfig, NodeConfig, from_word
+from ..registry import Bound
+from ..search.space import TARGET, THROUGH, GraphEdge
+
+Edges = Iterable[GraphEdge]
+
+
+def section_of(
+    models: Mapping[str, str], edges: Edges, reduction: str, gates: Iterable[Any]
+) -> dict[str, Any]:
+    """Return a search's graph as the section `graph` of a recipe.
+
+    Args:
+        models: The nodes' models by name.
+        edges: The edges that exist.
+        reduction: How a node's losses from networks add up.
+        gates: The candidate gates, as the search's recipe writes them.
+    """
+    specs = {_shown(**from_word(gate)): from_word(gate) for gate in gates}
+    nodes: dict[str, dict[str, Any]] = {name: {"model": model} for name, model in models.items()}
+    for source, destination, gate in edges:
+        nodes[destination].setdefault("learns_from", {})[source] = specs.get(gate, gate)
+    return {"target": TARGET, "reduction": reduction, "nodes": nodes}
+
+
+def picture(section: Mapping[str, Any]) -> str:
+    """Return the section `graph` of a recipe as a picture, an `<svg>` element."""
+    from ..draw import svg_of
+
+    return svg_of(_unchecked(section))
+
+
+def words(edges: Edges) -> str:
+    """Return who learns from whom: `target ← label, aux1 (correct); aux1 ← label`."""
+    learns: dict[str, list[str]] = {}
+    for source, destination, gate in edges:
+        shown = source if gate == THROUGH else f"{source} ({gate})"
+        learns.setdefault(destination, []).append(shown)
+    return "; ".join(f"{name} ← {', '.join(sources)}" for name, sources in learns.items())
+
+
+def _unchecked(section: Mapping[str, Any]) -> GraphConfig:
+    """Return the section without a check of its gates and files, which may be elsewhere."""
+    nodes = {}
+    for name, node in section["nodes"].items():
+        sources = node.get("learns_from", {})
+        learns_from = {
+            source: EdgeConfig.model_construct(**from_word(edge))
+            for source, edge in sources.items()
+        }
+        nodes[name] = NodeConfig.model_construct(**{**node, "learns_from": learns_from})
+    return GraphConfig.model_construct(**{**section, "nodes": nodes})
+
+
+def _shown(gate: str, gate_kwargs: Mapping[str, Any] | None = None) -> str:
+    """Return how a trial writes a gate, which need not be installed here."""
+    return str(Bound(gate, through, gate_kwargs or {}))

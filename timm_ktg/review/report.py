@@ -1,0 +1,124 @@
+"""The command `report`: a search, or runs, as one HTML page that needs nothing outside itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RecipeError, located
+from ..files import write_whole
+from ..run_directory import RunDirectory
+from ..search.storage import JOURNAL
+from .run_data import read_run
+from .study_data import RECIPE, read_study
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+NEEDS = ("plotly", "jinja2")
+MARK = '<meta name="generator" content="timm_ktg.review">'
+HEAD = 1000  # bytes of a page within which the mark stands
+
+
+def write_report(
+    paths: Sequence[Path],
+    output: Path | None = None,
+    storage: str | None = None,
+    name: str | None = None,
+) -> Path:
+    """Write the page of a search, or of runs, and return where it is.
+
+    Args:
+        paths: The directory of one search, or those of runs.
+        output: The page; None: report.html in the first directory.
+        storage: Where the study is kept; None: where the search's recipe says.
+        name: Name of the study; None: the only one that is kept there.
+
+    Raises:
+        RecipeError: What was asked for is wrong.
+    """
+    missing = [package for package in NEEDS if find_spec(package) is None]
+    if missing:
+        raise RecipeError([f"report: {' and '.join(missing)} is missing. {_EXTRA}"])
+    studies = _check_paths(paths)
+    first = paths[0].parent if paths[0].is_file() else paths[0]
+    output = output or RunDirectory(first).report
+    _check_output(output)
+    if studies:
+        from .study_page import study_page
+
+        page = study_page(read_study(paths[0], storage, name))
+    else:
+        from .run_page import runs_page
+
+        page = runs_page([read_run(path) for path in paths])
+    text = _render("study.html" if studies else "runs.html", page)
+    with located(f"report: {output} cannot be written"):
+        write_whole(output, text)
+    return output
+
+
+_EXTRA = "It comes with: pip install 'timm_ktg[review]'."
+
+
+def _check_paths(paths: Sequence[Path]) -> bool:
+    """Return whether the only path is a search's; else all are runs'.
+
+    Raises:
+        RecipeError: A path is neither, or there are several searches.
+    """
+    problems = [f"{path}: there is no such directory." for path in paths if not path.exists()]
+    studies = [path for path in paths if _is_study(path)]
+    if not problems and studies and len(paths) > 1:
+        problems = [f"report: should be one search, or runs. Found {len(paths)} directories."]
+    if problems:
+        raise RecipeError(problems)
+    return bool(studies)
+
+
+def _is_study(path: Path) -> bool:
+    if path.is_file():
+        return path.name == RECIPE
+    return (path / RECIPE).is_file() or (path / JOURNAL).is_file()
+
+
+def _check_output(output: Path) -> None:
+    """Raise RecipeError if a page would take the place of what is not one of ours."""
+    if output.is_dir():
+        raise RecipeError([f"report: {output} is a directory; --output should be a file."])
+    if not output.exists():
+        return
+    with located(f"report: {output} cannot be read"), output.open("rb") as file:
+        ours = MARK.encode() in file.read(HEAD)
+    if not ours:
+        raise RecipeError([f"report: {output} is there and is no report; choose another file."])
+
+
+def _render(template: str, page: Mapping[str, Any]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from plotly.offline import get_plotlyjs
+
+    environment = Environment(
+        loader=PackageLoader("timm_ktg.review", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    folder = files("timm_ktg.review") / "page"
+    return environment.get_template(template).render(
+        **{**page, "figures": {name: _json(each) for name, each in page["figures"].items()}},
+        mark=MARK,
+        style=(folder / "page.css").read_text(encoding="utf-8"),
+        script=(folder / "page.js").read_text(encoding="utf-8"),
+        plotly=get_plotlyjs(),
+    )
+
+
+def _json(variants: Mapping[str, go.Figure]) -> str:
+    """Return a figure's variants as JSON that may stand in a script element."""
+    parts = [f'"{name}": {figure.to_json()}' for name, figure in variants.items()]
+    return f"{{{', '.join(parts)}}}".replace("<", "\\u003c")

@@ -1,0 +1,59 @@
+"""What the page of runs says: a table of their results, the graphs, the curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from ..statistics import difference
+from .pictures import picture
+from .run_data import RunData
+from .run_figures import accuracy_figure, loss_figure, passed_figure, targets_figure
+
+
+def runs_page(runs: Sequence[RunData]) -> dict[str, Any]:
+    """Return what the template needs of runs."""
+    figures: dict[str, Mapping[str, go.Figure]] = {"targets": {"": targets_figure(runs)}}
+    for index, run in enumerate(runs):
+        figures[f"accuracy-{index}"] = {"": accuracy_figure(run)}
+        figures[f"loss-{index}"] = {"": loss_figure(run)}
+        figures[f"passed-{index}"] = {"": passed_figure(run)}
+    return {
+        "title": runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
+        "rows": [row for run in runs for row in _rows(run, runs[0])],
+        "runs": [{"run": run, "svg": picture(run.graph)} for run in runs],
+        "figures": figures,
+    }
+
+
+def _rows(run: RunData, first: RunData) -> list[dict[str, Any]]:
+    """Return a row for every node of a run, the target first."""
+    nodes = sorted(run.graph["nodes"], key=lambda name: name != run.target)
+    return [
+        {
+            "run": run.name,
+            "node": _marked(node, run.target),
+            "model": run.graph["nodes"][node]["model"],
+            "state": run.state,
+            "split": run.splits,
+            "top1": run.result(node, "top1"),
+            "top5": run.result(node, "top5"),
+            "gain": _gain(run, first) if node == run.target else "",
+        }
+        for node in nodes
+    ]
+
+
+def _marked(node: str, target: str) -> str:
+    return f"{node} (target)" if node == target != "target" else node
+
+
+def _gain(run: RunData, first: RunData) -> str:
+    """Return how far a run's target is above the first run's, where that can be said."""
+    base, found = (each.result(each.target, "top1") for each in (first, run))
+    if run is first or base is None or found is None or run.splits != first.splits:
+        return "-"
+    gap, low, high = difference(base.values, found.values)
+    return f"{gap:+.2f}" + (" [n too small]" if low != low else f" [{low:+.2f}, {high:+.2f}]")

@@ -1,0 +1,191 @@
+"""What the page of a study says: its headline, the best graphs, all trials, its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from ..search.final import LABEL_ONLY, MEAN, SUM
+from ..search.space import GraphEdge
+from ..statistics import Sample, difference
+from .figures import epochs_figure, importance_figure, parallel_figure, tested_figure
+from .pictures import picture, section_of, words
+from .stages import FEWEST
+from .study_data import COMPLETE, StudyData, TrialData
+
+MANY = 5 * FEWEST  # trials, among which importance says something, and not only noise
+DRAWN = 3  # of the best graphs, at least
+CONTROLS = (LABEL_ONLY, SUM, MEAN)
+
+# Title, and how the page sorts and filters: by number, by one of few words, or by any text.
+COLUMNS = (
+    ("trial", "number"),
+    ("state", "choice"),
+    ("last val top-1 %", "number"),
+    ("best val top-1 %", "number"),
+    ("rung reached", "number"),
+    ("epochs trained", "number"),
+    ("auxiliaries", "text"),
+    ("edges", "text"),
+    ("why it failed", "text"),
+)
+
+Variants = Mapping[str, go.Figure]
+
+
+def study_page(study: StudyData) -> dict[str, Any]:
+    """Return what the template needs of a study."""
+    rows, samples = _rows(study), _samples(study)
+    stages = _stages(study)
+    return {
+        "title": f"Search {study.name}",
+        "lead": _lead(study),
+        "tiles": _tiles(study),
+        "rows": rows,
+        "gains": [name for name in CONTROLS if name in samples],
+        "cards": [{**row, "svg": picture(row["section"])} for row in rows],
+        "trials": {"columns": COLUMNS, "rows": [_trial(trial) for trial in study.trials]},
+        "stages": stages,
+        "few": FEWEST,
+        "figures": _figures(study, samples),
+    }
+
+
+def _figures(study: StudyData, samples: Mapping[str, Sample]) -> dict[str, Variants]:
+    """Return the figures by name, each in one variant or in one for every stage."""
+    importances = {
+        str(epoch): found
+        for epoch, trials in study.stages.items()
+        if (found := importance_figure(trials, epoch)) is not None
+    }
+    parallel = {
+        str(epoch): parallel_figure(trials, epoch) for epoch, trials in study.stages.items()
+    }
+    found = {"epochs": {"": epochs_figure(study)}, "parallel": parallel, "importance": importances}
+    return {**found, "tested": {"": tested_figure(samples)}} if samples else found
+
+
+def _stages(study: StudyData) -> list[dict[str, Any]]:
+    """Return the epochs to choose from; the last one that says something is chosen first."""
+    telling = [epoch for epoch, trials in study.stages.items() if len(trials) >= MANY]
+    first = max(telling, default=min(study.stages))
+    return [
+        {"epoch": epoch, "count": len(trials), "first": epoch == first}
+        for epoch, trials in study.stages.items()
+    ]
+
+
+def _lead(study: StudyData) -> str:
+    """Return what was searched and what was found, in two sentences."""
+    search, best = study.recipe["search"], study.best[0]
+    data = study.recipe.get("data", {}).get("dataset", "?")
+    running = sum(trial.state == "running" for trial in study.trials)
+    going = f" so far, {running} of them running" if running else ""
+    epoch = max(best.values)
+    return (
+        f"Which graph makes {search['target_model']} most accurate on {data}: "
+        f"{len(study.trials):,} trials{going}. The best, trial {best.number}, has "
+        f"{best.values[epoch]:.2f} % on the validation images after epoch {epoch} of "
+        f"{study.epochs}: {words(best.edges)}."
+    )
+
+
+def _tiles(study: StudyData) -> list[tuple[str, str]]:
+    """Return what was spent: a figure, and what it counts."""
+    spent = study.spent
+    whole = spent["epochs without pruning"]
+    saved = f", {100 * (1 - spent['epochs'] / whole):.0f} % fewer than without pruning" * (
+        whole > 0
+    )
+    seconds = [trial.trial.duration for trial in study.trials if trial.trial.duration is not None]
+    hours = sum(each.total_seconds() for each in seconds) / 3600
+    tiles = [(f"{spent[name]:,}", f"{name} trials") for name in (COMPLETE, "pruned", "failed")]
+    tiles += [(f"{spent['epochs']:,}", f"epochs{saved}"), (f"{hours:,.2f}", "hours of workers")]
+    again = ("duplicates avoided", "invalid graphs drawn again")
+    return [*tiles, *((f"{spent[name]:,}", name) for name in again)]
+
+
+def _rows(study: StudyData) -> list[dict[str, Any]]:
+    """Return the best graphs and, after them, the controls, as far as they are known."""
+    search = study.recipe["search"]
+    tested = list(study.result["rows"]) if study.result else []
+    known = {row["trial"] for row in tested}
+    missing = max(0, DRAWN - len(known - {None}))
+    more = [trial for trial in study.best if trial.number not in known][:missing]
+    winners = [_tested(row) for row in tested if row["trial"] is not None]
+    winners += [_untested(trial, str(search.get("reduction", "sum"))) for trial in more]
+    rows = [*winners, *(_tested(row) for row in tested if row["trial"] is None)]
+    for row in rows:
+        row["section"] = section_of(
+            row["models"], row["edges"], row["reduction"], search.get("gates", ())
+        )
+        row["words"] = words(row["edges"])
+        row["gains"] = _gains(row, _samples(study))
+    return rows
+
+
+def _tested(row: Mapping[str, Any]) -> dict[str, Any]:
+    trial = row["trial"]
+    return {
+        "name": row["name"],
+        "what": "control" if trial is None else f"trial {trial}",
+        "validation": row["validation top1"],
+        "test": row["test top1"] and str(Sample(tuple(row["test top1"]["values"]))),
+        "reduction": row["reduction"],
+        "models": row["models"],
+        "edges": tuple(GraphEdge(*edge) for edge in row["edges"]),
+    }
+
+
+def _untested(trial: TrialData, reduction: str) -> dict[str, Any]:
+    return {
+        "name": f"trial {trial.number}",
+        "what": f"{trial.state}, after epoch {max(trial.values)}",
+        "validation": trial.last,
+        "test": None,
+        "reduction": reduction,
+        "models": trial.models,
+        "edges": trial.edges,
+    }
+
+
+def _samples(study: StudyData) -> dict[str, Sample]:
+    """Return the test figures of what was trained again, by name."""
+    rows: Sequence[Mapping[str, Any]] = study.result["rows"] if study.result else []
+    return {
+        row["name"]: Sample(tuple(row["test top1"]["values"])) for row in rows if row["test top1"]
+    }
+
+
+def _gains(row: Mapping[str, Any], samples: Mapping[str, Sample]) -> list[str]:
+    """Return how far a row is above each control that was tested, with the 95 % interval."""
+    gains = []
+    for name in CONTROLS:
+        if name not in samples:
+            continue
+        if row["name"] not in samples or row["name"] == name:
+            gains.append("-")
+            continue
+        gap, low, high = difference(samples[name].values, samples[row["name"]].values)
+        interval = " [n too small]" if low != low else f" [{low:+.2f}, {high:+.2f}]"
+        gains.append(f"{gap:+.2f}{interval}")
+    return gains
+
+
+def _trial(trial: TrialData) -> list[Any]:
+    """Return a trial as a row of the table; see COLUMNS."""
+    values = trial.values
+    auxiliaries = [f"{name} {model}" for name, model in list(trial.models.items())[1:]]
+    return [
+        trial.number,
+        trial.state,
+        None if trial.last is None else round(trial.last, 2),
+        round(max(values.values()), 2) if values else None,
+        max(values, default=None),
+        trial.trained,
+        ", ".join(auxiliaries),
+        words(trial.edges),
+        trial.reason,
+    ]
