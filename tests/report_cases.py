@@ -24,7 +24,8 @@ from timm_ktg.search.pruning import build_pruner, rungs
 from timm_ktg.search.sampler import GRAPH, GraphSampler, build_choices
 from timm_ktg.search.storage import JOURNAL
 from timm_ktg.search.study import DUPLICATE, Join, finished, open_study, run_trials
-from timm_ktg.search.team import Report, TrialTask
+from timm_ktg.search.team import Log, Report, TrialTask
+from timm_ktg.search.tracking import StudyCard, StudyTracking
 from timm_ktg.statistics import Sample
 
 MODELS = ["resnet8_cifar", "resnet14_cifar", "wrn16_2_cifar"]
@@ -51,7 +52,7 @@ class MadeUpTeam:
         self.epochs = 0
         self.trials = 0
 
-    def trial(self, task: TrialTask, report: Report) -> float:
+    def trial(self, task: TrialTask, report: Report, log: Log) -> float:
         self.trials += 1
         epochs = task.recipe.train.epochs
         level = 60 + 20 * random.Random(self.trials).random() + _merit(task.recipe)
@@ -112,7 +113,8 @@ def _searched(recipe: SearchRecipe, folder: Path, failing: int, name: str) -> St
     weights.write_text("")
     team: Any = MadeUpTeam(failing)
     builder = Builder(recipe, lambda model: weights)
-    objective = GraphObjective(builder, choices, team, lambda line: None)
+    tracking = StudyTracking(recipe.tracking, StudyCard(name, "id", None), choices, folder)
+    objective = GraphObjective(builder, choices, team, tracking, lambda line: None)
 
     def enough(study: Study) -> bool:
         return len(finished(study)) >= recipe.search.trials

@@ -31,6 +31,9 @@ def choices() -> Any:
     return build_choices(SearchConfig.model_validate(search_values(nodes=[2, 3])["search"]))
 
 
+# What W&B's own model warns of.
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
 def test_view_is_what_it_was() -> None:
     view = build_view("us", "pets", "s", choices())
     found = anonymous(view._to_model().model_dump(mode="json", by_alias=True))
