@@ -118,10 +118,7 @@ def build_view(entity: str, project: str, group: str, choices: Choices) -> ws.Wo
         settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=100),
         # Runs that are grouped would leave the importance panel empty.
         runset_settings=ws.RunsetSettings(
-            filters=[
-                expr.Metric("Group") == group,
-                expr.Metric("JobType") == "trial",
-            ],
+            filters=expr.And(expr.Metric("Group") == group, expr.Metric("JobType") == "trial"),
             order=[expr.Ordering(expr.Summary(METRIC), ascending=False)],
         ),
     )
