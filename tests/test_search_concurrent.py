@@ -331,3 +331,22 @@ def test_search_concurrent_two_that_find_a_dead_worker_do_its_job_once(
     monkeypatch.setattr(study_module, "_is_dead", found_by_both)
     assert fail_dead(first, again=True) == []
     assert len(first.get_trials(states=(TrialState.WAITING,))) == len(JOBS)
+
+
+def test_search_concurrent_job_that_failed_is_tried_again_at_the_next_start(tmp_path: Path) -> None:
+    def fails(job: str, trial: Any) -> float:
+        if job == "b":
+            raise OSError("No space left on device")
+        return 1.0
+
+    jobs = jobs_of(tmp_path)
+    jobs.work(fails, (OSError,), lambda line: None)
+    assert jobs.failed() == {"b": "OSError: No space left on device"}
+    for _ in range(2):  # two workers that start together
+        jobs = jobs_of(tmp_path)
+        assert [trial.system_attrs["fixed_params"] for trial in jobs._waiting()] == [{"job": "b"}]
+    jobs.work(lambda job, trial: 2.0, (), lambda line: None)
+    assert {name: trial.value for name, trial in jobs.done().items()} == {
+        name: 2.0 if name == "b" else 1.0 for name in JOBS
+    }
+    assert jobs.failed() == {} and jobs_of(tmp_path)._waiting() == []

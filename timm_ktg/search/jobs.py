@@ -55,6 +55,7 @@ class Jobs:
         self.study = open_study(
             Join(name, storage, sampler, NopPruner(), identity, prepare, again=True)
         )
+        self._try_again()
 
     def work(self, do: Do, catch: tuple[type[Exception], ...], say: Callable[[str], None]) -> None:
         """Do jobs until all are done, here or by other workers.
@@ -98,6 +99,13 @@ class Jobs:
         return {
             name: reasons.get(name, "its workers died") for name in self.names if name not in done
         }
+
+    def _try_again(self) -> None:
+        """Enqueue what failed before this start, for a full disk may have room again."""
+        failed = self.failed().keys()
+        waiting = [trial.system_attrs.get("fixed_params", {}) for trial in self._waiting()]
+        for name in failed - {params.get(JOB) for params in waiting} - {*self._running()}:
+            self.study.enqueue_trial({JOB: name})
 
     def _waiting(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
