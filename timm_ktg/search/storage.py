@@ -114,16 +114,28 @@ def open_artifacts(search: SearchConfig, directory: Path) -> ArtifactStore:
     """
     where = search.artifacts
     if where is not None and where.startswith("s3://"):
-        from optuna.artifacts import Boto3ArtifactStore
-
-        with located("search.artifacts"):  # as where boto3 is missing
-            return Boto3ArtifactStore(where.removeprefix("s3://"))
+        return _bucket(where.removeprefix("s3://"))
     from optuna.artifacts import FileSystemArtifactStore
 
     folder = directory / "artifacts" if where is None else Path(where)
     with located("search.artifacts"):
         folder.mkdir(parents=True, exist_ok=True)
     return FileSystemArtifactStore(folder)
+
+
+def _bucket(name: str) -> ArtifactStore:
+    """Return the store in a bucket, which is asked for once before anything is trained for it."""
+    with located("search.artifacts"):  # as where boto3 is missing
+        import boto3
+        from botocore.exceptions import BotoCoreError, ClientError
+        from optuna.artifacts import Boto3ArtifactStore
+
+        client = boto3.client("s3")
+        try:
+            client.head_bucket(Bucket=name)
+        except (BotoCoreError, ClientError) as error:
+            raise ValueError(f"the bucket `{name}` cannot be used. {first_line(error)}") from error
+        return Boto3ArtifactStore(name, client=client)
 
 
 class _KernelLock(BaseJournalFileLock):
