@@ -345,7 +345,10 @@ def test_search_concurrent_job_that_failed_is_tried_again_at_the_next_start(tmp_
     for _ in range(2):  # two workers that start together
         jobs = jobs_of(tmp_path)
         assert [trial.system_attrs["fixed_params"] for trial in jobs._waiting()] == [{"job": "b"}]
-    jobs.work(lambda job, trial: 2.0, (), lambda line: None)
+    jobs.study.enqueue_trial({"job": "b"})  # as where both had looked before either enqueued it
+    asked = []
+    jobs.work(lambda job, trial: asked.append(job) or 2.0, (), lambda line: None)
+    assert asked == ["b"]
     assert {name: trial.value for name, trial in jobs.done().items()} == {
         name: 2.0 if name == "b" else 1.0 for name in JOBS
     }

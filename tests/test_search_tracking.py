@@ -1,6 +1,7 @@
 """A search in Weights & Biases, read back from what it wrote."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests.wandb_log import Log, epochs_of, logs_in
 from tests.wandb_log import nobody as nobody
 from timm_ktg import gates
 from timm_ktg.search.sampler import GRAPH
-from timm_ktg.search.tracking import METRIC
+from timm_ktg.search.tracking import METRIC, make_card
 
 INFINITE = {"gate": "breaking", "gate_kwargs": {"factor": float("inf")}}
 ACCURACY = "val/top1/target"
@@ -29,7 +30,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gates._registry, "_decorated", {})
         register_cases()
-        patch.setattr("timm_ktg.search.program.create_sweep", lambda *_: "sweep1")
+        patch.setattr("timm_ktg.search.program.make_card", partial(make_card, sweep="sweep1"))
         recipe = write_recipe(folder / "s.yaml", values)
         assert run_search(recipe, "--output-dir", folder / "out") == 0
     return folder / "out"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from accelerate.tracking import TensorBoardTracker
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
@@ -115,11 +116,16 @@ def test_wandb_groups_the_seeds_of_a_run(tmp_path: Path) -> None:
 
 
 def test_wandb_takes_the_id_of_an_agents_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", "agents1")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
     path = train_run(tmp_path / "run", tracked(epochs=1))
-    assert logs_in(path)[0].run.run_id == "agents1"
+    (log,) = logs_in(path)
+    assert (log.run.run_id, log.run.sweep_id) == ("agents1", "sweep1")
+    recipe = write_recipe(tmp_path / "r.yaml", tracked(epochs=1))
+    assert run_main(recipe, "--seeds", "0", "1", "--output-dir", tmp_path / "runs") == 2
+    assert "agent" in capsys.readouterr().err
 
 
 def test_wandb_out_of_reach_does_not_stop_a_run(
@@ -139,6 +145,39 @@ def test_wandb_out_of_reach_does_not_stop_a_run(
     assert failed.run.run_id == log.run.run_id
     assert epochs_of(log) == lines_of(path)
     assert log.exit_code == 0
+    again = train_run(tmp_path / "again", tracked({"wandb": True}))
+    (log,) = logs_in(again)  # and none that tried to be online first
+    assert epochs_of(log) == lines_of(again)
+
+
+def test_tracker_that_fails_does_not_stop_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = TensorBoardTracker.log
+
+    def full(self: TensorBoardTracker, values: Any, step: int, **options: Any) -> None:
+        if step == 2:
+            raise OSError("No space left on device")
+        log(self, values, step, **options)
+
+    monkeypatch.setattr(TensorBoardTracker, "log", full)
+    path = train_run(tmp_path / "run", tracked({"with": "tensorboard"}, epochs=3))
+    (line,) = [each.getMessage() for each in caplog.records if each.name == "timm_ktg.tracking"]
+    assert line.startswith("tensorboard failed") and "No space left" in line
+    assert len(lines_of(path)) == 3
+
+
+def test_tracker_that_cannot_be_opened_costs_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(self: TensorBoardTracker) -> None:
+        raise OSError("Permission denied")
+
+    monkeypatch.setattr(TensorBoardTracker, "start", start)
+    recipe = write_recipe(tmp_path / "r.yaml", tracked({"with": "tensorboard"}))
+    assert run_main(recipe, "--output-dir", tmp_path / "run") == 2
+    said = "tracking.with: tensorboard: OSError: Permission denied"
+    assert capsys.readouterr().err.splitlines() == [said]
 
 
 def test_wandb_that_is_not_ready_is_said_before_training(
@@ -160,7 +199,8 @@ def test_tensorboard_shows_every_epoch(tmp_path: Path) -> None:
     shown = EventAccumulator(str(path / "trackers" / "tensorboard" / "run")).Reload()
     for name in ("val/top1/a", "train/loss/a->b", "lr"):
         expected = [(row["epoch"], row[name]) for row in lines_of(path)]
-        found = [(event.step, event.value) for event in shown.Scalars(name)]
+        events = shown.Scalars(name.replace("->", "-to-"))
+        found = [(event.step, event.value) for event in events]
         assert found == [(step, pytest.approx(value, rel=1e-6)) for step, value in expected]
     (last,) = shown.Scalars("test/top1/target")
     assert last.value == pytest.approx(summary_of(path)["nodes"]["a"]["top1"])

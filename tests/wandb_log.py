@@ -11,6 +11,8 @@ import pytest
 import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
+from timm_ktg.wandb_run import WandbRun
+
 HEADER, BLOCK = 7, 32 * 1024  # bytes
 FULL, LAST = 1, 4  # kinds of chunks, of LevelDB's log format, that end a record
 
@@ -106,8 +108,9 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nobody is logged in, and wandb knows nothing of earlier tests."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_RUN_ID"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("API_KEY", "MODE", "BASE_URL", "RUN_ID", "SWEEP_ID"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    monkeypatch.setattr(WandbRun, "away", False)
     wandb.teardown()
     yield
     wandb.teardown()

@@ -38,8 +38,13 @@ class Bound:
 
     def __str__(self) -> str:
         """Return the name and the bound arguments, as in `confident(threshold=0.9)`."""
-        arguments = ", ".join(f"{key}={value}" for key, value in self.arguments.items())
-        return f"{self.name}({arguments})" if arguments else self.name
+        return with_arguments(self.name, self.arguments)
+
+
+def with_arguments(name: str, arguments: Mapping[str, Any]) -> str:
+    """Return a name with arguments, as in `confident(threshold=0.9)`; nothing is looked up."""
+    listed = ", ".join(f"{key}={value}" for key, value in arguments.items())
+    return f"{name}({listed})" if listed else name
 
 
 def shown(function: Callable[..., Any] | None) -> str:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from .checkpoint import newest_state, save_state
-from .errors import located
+from .errors import RecipeError, collected, located
 from .metrics import Metrics
 from .recipe.recipe import Recipe
 from .recipe.search_config import SearchRecipe
@@ -20,7 +20,7 @@ from .run_directory import RunDirectory
 from .run_pictures import RunPictures
 from .terminal import epoch_line, progress
 from .tracking import Trackers, open_trackers
-from .training import Training, evaluate, start_epoch, train_epoch
+from .training import Training, evaluate, problems_everywhere, start_epoch, train_epoch
 from .weights import export_node
 
 PACKAGES = ("timm_ktg", "torch", "timm", "accelerate", "datasets")
@@ -43,8 +43,16 @@ def create_accelerator(recipe: Recipe) -> Accelerator:
 
 
 def settled(recipe: R, accelerator: Accelerator) -> R:
-    """Return the recipe with what accelerate decided written down."""
-    train = recipe.train.model_copy(update={"mixed_precision": accelerator.mixed_precision})
+    """Return the recipe with what was left open, precision and layout, decided and written down.
+
+    On a CPU, channels-last takes 0.55 to 0.9 of the time of the other layout for ResNets, WRN and
+    MobileNetV3, and the same for ViT and ConvNeXt; on accelerators it has not been measured.
+    """
+    channels_last = recipe.train.channels_last
+    if channels_last is None:
+        channels_last = accelerator.device.type == "cpu"
+    decided = {"mixed_precision": accelerator.mixed_precision, "channels_last": channels_last}
+    train = recipe.train.model_copy(update=decided)
     return recipe.model_copy(update={"train": train})
 
 
@@ -74,7 +82,7 @@ def run_training(
     is_main = accelerator.is_main_process
     pictures = RunPictures(training.recipe.graph, directory, is_main)
     pictures.begin()
-    with open_trackers(training.recipe, directory, is_main) as trackers:
+    with _trackers(training, directory) as trackers:
         for epoch in range(training.done.epochs, training.epochs):
             _run_epoch(training, directory, epoch + 1, trackers)
             save_state(accelerator, directory.checkpoint, epoch + 1, identity)
@@ -83,6 +91,19 @@ def run_training(
         pictures.end()
         trackers.complete(summary)
     return summary
+
+
+def _trackers(training: Training, directory: RunDirectory) -> Trackers:
+    """Open the trackers; if one cannot be opened, say so on all processes."""
+    problems: list[str] = []
+    trackers = Trackers()
+    with collected(problems):
+        is_main = training.accelerator.is_main_process
+        trackers = open_trackers(training.recipe, directory, is_main)
+    problems = problems_everywhere(problems)
+    if problems:
+        raise RecipeError(problems)
+    return trackers
 
 
 def _run_epoch(training: Training, directory: RunDirectory, epoch: int, trackers: Trackers) -> None:

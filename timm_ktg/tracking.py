@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
 from .draw import Results, draw_graph, results_of
-from .errors import RecipeError
+from .errors import RecipeError, located, one_line
 from .files import write_whole
 from .metrics import Metrics
 from .recipe.recipe import Recipe
@@ -21,6 +23,8 @@ from .run_directory import RunDirectory
 from .wandb_run import Card, WandbRun, flat, wandb_problems
 
 Summary = Mapping[str, Any]
+
+_logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
@@ -40,14 +44,17 @@ class Trackers:
         trackers: They.
     """
 
-    def __init__(self, trackers: Sequence[Tracker]) -> None:
-        self._trackers = trackers
+    def __init__(self, trackers: Sequence[Tracker] = ()) -> None:
+        self._trackers = list(trackers)
         self._summary: Summary | None = None
+
+    def open(self, make: Callable[[], Tracker]) -> None:
+        """Open one more, which is ended with the others."""
+        self._trackers.append(make())
 
     def log(self, metrics: Metrics) -> None:
         """Show an epoch's metrics."""
-        for tracker in self._trackers:
-            tracker.log(metrics)
+        self._each(lambda tracker: tracker.log(metrics))
 
     def complete(self, summary: Summary) -> None:
         """Take note of the result."""
@@ -64,13 +71,28 @@ class Trackers:
         traceback: TracebackType | None,
     ) -> None:
         """End all trackers."""
-        for tracker in self._trackers:
-            tracker.finish(self._summary, 0 if error is None else 1)
+        self._each(lambda tracker: tracker.finish(self._summary, 0 if error is None else 1))
+
+    def _each(self, call: Callable[[Tracker], None]) -> None:
+        """Call each tracker; one that fails is said and left out from then on, the run goes on."""
+        for tracker in list(self._trackers):
+            try:
+                call(tracker)
+            except Exception as error:  # of whatever it speaks to
+                self._trackers.remove(tracker)
+                _logger.warning("%s failed, and shows nothing more: %s", tracker, one_line(error))
 
 
-def check_tracking(tracking: TrackingConfig) -> None:
-    """Raise RecipeError if a tracker is asked for and is not ready."""
+def check_tracking(tracking: TrackingConfig, seeds: Sequence[int] = ()) -> None:
+    """Raise RecipeError if a tracker is asked for and is not ready.
+
+    Args:
+        tracking: What is asked for.
+        seeds: With which the recipe is trained, if there are several.
+    """
     problems = wandb_problems(tracking)
+    if seeds and tracking.wandb and "WANDB_SWEEP_ID" in os.environ:
+        problems.append("seeds: an agent of Weights & Biases has one run for them all; name none.")
     there = [str(name) for name in get_available_trackers()]
     for name in tracking.with_:
         if name not in there:
@@ -86,15 +108,23 @@ def open_trackers(recipe: Recipe, directory: RunDirectory, is_main: bool) -> Tra
         recipe: The resolved recipe.
         directory: The run's, where they may write.
         is_main: Whether this is the main process.
+
+    Raises:
+        RecipeError: One cannot be opened.
     """
+    trackers = Trackers()
     if not is_main:
-        return Trackers([])
-    trackers: list[Tracker] = [
-        AccelerateTracker(name, recipe, directory) for name in recipe.tracking.with_
-    ]
+        return trackers
+    try:
+        for name in recipe.tracking.with_:
+            with located(f"tracking.with: {name}"):
+                trackers.open(partial(AccelerateTracker, name, recipe, directory))
+    except RecipeError as error:
+        trackers.__exit__(RecipeError, error, None)
+        raise
     if recipe.tracking.wandb:
-        trackers.append(WandbTracker(recipe, directory))
-    return Trackers(trackers)
+        trackers.open(partial(WandbTracker, recipe, directory))
+    return trackers
 
 
 class AccelerateTracker:
@@ -120,9 +150,14 @@ class AccelerateTracker:
         config = flat(recipe.model_dump(mode="json"))
         self._tracker.store_init_configuration({key: _plain(config[key]) for key in config})
 
+    def __str__(self) -> str:
+        """Return its name."""
+        return str(self._tracker.name)
+
     def log(self, metrics: Metrics) -> None:
-        """Show an epoch's metrics."""
-        self._tracker.log(metrics, step=int(metrics["epoch"]))
+        """Show an epoch's metrics, in names that all trackers take: mlflow has no `>`."""
+        named = {name.replace("->", "-to-"): value for name, value in metrics.items()}
+        self._tracker.log(named, step=int(metrics["epoch"]))
 
     def finish(self, summary: Summary | None, exit_code: int) -> None:
         """Show the target's accuracy, and end."""
@@ -154,6 +189,10 @@ class WandbTracker:
         self._run = WandbRun(recipe.tracking, card, directory.path)
         self._draw(None)
 
+    def __str__(self) -> str:
+        """Return its name."""
+        return "Weights & Biases"
+
     def log(self, metrics: Metrics) -> None:
         """Show an epoch's metrics."""
         self._run.log(metrics)
@@ -184,9 +223,7 @@ def _wandb_id(directory: RunDirectory) -> str:
     """Return the id of a run: the one it has, or its agent's, or a new one."""
     if directory.wandb_id.is_file():
         return str(json.loads(directory.wandb_id.read_text(encoding="utf-8"))["id"])
-    is_one_of_several = "/" in run_name(directory)
-    agents = None if is_one_of_several else os.environ.get("WANDB_RUN_ID")
-    made = agents or secrets.token_hex(4)
+    made = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
     write_whole(directory.wandb_id, json.dumps({"id": made}) + "\n")
     return made
 

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parsed(argv: Sequence[str]) -> Command:
     command = parse_command(argv, PROGRAM)
-    check_tracking(command.recipe.tracking)
+    check_tracking(command.recipe.tracking, command.seeds)
     if command.output_dir and not (command.resume or command.dry_run):
         check_output_dir(command.output_dir, command.overwrite)
     return command

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 def wandb_problems(tracking: TrackingConfig) -> list[str]:
     """Return why a run cannot be shown in Weights & Biases, if so, and what to do."""
-    if not tracking.wandb:
+    if not tracking.wandb or os.environ.get("RANK", "0") != "0":  # the first process alone shows
         return []
     try:
         import wandb
@@ -34,16 +36,26 @@ def wandb_problems(tracking: TrackingConfig) -> list[str]:
     except ImportError:
         return ["tracking.wandb: needs wandb. pip install 'timm_ktg[wandb]'."]
     try:
-        mode = tracking.mode or wandb.setup().settings.mode
+        mode = mode_of(tracking)
         # The public function would ask at the terminal, where a batch job has nobody to answer.
         if mode == "online" and not _login(prompt=False, _silent=True)[0]:
             return [
                 "tracking.wandb: nobody is logged in to Weights & Biases. Log in (wandb login), or "
-                "write the run offline (--tracking.mode offline)."
+                "write the run offline (--tracking.mode offline, or WANDB_MODE=offline)."
             ]
     except (wandb.Error, ValueError) as error:
         return [f"tracking.wandb: {one_line(error)}"]
     return []
+
+
+def mode_of(tracking: TrackingConfig) -> str:
+    """Return the mode of W&B: WANDB_MODE where it is set, the recipe's, or W&B's own choice.
+
+    The environment comes first, for a run that is resumed has no other way to say it.
+    """
+    import wandb
+
+    return os.environ.get("WANDB_MODE") or tracking.mode or wandb.setup().settings.mode
 
 
 @dataclass(frozen=True)
@@ -81,11 +93,15 @@ class WandbRun:
         directory: Where wandb keeps its files, below `wandb`.
     """
 
+    # Once the server has not answered, this process does not ask again, for each trial of a search
+    # would wait for it. It belongs to the class as wandb's service belongs to the process.
+    away = False
+
     def __init__(self, tracking: TrackingConfig, card: Card, directory: Path) -> None:
         self._tracking, self._card, self._directory = tracking, card, directory
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="wandb")
+        self._said: set[str] = set()
         self._run: Future[wandb.Run] = self._thread.submit(self._start)
-        self._said = False
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Log a step's values, `epoch` among them."""
@@ -128,11 +144,13 @@ class WandbRun:
         self._do(lambda run: run.log({name: wandb.Table(columns=list(columns), data=list(rows))}))
 
     def artifact(self, name: str, kind: str, files: Sequence[Path]) -> None:
-        """Log files as an artifact."""
+        """Log files as an artifact; characters that W&B does not take become `-` in its name."""
         import wandb
 
+        valid = re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:128]
+
         def log(run: wandb.Run) -> None:
-            artifact = wandb.Artifact(name, type=kind)
+            artifact = wandb.Artifact(valid, type=kind)
             for path in files:
                 artifact.add_file(str(path))
             run.log_artifact(artifact)
@@ -153,16 +171,20 @@ class WandbRun:
     def _start(self) -> wandb.Run:
         import wandb
 
+        mode = mode_of(self._tracking)
+        if mode == "online" and WandbRun.away:
+            return self._init("offline")
         try:
-            return self._init(self._tracking.mode)
+            return self._init(mode)
         except wandb.errors.CommError as error:
+            WandbRun.away = True
             wandb.teardown()  # for wandb's service would keep the id for the run that failed
             run = self._init("offline")
             _logger.warning(
-                "Weights & Biases cannot be reached (%s). The run is written offline; "
-                "`wandb sync %s` uploads it.",
+                "Weights & Biases cannot be reached (%s). Runs are written offline; "
+                "`wandb sync %s/offline-run-*` uploads them.",
                 one_line(error),
-                Path(run.settings.sync_dir),
+                Path(run.settings.sync_dir).parent,
             )
             return run
 
@@ -202,13 +224,14 @@ class WandbRun:
     def _tried(self, call: Callable[[wandb.Run], None]) -> None:
         try:
             call(self._run.result())
-        except Exception as error:  # whatever it is, the training is worth more
+        except BaseException as error:  # whatever it is, the training is worth more
             self._say(error)
 
-    def _say(self, error: Exception) -> None:
-        if not self._said:
-            self._said = True
-            _logger.warning("Weights & Biases: %s", one_line(error))
+    def _say(self, error: BaseException) -> None:
+        said = one_line(error)
+        if said not in self._said:
+            self._said.add(said)
+            _logger.warning("Weights & Biases: %s", said)
 
 
 def flat(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..gates import create_gate
-from ..losses import create_loss
 from ..recipe.graph_config import EdgeConfig, GraphConfig
+from ..registry import with_arguments
 from ..topology import LABEL, Pair, nodes_that_matter
 
 Role = Literal["target", "frozen", "left out", ""]
@@ -155,16 +154,18 @@ def gate_colours(gates: Iterable[str]) -> dict[str, str]:
 def word_of(edge: EdgeConfig, source: str) -> str:
     """Return an edge's gate, with arguments, temperature and loss where they are not the default.
 
+    Neither gate nor loss need be installed where they are drawn.
+
     Args:
         edge: The edge.
         source: Where it begins.
     """
-    words = [str(create_gate(edge.gate, **edge.gate_kwargs))]
+    words = [with_arguments(edge.gate, edge.gate_kwargs)]
     if edge.temperature != 1:
         words.append(f"T={edge.temperature:g}")
     default = "cross_entropy" if source == LABEL else "kl_div"
     if edge.loss is not None and (edge.loss != default or edge.loss_kwargs):
-        words.append(str(create_loss(edge.loss, **edge.loss_kwargs)))
+        words.append(with_arguments(edge.loss, edge.loss_kwargs))
     return ", ".join(words)
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..gates import through
 from ..recipe.graph_config import EdgeConfig, GraphConfig, NodeConfig, from_word
-from ..registry import Bound
+from ..registry import with_arguments
 from ..search.space import TARGET, THROUGH, GraphEdge
 
 Edges = Iterable[GraphEdge]
@@ -24,7 +23,10 @@ def section_of(
         reduction: How a node's losses from networks add up.
         gates: The candidate gates, as the search's recipe writes them.
     """
-    specs = {_shown(**from_word(gate)): from_word(gate) for gate in gates}
+    specs = {
+        with_arguments(spec["gate"], spec.get("gate_kwargs", {})): spec
+        for spec in map(from_word, gates)
+    }
     nodes: dict[str, dict[str, Any]] = {name: {"model": model} for name, model in models.items()}
     for source, destination, gate in edges:
         nodes[destination].setdefault("learns_from", {})[source] = specs.get(gate, gate)
@@ -58,8 +60,3 @@ def _unchecked(section: Mapping[str, Any]) -> GraphConfig:
         }
         nodes[name] = NodeConfig.model_construct(**{**node, "learns_from": learns_from})
     return GraphConfig.model_construct(**{**section, "nodes": nodes})
-
-
-def _shown(gate: str, gate_kwargs: Mapping[str, Any] | None = None) -> str:
-    """Return how a trial writes a gate, which need not be installed here."""
-    return str(Bound(gate, through, gate_kwargs or {}))

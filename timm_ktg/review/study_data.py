@@ -28,7 +28,7 @@ RECIPE, RESULT = "search.yaml", "result.json"
 COMPLETE, PRUNED, FAILED, DEAD = "complete", "pruned", "failed", "worker died"
 
 # How the studies beside a search's own are called; see search.program.
-_BESIDE = re.compile(r"(.+)/(pretrained|(final|teachers|wandb)-[0-9a-f]{8})")
+_BESIDE = re.compile(r"(.+)/(pretrained|wandb-sweep|(final|teachers|wandb)-[0-9a-f]{8})")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from optuna import Study
 from ..errors import RecipeError, one_line
 from ..recipe.recipe import check_section
 from ..recipe.search_config import SearchRecipe
+from ..recipe.tracking_config import TrackingConfig
 from ..search.objective import MODELS
 from ..search.sampler import Choices, build_choices
 from ..search.space import TARGET
@@ -54,10 +56,13 @@ def show_wandb(path: Path, storage: str | None, name: str | None) -> list[tuple[
         where = f"{found.directory}: study `{found.study.study_name}`"
         raise RecipeError([f"{where} should have runs (--tracking.wandb true). Found none."])
     problems = search_tracking_problems(tracking)
+    if find_spec("wandb_workspaces") is None:
+        problems.append("wandb: needs wandb-workspaces. pip install 'timm_ktg[wandb]'.")
     if problems:
         raise RecipeError(problems)
     import wandb
 
+    _check_runs_are_there(tracking, card_of(found.study), len(shown))
     choices, card, made = build_choices(recipe.search), card_of(found.study), []
     if card.sweep is None:
         runs = [card.trial_id(trial.number) for trial in shown]
@@ -70,6 +75,25 @@ def show_wandb(path: Path, storage: str | None, name: str | None) -> list[tuple[
     except (wandb.Error, ValueError, OSError) as error:
         raise RecipeError([f"wandb: the view could not be saved. {one_line(error)}"]) from error
     return [*made, ("view", str(view.url))]
+
+
+def _check_runs_are_there(tracking: TrackingConfig, card: StudyCard, count: int) -> None:
+    """Raise RecipeError unless the server has a run of every trial, which the sweep will hold."""
+    import wandb
+
+    filters = {"group": tracking.group or card.name, "jobType": "trial"}
+    path = f"{tracking.entity}/{tracking.project}" if tracking.entity else tracking.project
+    try:
+        there = len(wandb.Api().runs(path, filters=filters))
+    except (wandb.Error, ValueError, OSError) as error:
+        raise RecipeError([f"wandb: the runs cannot be read. {one_line(error)}"]) from error
+    if there < count:
+        raise RecipeError(
+            [
+                f"wandb: there should be {count} runs of trials in {path}. Found {there}. Upload "
+                "those that were written offline first: wandb sync <search>/wandb/offline-run-*"
+            ]
+        )
 
 
 def _with_sweep(study: Study, sweep: str | None) -> StudyCard:

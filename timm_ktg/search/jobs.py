@@ -19,6 +19,7 @@ from .study import Join, fail_dead, open_study, run_trials, until
 
 JOB = "job"
 NOTHING = "nothing"  # what a trial gets that was not enqueued
+ALIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
 
 # Does a job, within its trial, and returns its figure.
 Do = Callable[[str, Trial], float]
@@ -68,7 +69,7 @@ class Jobs:
 
         def objective(trial: Trial) -> float:
             job = trial.suggest_categorical(JOB, [*self.names, NOTHING])
-            if job == NOTHING:
+            if job == NOTHING or self._is_taken(trial, job):
                 raise TrialPruned("Another worker took the last job.")
             try:
                 return do(job, trial)
@@ -102,17 +103,25 @@ class Jobs:
 
     def _try_again(self) -> None:
         """Enqueue what failed before this start, for a full disk may have room again."""
-        failed = self.failed().keys()
-        waiting = [trial.system_attrs.get("fixed_params", {}) for trial in self._waiting()]
-        for name in failed - {params.get(JOB) for params in waiting} - {*self._running()}:
+        trials = self.study.get_trials(deepcopy=False)  # one look, for they go on meanwhile
+        failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+        others = {_job_of(trial) for trial in trials if trial.state in ALIVE}
+        for name in {_job_of(trial) for trial in failed if REASON in trial.user_attrs} - others:
             self.study.enqueue_trial({JOB: name})
+
+    def _is_taken(self, trial: Trial, job: str) -> bool:
+        """Say whether a job that two enqueued who started together has been taken before."""
+        return any(
+            each.number < trial.number and _job_of(each) == job
+            for each in self.study.get_trials(deepcopy=False, states=ALIVE)
+        )
 
     def _waiting(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
 
     def _running(self) -> list[str]:
         running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return [str(trial.params.get(JOB, "?")) for trial in running]
+        return [_job_of(trial) for trial in running]
 
     def _wait(self) -> None:
         """Wait until a job ends, or is to be done again because its worker died."""
@@ -122,3 +131,9 @@ class Jobs:
             return bool(self._waiting()) or not self._running()
 
         until(ended)
+
+
+def _job_of(trial: FrozenTrial) -> str:
+    """Return the job of a trial, also where its worker has not asked for it yet."""
+    enqueued: dict[str, str] = trial.system_attrs.get("fixed_params", {})
+    return str(enqueued.get(JOB, trial.params.get(JOB, NOTHING)))

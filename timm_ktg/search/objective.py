@@ -91,10 +91,11 @@ class GraphObjective:
             TrainingError: A loss is not finite.
         """
         graph = self._drawn(trial)
-        recipe = self.builder.recipe_of(graph)
         self.say(f"trial {trial.number}: {describe(graph)}")
         try:
-            with self.tracking.trial(trial.number, graph, recipe.graph) as run:
+            with self.tracking.trial(trial.number, graph) as run:
+                recipe = self.builder.recipe_of(graph)
+                run.draw(recipe.graph)
                 return self._trained(trial, recipe, run)
         except TrialPruned:
             raise

@@ -23,6 +23,7 @@ from ..metrics import TrainingError
 from ..recipe.images import build_splits
 from ..recipe.recipe import PLACE, Recipe, save_recipe
 from ..recipe.search_config import GateConfig, SearchRecipe
+from ..wandb_run import mode_of
 from . import final
 from .jobs import Jobs
 from .objective import Builder, GraphObjective
@@ -94,12 +95,27 @@ class Worker:
         say(f"Study {self.name}: {choices.size:,} ways to choose, {done} trials so far.")
         pretrained = self._pretrained(storage, identity)
         builder = Builder(self.recipe, pretrained.path)
+        self._attach_sweep(study, choices, storage, identity)
         tracking = StudyTracking(self.recipe.tracking, card_of(study), choices, self.directory)
         objective = GraphObjective(builder, choices, self.team, tracking, say)
         run_trials(study, objective, self._enough, self._catch)
         wait_for_others(study, say)
         rows = final.rows(study, choices, self.recipe, pretrained.value(search.target_model))
         self._finish(study, rows, storage, identity, tracking)
+
+    def _attach_sweep(
+        self, study: Study, choices: Choices, storage: BaseStorage, identity: dict[str, Any]
+    ) -> None:
+        """Make the sweep of a study that is shown online, once for all workers."""
+        tracking = self.recipe.tracking
+        if card_of(study).sweep or not tracking.wandb or mode_of(tracking) != "online":
+            return
+
+        def make(name: str, trial: Trial) -> float:
+            make_card(study, create_sweep(tracking, self.name, choices))
+            return 0.0
+
+        Jobs(f"{self.name}/wandb-sweep", storage, ["sweep"], identity).work(make, (), say)
 
     def _enough(self, study: Study) -> bool:
         return len(finished(study)) >= self.recipe.search.trials
@@ -177,6 +193,8 @@ class Worker:
                 show_study(tracking, study, rows, samples, spent, best, seeds)
                 return 0.0
 
+            if mode_of(tracking.tracking) == "offline":
+                say(f"upload     wandb sync {self.directory / 'wandb' / 'offline-run-*'}")
             jobs = Jobs(f"{self.name}/wandb-{digest}", storage, ["study run"], identity)
             jobs.work(show, (), say)
 
@@ -277,7 +295,7 @@ def check_recipe_of(recipe: SearchRecipe) -> Recipe:
 
 def _prepare(recipe: SearchRecipe, choices: Choices, study: Study) -> None:
     """Give a new study what its runs are known by, and the controls that a space holds."""
-    make_card(study, create_sweep(recipe.tracking, study.study_name, choices))
+    make_card(study)
     if not recipe.search.enqueue_controls:
         return
     for graph in controls(choices.largest).values():

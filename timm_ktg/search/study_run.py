@@ -54,6 +54,8 @@ def show_study(
         weights = run_path(tracking.directory, rows[0], seeds[0]) / "nodes"
         files.append(weights / f"{TARGET}.safetensors")
     there = [path for path in files if path.is_file()]
+    for path in set(files) - set(there):  # trained on another machine
+        _logger.warning("Not sent to Weights & Biases, for it is not on this machine: %s", path)
     run.artifact(f"{tracking.card.id}-best", "model", there)
     summary: dict[str, Any] = {f"spent/{what}": count for what, count in spent.items()}
     sample = samples[rows[0].name]

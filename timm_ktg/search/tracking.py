@@ -18,7 +18,7 @@ from ..errors import one_line
 from ..metrics import Metrics
 from ..recipe.graph_config import GraphConfig
 from ..recipe.tracking_config import TrackingConfig
-from ..wandb_run import Card, WandbRun, wandb_problems
+from ..wandb_run import Card, WandbRun, mode_of, wandb_problems
 from .sampler import Choices
 from .space import CUTOFF, TARGET, CanonicalGraph
 
@@ -54,13 +54,16 @@ class StudyCard:
         return f"{self.id}-study"
 
 
-def make_card(study: Study, sweep: str | None) -> None:
-    """Give a new study what its runs will be known by."""
-    study.set_user_attr(WANDB, {"id": secrets.token_hex(4), "sweep": sweep})
+def make_card(study: Study, sweep: str | None = None) -> None:
+    """Give a study what its runs will be known by, or a sweep of its own."""
+    made = study.user_attrs.get(WANDB, {"id": secrets.token_hex(4)})
+    study.set_user_attr(WANDB, {**made, "sweep": sweep})
 
 
 def card_of(study: Study) -> StudyCard:
     """Return what a study's runs are known by."""
+    if WANDB not in study.user_attrs:  # one that an earlier version made
+        make_card(study)
     return StudyCard(study.study_name, **study.user_attrs[WANDB])
 
 
@@ -100,12 +103,10 @@ def create_sweep(
         The id, or None: the runs are not shown, or offline, or there is no server, of which a line
         tells. `python -m timm_ktg.review wandb` makes the sweep later.
     """
-    if not tracking.wandb:
+    if not tracking.wandb or mode_of(tracking) != "online":
         return None
     import wandb
 
-    if (tracking.mode or wandb.setup().settings.mode) != "online":
-        return None
     config = sweep_config(name, choices)
     try:
         return wandb.sweep(config, tracking.entity, tracking.project, list(runs) or None)
@@ -143,6 +144,11 @@ class TrialRun:
         self._run = run
         self._values: list[float] = []
         self._epochs = self._rung = 0
+
+    def draw(self, graph: GraphConfig) -> None:
+        """Show its graph."""
+        if self._run is not None:
+            self._run.picture("graph", lambda path: draw_graph(graph, path))
 
     def log(self, metrics: Metrics) -> None:
         """Show an epoch's metrics."""
@@ -186,18 +192,9 @@ class StudyTracking:
     directory: Path
 
     @contextmanager
-    def trial(self, number: int, graph: CanonicalGraph, section: GraphConfig) -> Iterator[TrialRun]:
-        """Show a trial for as long as it is run, and how it ends; a pruned one is no failure.
-
-        Args:
-            number: Its number.
-            graph: Its graph.
-            section: Its graph as a recipe has it.
-        """
-        run = self._open(number, graph) if self.tracking.wandb else None
-        if run is not None:
-            run.picture("graph", lambda path: draw_graph(section, path))
-        shown = TrialRun(run)
+    def trial(self, number: int, graph: CanonicalGraph) -> Iterator[TrialRun]:
+        """Show a trial for as long as it is run, and how it ends; a pruned one is no failure."""
+        shown = TrialRun(self._open(number, graph) if self.tracking.wandb else None)
         try:
             yield shown
         except TrialPruned:
