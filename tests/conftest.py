@@ -28,6 +28,14 @@ def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a search that was shown in W&B, offline."""
+    from .search_cases import make_shown_search
+
+    return make_shown_search(tmp_path_factory.mktemp("shown"))
+
+
 @pytest.fixture
 def workplace(
     tmp_path: Path, pets: Path, datasets_cache: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,18 +2,30 @@
 
 import copy
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
+import pytest
 from optuna import Study
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from timm.models import register_model
 from torch import nn
 
-from tests.training_cases import VAL, TinyNet, Values, reset_accelerate, small_digits
+from tests.training_cases import (
+    VAL,
+    TinyNet,
+    Values,
+    register_cases,
+    reset_accelerate,
+    small_digits,
+    write_recipe,
+)
+from timm_ktg import gates
 from timm_ktg.search.__main__ import main
+from timm_ktg.search.tracking import make_card
 
 
 @register_model
@@ -52,3 +64,20 @@ def study_in(directory: Path, name: str) -> Study:
 def result_in(directory: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((directory / "result.json").read_text())
     return found
+
+
+def make_shown_search(folder: Path) -> Path:
+    """Run a search with trials of every kind, shown offline in W&B, as part of a sweep."""
+    infinite = {"gate": "breaking", "gate_kwargs": {"factor": float("inf")}}
+    values = {
+        **search_values(gates=["through", "linear", infinite], trials=8, frozen=True),
+        "tracking": {"wandb": True, "mode": "offline", "project": "pets"},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gates._registry, "_decorated", {})
+        register_cases()
+        # The sweep is made once, online; here the study is given one before its first trial.
+        patch.setattr("timm_ktg.search.program.make_card", partial(make_card, sweep="sweep1"))
+        recipe = write_recipe(folder / "s.yaml", values)
+        assert run_search(recipe, "--output-dir", folder / "out") == 0
+    return folder / "out"

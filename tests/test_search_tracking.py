@@ -1,39 +1,19 @@
 """A search in Weights & Biases, read back from what it wrote."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.search_cases import result_in, run_search, search_values, study_in
-from tests.training_cases import register_cases, write_recipe
 from tests.training_cases import workbench as workbench
+from tests.training_cases import write_recipe
 from tests.wandb_log import Log, epochs_of, logs_in
 from tests.wandb_log import nobody as nobody
-from timm_ktg import gates
 from timm_ktg.search.sampler import GRAPH
-from timm_ktg.search.tracking import METRIC, make_card
+from timm_ktg.search.tracking import METRIC
 
-INFINITE = {"gate": "breaking", "gate_kwargs": {"factor": float("inf")}}
 ACCURACY = "val/top1/target"
-
-
-@pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A search with trials of every kind, shown offline, as part of a sweep."""
-    folder = tmp_path_factory.mktemp("shown")
-    values = {
-        **search_values(gates=["through", "linear", INFINITE], trials=8, frozen=True),
-        "tracking": {"wandb": True, "mode": "offline", "project": "pets"},
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gates._registry, "_decorated", {})
-        register_cases()
-        patch.setattr("timm_ktg.search.program.make_card", partial(make_card, sweep="sweep1"))
-        recipe = write_recipe(folder / "s.yaml", values)
-        assert run_search(recipe, "--output-dir", folder / "out") == 0
-    return folder / "out"
 
 
 def test_search_is_shown_as_a_run_per_trial_and_one_of_the_study(shown: Path) -> None:

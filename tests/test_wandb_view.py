@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from tests.search_cases import search_values
-from tests.test_search_tracking import shown as shown
 from tests.training_cases import workbench as workbench
 from tests.wandb_log import nobody as nobody
 from timm_ktg.recipe.search_config import SearchConfig
