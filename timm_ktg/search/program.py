@@ -36,7 +36,7 @@ from .study import Join, finished, open_study, run_trials, wait_for_others
 from .study_run import show_study
 from .team import CheckTask, FinalTask, Team, TrialTask
 from .tracking import StudyTracking, card_of, create_sweep, make_card
-from .weights import NoWeightsError, SharedWeights
+from .weights import NoWeightsError, SharedWeights, file_name
 
 # What fails a trial and not the worker.
 CATCH: tuple[type[Exception], ...] = (TrainingError, NoWeightsError)
@@ -218,7 +218,7 @@ class Worker:
         def train(model: str, path: Path) -> float:
             recipe = label_only.label_only(model)
             recipe = recipe.model_copy(update={"data": final.whole(recipe.data)})
-            run = self.directory / "final" / f"teacher-{path.stem}"
+            run = self.directory / "final" / f"teacher-{file_name(model)}"
             value = self._tested(recipe, recipe.train.seed, run)
             path.write_bytes((run / "nodes" / "target.safetensors").read_bytes())
             return value

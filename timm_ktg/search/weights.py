@@ -23,6 +23,11 @@ class NoWeightsError(RuntimeError):
     """A frozen node has no weights, for their training failed."""
 
 
+def file_name(model: str) -> str:
+    """Return a model's name as part of a file's."""
+    return model.replace("/", "_").replace(":", "_")
+
+
 class SharedWeights:
     """The weights of the candidate models, trained by whichever worker comes first.
 
@@ -72,7 +77,7 @@ class SharedWeights:
             why = failed.get(model, "nobody trains it")
             raise NoWeightsError(f"A frozen {model} needs weights, and there are none: {why}.")
         artifact = done[model].user_attrs[ARTIFACT]
-        path = self.folder / f"{model.replace('/', '_').replace(':', '_')}-{artifact}.safetensors"
+        path = self.folder / f"{file_name(model)}-{artifact}.safetensors"
         if path.is_file():
             return path
         self.folder.mkdir(parents=True, exist_ok=True)
