@@ -130,6 +130,18 @@ def test_frozen_nodes_have_weights_that_are_trained_once(tmp_path: Path) -> None
     assert copy.read_bytes() == artifact.read_bytes()
 
 
+def test_two_frozen_nodes_of_the_best_graph_have_teachers_of_their_own(tmp_path: Path) -> None:
+    gates = ["through", "linear"]
+    values = search_values(nodes=3, frozen=True, gates=gates, trials=1, seed=24, final_seeds=[0])
+    assert search(tmp_path, values) == 0
+    graph = load_recipe(str(tmp_path / "run" / "best.yaml")).graph
+    frozen = {node.model: node for node in graph.nodes.values() if not node.learns_from}
+    assert frozen.keys() == {"ktg_tiny", "ktg_tiny_wide"}  # as seed 24 draws
+    for model, node in frozen.items():
+        run = tmp_path / "run" / "final" / f"teacher-{model}" / "nodes" / "target.safetensors"
+        assert node.checkpoint_path and Path(node.checkpoint_path).read_bytes() == run.read_bytes()
+
+
 def test_weights_that_the_user_has_are_taken(tmp_path: Path) -> None:
     values = search_values(models=["ktg_tiny_wide"], frozen=True, trials=1, top_k=0)
     assert search(tmp_path, values) == 0
