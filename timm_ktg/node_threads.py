@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from threading import Barrier
@@ -16,8 +16,6 @@ from .node import Member
 
 Job = Callable[[], Any]
 
-BALANCED = 0.55  # share of the work of the busier of two threads
-
 
 class NodeThreads:
     """Computes the nodes' forwards side by side, and their backwards, with one thread a node.
@@ -29,11 +27,10 @@ class NodeThreads:
     Args:
         count: Threads.
         costs: Of each node, in any unit; the most expensive starts first.
-        alone: Nodes that come after the others, one by one, with the caller's intra-op threads.
     """
 
-    def __init__(self, count: int, costs: Mapping[str, float], alone: Collection[str] = ()) -> None:
-        self.count, self.alone = count, tuple(alone)
+    def __init__(self, count: int, costs: Mapping[str, float]) -> None:
+        self.count = count
         self.names = tuple(sorted(costs, key=costs.__getitem__, reverse=True))
 
     def __call__(self, members: Mapping[str, Member], images: Tensor) -> dict[str, NodeOutput]:
@@ -66,9 +63,8 @@ class NodeThreads:
     def run(self, jobs: Mapping[str, Job]) -> dict[str, Any]:
         """Return the result of each node's job; raises what the first that failed raised."""
         pool = _pool(self.count)
-        futures = {name: pool.submit(job) for name, job in jobs.items() if name not in self.alone}
-        found = {name: future.result() for name, future in futures.items()}
-        return found | {name: job() for name, job in jobs.items() if name in self.alone}
+        futures = {name: pool.submit(job) for name, job in jobs.items()}
+        return {name: future.result() for name, future in futures.items()}
 
 
 class _SideBySide(torch.autograd.Function):
@@ -107,41 +103,32 @@ class _SideBySide(torch.autograd.Function):
         return (None,) * 5
 
 
-def choose_threads(
-    members: Mapping[str, Member], images: Tensor, wanted: int | None = None
-) -> NodeThreads | None:
+def build_threads(members: Mapping[str, Member], images: Tensor, count: int) -> NodeThreads | None:
     """Return how to run the nodes side by side, or None to run them one after another.
 
-    By itself only with 2 intra-op threads, where it was measured: nodes of one size take 0.76 to
-    1.03 of the time that they take one after another, the less the busier the machine is (medians
-    of n=10 to 16 at 2, 4 and 7 nodes, resnet20_cifar, batch 64; 2 cores of an AMD EPYC, torch
-    2.15.0, commits 6c24e4d to 0c29117). The threads should end together, so what would keep one of
-    them waiting comes alone.
+    Nothing does so by itself. With channels-last images, which a CPU gets, nodes of one size took
+    1.03, 1.05 and 1.08 of the time of one after another at 2, 4 and 7 nodes (medians of n=10,
+    resnet20_cifar, batch 64; 2 cores of an AMD EPYC, torch 2.15.0, commit d20d43e). In torch's own
+    layout it was 0.76 to 1.03, the less the busier the machine was (commits 6c24e4d to 0c29117).
 
     Args:
         members: The nodes.
         images: A few images [B, 3, H, W] to count operations with.
-        wanted: Threads; None: choose.
+        count: Threads.
 
     Raises:
-        ValueError: Threads are wanted, but a node draws random numbers.
+        ValueError: A node draws random numbers.
     """
-    if wanted == 1 or len(members) == 1:
-        return None
-    costs = {name: _operations(member, images) for name, member in members.items()}
-    side = dict(sorted(costs.items(), key=lambda item: -item[1])) if wanted is None else costs
-    while wanted is None and side and _busiest(side, 2) > BALANCED:
-        side.popitem()
-    if not side or (wanted is None and torch.get_num_threads() != 2):
+    if count == 1 or len(members) == 1:
         return None
     drawing = [name for name, member in members.items() if draws(member, images)]
-    if wanted and drawing:
+    if drawing:
         raise ValueError(
             "should be 1 with nodes that draw random numbers in training (dropout), which would "
-            f"draw them in any order. Found {wanted}, and {', '.join(drawing)}."
+            f"draw them in any order. Found {count}, and {', '.join(drawing)}."
         )
-    alone = costs.keys() - side.keys()
-    return None if drawing else NodeThreads(wanted or 2, costs, alone)
+    costs = {name: _operations(member, images) for name, member in members.items()}
+    return NodeThreads(count, costs)
 
 
 def draws(member: Member, images: Tensor) -> bool:
@@ -164,14 +151,6 @@ def _operations(member: Member, images: Tensor) -> float:
         member(images)
     passes = 1 if member.frozen else 3  # a backward computes both kinds of gradients
     return float(counter.get_total_flops() * passes)
-
-
-def _busiest(costs: Mapping[str, float], count: int) -> float:
-    """Return the busiest thread's share of the work in 0..1, the most expensive node first."""
-    work = [0.0] * count
-    for cost in sorted(costs.values(), reverse=True):
-        work[work.index(min(work))] += cost
-    return max(work) / max(sum(work), 1.0)
 
 
 def _backward(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:

@@ -21,7 +21,7 @@ from .data import Loader, Splits, derive_seed
 from .errors import RecipeError, collected, located
 from .graph import KnowledgeTransferGraph
 from .metrics import EpochMeter, Metrics, accuracies, correct_counts
-from .node_threads import NodeThreads, choose_threads
+from .node_threads import NodeThreads, build_threads
 from .recipe.build import (
     build_edges,
     build_graph,
@@ -284,17 +284,14 @@ def _node_threads(
 ) -> NodeThreads | None:
     """Return how to run the nodes side by side, None for one after another."""
     wanted = recipe.train.node_threads
+    if wanted == 1:
+        return None
     alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1
     with located("train.node_threads"):
-        if alone and not recipe.train.torchcompile:
-            return choose_threads(
-                {name: graph.member(name) for name in graph.members},
-                torch.zeros(2, 3, *size),
-                wanted,
-            )
-        if wanted and wanted > 1:
+        if not alone or recipe.train.torchcompile:
             raise ValueError(
-                "should be 1, or null, unless one process trains on a CPU without torchcompile. "
+                "should be 1 unless one process trains on a CPU without torchcompile. "
                 f"Found {wanted}."
             )
-    return None
+        members = {name: graph.member(name) for name in graph.members}
+        return build_threads(members, torch.zeros(2, 3, *size), wanted)

@@ -10,8 +10,8 @@ has 2 threads, for 2 cores, and freed memory is kept, as in the main job, for al
 Nodes are resnet20_cifar, 100 classes, on one batch of 64 random images [3, 32, 32]; timm's `sgd`.
 
 - `graph`: one forward of every node, all losses, one backward, one step of an optimizer with a
-  parameter group per node. Everyone learns from the label and from all others. The nodes run side
-  by side where the main job runs them so (`choose_threads`); in `in turn`, one after another.
+  parameter group per node. Everyone learns from the label and from all others. In `threads`, two
+  nodes at a time run side by side (`train.node_threads 2`).
   Images and weights are channels-last, as the main job has them on a CPU.
 - `separate`: the same nodes, each with its own forward, cross-entropy, backward, optimizer step, in
   torch's own layout; in `separate-cl`, channels-last: what is left for the graph itself to save.
@@ -49,7 +49,7 @@ import timm_ktg as ktg
 from tests.benchmarks.ratios import ROOT, Group, Ratio, Seconds, Variants, header, line, timed
 from timm_ktg.allocator import keep_freed_memory
 from timm_ktg.data import MemoryLoader
-from timm_ktg.node_threads import choose_threads
+from timm_ktg.node_threads import build_threads
 
 THREADS = 2  # more than there are idle cores would measure how threads wait for each other
 BATCH, CLASSES = 64, 100
@@ -80,18 +80,18 @@ class Nodes:
         edges = [ktg.Edge(source, name) for source, name in pairs if source != name]
         self.graph = ktg.KnowledgeTransferGraph(nodes, edges, target=names[0])
         members = {name: self.graph.member(name) for name in names}
-        self.threads = choose_threads(members, self.images[:2])
+        self.threads = build_threads(members, self.images[:2], count=2)
         self.graph.train()
         self.joint, self.own = sgd(*self.models), [sgd(model) for model in self.models]
 
-    def step(self) -> None:
-        """Train all nodes by the graph, as the main job does."""
+    def side_by_side(self) -> None:
+        """Train all nodes by the graph, two at a time, a thread each."""
         self.graph.threads = self.threads
-        self.in_turn()
+        self.step()
         self.graph.threads = None
 
-    def in_turn(self) -> None:
-        """Train all nodes by the graph, one after another."""
+    def step(self) -> None:
+        """Train all nodes by the graph, as the main job does: one after another."""
         losses = self.graph.losses(self.graph(self.images), self.labels)
         update(self.joint, losses.total)
 
@@ -143,7 +143,7 @@ def steps(count: int) -> Variants:
     nodes, plain = Nodes(count), Nodes(count, torch.contiguous_format)
     procedures = {
         "graph": nodes.step,
-        "in turn": nodes.in_turn,
+        "threads": nodes.side_by_side,
         "separate": plain.separate,
         "separate-cl": nodes.separate,
     }
@@ -201,7 +201,7 @@ def import_time(module: str, cache: tempfile.TemporaryDirectory[str]) -> Seconds
 STEP = (
     Ratio("graph", "separate", ("<=", 1.0)),
     Ratio("graph", "separate-cl"),
-    Ratio("in turn", "separate-cl"),
+    Ratio("threads", "separate-cl"),
 )
 DML = (Ratio("dml", "graph", (">=", 1.5)), Ratio("changed", "graph"))
 GROUPS = {

@@ -79,7 +79,7 @@ class TrainConfig(Section):
     """Precision of the forward passes, losses are always float32; null: accelerate's own choice."""
     torchcompile: bool = False
     """Compile every node that has no taps with torch.compile."""
-    node_threads: PositiveInt | None = None
-    """Nodes computed side by side on a CPU, a thread each; null: 2 of like cost, with 2 threads."""
+    node_threads: PositiveInt = 1
+    """Nodes computed side by side on a CPU, a thread each."""
     channels_last: bool | None = None
     """Use the channels-last memory format; null: on a CPU, where it is faster."""
