@@ -107,9 +107,10 @@ def build_threads(members: Mapping[str, Member], images: Tensor, count: int) -> 
     """Return how to run the nodes side by side, or None to run them one after another.
 
     Nothing does so by itself. With channels-last images, which a CPU gets, nodes of one size took
-    1.03, 1.05 and 1.08 of the time of one after another at 2, 4 and 7 nodes (medians of n=10,
-    resnet20_cifar, batch 64; 2 cores of an AMD EPYC, torch 2.15.0, commit d20d43e). In torch's own
-    layout it was 0.76 to 1.03, the less the busier the machine was (commits 6c24e4d to 0c29117).
+    0.97 to 1.08 of the time of one after another at 2, 4 and 7 nodes (two runs, medians of n=10,
+    resnet20_cifar, batch 64; 2 cores of an AMD EPYC, torch 2.15.0, commits d20d43e and 11359e9). In
+    torch's own layout it was 0.76 to 1.03, the less the busier the machine was (commits 6c24e4d to
+    0c29117).
 
     Args:
         members: The nodes.
