@@ -19,7 +19,7 @@ from .recipe.tracking_config import TrackingConfig
 if TYPE_CHECKING:
     import wandb
 
-INIT_TIMEOUT = 15.0  # seconds in which the server should answer; else the run is written offline
+INIT_TIMEOUT = 10.0  # seconds in which the server should answer; else the run is written offline
 FINISH_TIMEOUT = 30.0  # seconds for what is not yet uploaded at the end
 STEP = "epoch"
 
