@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from timm_ktg.statistics import Sample, difference
+from timm_ktg.statistics import Sample, difference, gain
 
 
 def test_sample_has_the_mean_and_the_spread_with_n_minus_1() -> None:
@@ -41,3 +41,12 @@ def test_difference_of_single_figures_has_no_interval() -> None:
 
 def test_difference_of_samples_without_spread_is_exact() -> None:
     assert difference([1.0, 1.0], [3.0, 3.0]) == (2.0, 2.0, 2.0)
+
+
+def test_gain_is_shown_with_its_interval_where_there_is_one() -> None:
+    base, found = Sample((70.0, 71.0)), Sample((72.0, 73.0))
+    gap, low, high = difference(base.values, found.values)
+    assert gain(base, found) == f"+{gap:.2f} [{low:.2f}, +{high:.2f}]"
+    assert gain(found, base) == f"{-gap:.2f} [{-high:.2f}, +{-low:.2f}]"
+    assert gain(base, Sample((69.0,))) == "-1.50 [n too small]"
+    assert gain(None, found) == gain(base, None) == "-"

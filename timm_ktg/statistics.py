@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,3 +70,20 @@ def difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, 
 
     interval = ttest_ind(second, first, equal_var=False).confidence_interval(0.95)
     return gap, float(interval.low), float(interval.high)
+
+
+def gain(base: Sample | None, found: Sample | None) -> str:
+    """Return how far `found` is above `base`, such as `+1.20 [+0.31, +2.09]`.
+
+    Args:
+        base: Figures; None: there are none.
+        found: Figures; None: there are none.
+
+    Returns:
+        The difference and its 95 % interval; `-` where there is nothing to compare.
+    """
+    if base is None or found is None:
+        return "-"
+    gap, low, high = difference(base.values, found.values)
+    interval = "n too small" if math.isnan(low) else f"{low:+.2f}, {high:+.2f}"
+    return f"{gap:+.2f} [{interval}]"

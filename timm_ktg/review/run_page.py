@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ..statistics import difference
+from ..statistics import gain
 from .pictures import picture
 from .run_data import RunData
 from .run_figures import accuracy_figure, loss_figure, passed_figure, targets_figure
@@ -53,7 +53,4 @@ def _marked(node: str, target: str) -> str:
 def _gain(run: RunData, first: RunData) -> str:
     """Return how far a run's target is above the first run's, where that can be said."""
     base, found = (each.result(each.target, "top1") for each in (first, run))
-    if run is first or base is None or found is None or run.splits != first.splits:
-        return "-"
-    gap, low, high = difference(base.values, found.values)
-    return f"{gap:+.2f}" + (" [n too small]" if low != low else f" [{low:+.2f}, {high:+.2f}]")
+    return "-" if run is first or run.splits != first.splits else gain(base, found)

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from ..search.final import LABEL_ONLY, MEAN, SUM
 from ..search.space import GraphEdge
-from ..statistics import Sample, difference
+from ..statistics import Sample, gain
 from .figures import epochs_figure, importance_figure, parallel_figure, tested_figure
 from .pictures import picture, section_of, words
 from .stages import FEWEST
@@ -117,12 +117,13 @@ def _rows(study: StudyData) -> list[dict[str, Any]]:
     winners = [_tested(row) for row in tested if row["trial"] is not None]
     winners += [_untested(trial, str(search.get("reduction", "sum"))) for trial in more]
     rows = [*winners, *(_tested(row) for row in tested if row["trial"] is None)]
+    samples = _samples(study)
     for row in rows:
         row["section"] = section_of(
             row["models"], row["edges"], row["reduction"], search.get("gates", ())
         )
         row["words"] = words(row["edges"])
-        row["gains"] = _gains(row, _samples(study))
+        row["gains"] = _gains(row, samples)
     return rows
 
 
@@ -161,17 +162,11 @@ def _samples(study: StudyData) -> dict[str, Sample]:
 
 def _gains(row: Mapping[str, Any], samples: Mapping[str, Sample]) -> list[str]:
     """Return how far a row is above each control that was tested, with the 95 % interval."""
-    gains = []
-    for name in CONTROLS:
-        if name not in samples:
-            continue
-        if row["name"] not in samples or row["name"] == name:
-            gains.append("-")
-            continue
-        gap, low, high = difference(samples[name].values, samples[row["name"]].values)
-        interval = " [n too small]" if low != low else f" [{low:+.2f}, {high:+.2f}]"
-        gains.append(f"{gap:+.2f}{interval}")
-    return gains
+    return [
+        "-" if row["name"] == name else gain(samples[name], samples.get(row["name"]))
+        for name in CONTROLS
+        if name in samples
+    ]
 
 
 def _trial(trial: TrialData) -> list[Any]:
