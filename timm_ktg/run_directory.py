@@ -99,6 +99,21 @@ class RunDirectory:
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
 
+    def read_metrics(self) -> list[Metrics]:
+        """Return the lines of the epochs so far, but for one that is being written.
+
+        Raises:
+            ValueError: A line is none of JSON's, or holds something else.
+        """
+        if not self.metrics.is_file():
+            return []
+        # A whole line ends in a newline.
+        lines = self.metrics.read_text(encoding="utf-8").split("\n")[:-1]
+        try:
+            return [dict(json.loads(line)) for line in lines]
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+
     def forget_after(self, epoch: int) -> None:
         """Drop the lines of epochs after `epoch`, and one that was cut off while written."""
         if not self.metrics.exists():

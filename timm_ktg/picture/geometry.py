@@ -51,10 +51,6 @@ class Rect:
         """The largest y."""
         return self.center.imag + self.size.height / 2
 
-    def moved(self, by: complex) -> Rect:
-        """Return the rectangle at another place."""
-        return Rect(self.center + by, self.size)
-
     def grown(self, by: float) -> Rect:
         """Return the rectangle with a margin on each side."""
         return Rect(self.center, Size(self.size.width + 2 * by, self.size.height + 2 * by))

@@ -35,7 +35,7 @@ def load_graph(path: Path) -> GraphConfig:
 
 
 def read_epochs(run: Path) -> list[Metrics]:
-    """Return the lines of a run's metrics.jsonl, but for one that was cut off while written.
+    """Return the lines of a run's metrics.jsonl.
 
     Args:
         run: The run's directory.
@@ -43,17 +43,16 @@ def read_epochs(run: Path) -> list[Metrics]:
     Raises:
         RecipeError: There are none, or they cannot be read.
     """
-    file = RunDirectory(run).metrics
-    # A whole line ends in a newline.
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.is_file() else []
-    if not lines:
+    directory = RunDirectory(run)
+    try:
+        epochs = directory.read_metrics()
+    except ValueError as error:
+        raise RecipeError([f"{directory.metrics}: cannot be read: {error}."]) from None
+    if not epochs:
         seeds = ", ".join(sorted(path.name for path in run.glob("seed-*")))
         runs = f" Its runs are {seeds}." if seeds else ""
         raise RecipeError([f"{run}: should hold metrics.jsonl, a line an epoch. Found none.{runs}"])
-    try:
-        return [dict(json.loads(line)) for line in lines]
-    except (ValueError, TypeError) as error:
-        raise RecipeError([f"{file}: cannot be read: {error}."]) from None
+    return epochs
 
 
 def results_of(run: Path) -> Results:

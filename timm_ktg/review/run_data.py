@@ -6,7 +6,6 @@ import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +93,10 @@ def read_run(path: Path) -> RunData:
     runs = [run for run in (seeds or [own]) if run.metrics.is_file()]
     if not runs:
         raise RecipeError([f"{path}: should hold a run's {own.metrics.name}. Found none."])
-    if not all(run.metrics.read_text(encoding="utf-8").strip() for run in runs):
-        raise RecipeError([f"{path}: {own.metrics.name} has no epoch yet."])
     try:
+        metrics = tuple(tuple(run.read_metrics()) for run in runs)
+        if not all(metrics):
+            raise RecipeError([f"{path}: {own.metrics.name} has no epoch yet."])
         recipe = read_recipe(runs[0].recipe)
         summaries = [
             json.loads(run.summary.read_text(encoding="utf-8"))
@@ -107,7 +107,7 @@ def read_run(path: Path) -> RunData:
             path,
             recipe["graph"],
             int(recipe["train"]["epochs"]),
-            tuple(_metrics(run.metrics) for run in runs),
+            metrics,
             tuple(summaries),
         )
         data.curves("train/top1/")[data.target], data.splits, data.seconds  # as the page will
@@ -116,19 +116,6 @@ def read_run(path: Path) -> RunData:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecipeError([f"{path}: the run cannot be read. {one_line(error)}"]) from error
     return data
-
-
-def _metrics(path: Path) -> tuple[dict[str, float], ...]:
-    """Return the lines of a file that may be written just now."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            found.append(json.loads(line))
-        except JSONDecodeError:
-            if number < len(lines):
-                raise
-    return tuple(found)
 
 
 def _curve(metrics: tuple[tuple[Mapping[str, float], ...], ...], name: str) -> Curve:
