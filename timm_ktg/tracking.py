@@ -7,7 +7,6 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -48,9 +47,9 @@ class Trackers:
         self._trackers = list(trackers)
         self._summary: Summary | None = None
 
-    def open(self, make: Callable[[], Tracker]) -> None:
-        """Open one more, which is ended with the others."""
-        self._trackers.append(make())
+    def add(self, tracker: Tracker) -> None:
+        """Add one, which is ended with the others."""
+        self._trackers.append(tracker)
 
     def log(self, metrics: Metrics) -> None:
         """Show an epoch's metrics."""
@@ -118,12 +117,12 @@ def open_trackers(recipe: Recipe, directory: RunDirectory, is_main: bool) -> Tra
     try:
         for name in recipe.tracking.with_:
             with located(f"tracking.with: {name}"):
-                trackers.open(partial(AccelerateTracker, name, recipe, directory))
+                trackers.add(AccelerateTracker(name, recipe, directory))
     except RecipeError as error:
         trackers.__exit__(RecipeError, error, None)
         raise
     if recipe.tracking.wandb:
-        trackers.open(partial(WandbTracker, recipe, directory))
+        trackers.add(WandbTracker(recipe, directory))
     return trackers
 
 
