@@ -86,8 +86,8 @@ def make_study(folder: Path, trials: int, failing: int = 29, name: str = "made-u
         row.name: Sample(tuple(round(72 + index + draw.gauss(0, 0.5), 2) for _ in range(5)))
         for index, row in enumerate(reversed(rows))
     }
-    result = final.result_of(rows, samples, final.spent(study, recipe.train.epochs))
-    (folder / "result.json").write_text(json.dumps(result))
+    result = final.Result(rows, samples, final.spent(study, recipe.train.epochs))
+    (folder / "result.json").write_text(json.dumps(result.as_json()))
     return study
 
 

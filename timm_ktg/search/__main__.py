@@ -16,8 +16,9 @@ from ..errors import RecipeError
 from ..recipe.search_command import SearchCommand, parse_search
 from ..run_directory import RUNS
 from ..running import create_accelerator, settled
-from .program import Worker, check_recipe_of, say
+from .program import Worker, check_recipe_of
 from .sampler import build_choices
+from .site import say
 from .team import CheckTask, Team
 from .tracking import search_tracking_problems
 from .weights import NoWeightsError

@@ -42,6 +42,40 @@ class Row:
     value: float | None = None
 
 
+@dataclass(frozen=True)
+class Result:
+    """What a search came to.
+
+    Args:
+        rows: The best graphs and, after them, the controls.
+        samples: Test top-1 in percent of each row by its name, over the seeds; None: no figure.
+        spent: What the search cost.
+    """
+
+    rows: Sequence[Row]
+    samples: Mapping[str, Sample | None]
+    spent: Mapping[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the result as result.json holds it."""
+        described = []
+        for row in self.rows:
+            found = self.samples[row.name]
+            described.append(
+                {
+                    "name": row.name,
+                    "trial": row.trial,
+                    "validation top1": row.value,
+                    "test top1": None if found is None else found.as_json(),
+                    "graph": row.graph.key,
+                    "reduction": row.reduction,
+                    "edges": [list(edge) for edge in row.graph.edges],
+                    "models": {node.name: node.model for node in row.graph.nodes},
+                }
+            )
+        return {"rows": described, "spent": dict(self.spent)}
+
+
 def best_trials(study: Study, count: int) -> list[FrozenTrial]:
     """Return the complete trials of the best graphs, the best first, each graph once."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -108,28 +142,6 @@ def run_path(directory: Path, row: Row, seed: int) -> Path:
     """Return where a final run goes."""
     name = f"{row.name.replace(' ', '-')}-{row.graph.key[:6]}"
     return directory / "final" / name / f"seed-{seed}"
-
-
-def result_of(
-    rows: Sequence[Row], samples: Mapping[str, Sample | None], spent: Mapping[str, int]
-) -> dict[str, Any]:
-    """Return the result of a search as result.json holds it."""
-    described = []
-    for row in rows:
-        found = samples[row.name]
-        described.append(
-            {
-                "name": row.name,
-                "trial": row.trial,
-                "validation top1": row.value,
-                "test top1": None if found is None else found.as_json(),
-                "graph": row.graph.key,
-                "reduction": row.reduction,
-                "edges": [list(edge) for edge in row.graph.edges],
-                "models": {node.name: node.model for node in row.graph.nodes},
-            }
-        )
-    return {"rows": described, "spent": dict(spent)}
 
 
 def spent(study: Study, epochs: int) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from optuna import Study
@@ -13,7 +13,7 @@ from ..errors import one_line
 from ..recipe.graph_config import GraphConfig
 from ..statistics import Sample
 from ..wandb_run import WandbRun
-from .final import Row, run_path
+from .final import Result, Row, run_path
 from .objective import describe
 from .space import TARGET
 from .tracking import StudyTracking
@@ -26,9 +26,7 @@ _logger = logging.getLogger(__name__)
 def show_study(
     tracking: StudyTracking,
     study: Study,
-    rows: Sequence[Row],
-    samples: Mapping[str, Sample | None],
-    spent: Mapping[str, int],
+    result: Result,
     best: GraphConfig,
     seeds: Sequence[int],
 ) -> None:
@@ -37,12 +35,11 @@ def show_study(
     Args:
         tracking: Where.
         study: The study.
-        rows: The best graphs and the controls.
-        samples: Test figures of each row by its name.
-        spent: What the search cost.
+        result: The search's result.
         best: The best graph.
         seeds: Seeds of the final trainings, the first of which gives the weights.
     """
+    rows, samples = result.rows, result.samples
     run = tracking.open_study({"best": describe(rows[0].graph)})
     found = [_cells(row, samples[row.name]) for row in rows]
     run.table("leaderboard", COLUMNS, found)
@@ -57,7 +54,7 @@ def show_study(
     for path in set(files) - set(there):  # trained on another machine
         _logger.warning("Not sent to Weights & Biases, for it is not on this machine: %s", path)
     run.artifact(f"{tracking.card.id}-best", "model", there)
-    summary: dict[str, Any] = {f"spent/{what}": count for what, count in spent.items()}
+    summary: dict[str, Any] = {f"spent/{what}": count for what, count in result.spent.items()}
     sample = samples[rows[0].name]
     if sample is not None:
         summary["test/top1/mean"] = sample.mean
