@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -78,9 +79,13 @@ class Member(nn.Module):
         scale, shift = _affine(node, mean, std)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
+        self._make_copy: Callable[[], nn.Module] | None = None
+        self._copy: tuple[nn.Module, ...] = ()  # in a tuple, so that it is no submodule
+        self._copy_type: torch.dtype | None = None
         if frozen:
             self.model.requires_grad_(False)
             self.eval()
+            self.register_load_state_dict_post_hook(_renew_copy)  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> Member:
         """Set the mode; a frozen node stays in evaluation mode.
@@ -89,14 +94,42 @@ class Member(nn.Module):
         """
         return super().train(mode and not self.frozen)
 
+    def use_copy(self, make: Callable[[], nn.Module], dtype: torch.dtype | None) -> None:
+        """Compute with a copy of the model from now on; of a frozen node without taps.
+
+        Args:
+            make: Makes the copy from the model; called now, and whenever weights are loaded. Other
+                changes of the model do not reach the copy.
+            dtype: The type of autocast that the copy works under; outside it the model is used.
+                None: it works anywhere.
+        """
+        self._make_copy, self._copy_type = make, dtype
+        _renew_copy(self)
+
     def forward(self, images: Tensor) -> NodeOutput:
         """Return the node's output for images [B, 3, H, W]."""
         if self.scale is not None and self.shift is not None:
             images = images * self.scale + self.shift
         self.capture.clear()
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            logits = self.model(images)
-        return NodeOutput(logits, self.capture.read())
+        if not self.frozen:
+            return NodeOutput(self.model(images), self.capture.read())
+        with torch.inference_mode():
+            logits = self._model_for(images)(images)
+        # Autograd cannot keep what inference mode made, and losses have it keep their sources.
+        features = {name: tensor.clone() for name, tensor in self.capture.read().items()}
+        return NodeOutput(logits.clone(), features)
+
+    def _model_for(self, images: Tensor) -> nn.Module:
+        """Return the copy where there is one that works here, else the model."""
+        kind = images.device.type
+        under = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return self._copy[0] if self._copy and self._copy_type in (None, under) else self.model
+
+
+def _renew_copy(member: Member, keys: object = None) -> None:
+    """Make the copy that a member computes with anew, if it has one."""
+    if member._make_copy is not None:
+        member._copy = (member._make_copy(),)
 
 
 def _affine(

@@ -137,8 +137,11 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
     check_processes_agree(graph)
     graph.threads = _node_threads(recipe, graph, images.size, accelerator)
     graph = graph.to(memory_format=_memory_format(recipe))
+    some = torch.randn(2, 3, *images.size, generator=torch.Generator().manual_seed(0))
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    graph.speed_up_frozen(some.to(place.device), dtype, recipe.train.torchcompile)
     if recipe.train.torchcompile:
-        for name in graph.untapped:
+        for name in set(graph.untapped) & set(graph.learning):
             graph.model(name).compile()
     optimizer = build_optimizer(recipe.train, graph)
     scheduler, epochs = build_scheduler(recipe.train, optimizer, len(images.train))

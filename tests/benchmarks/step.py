@@ -1,6 +1,6 @@
 """What a graph's step costs beside the training that it replaces, as ratios within one run.
 
-    python -m tests.benchmarks.step [--repeats N] [--only step-2 step-4 step-7 dml loader import]
+    python -m tests.benchmarks.step [--repeats N] [--only step-2 step-4 step-7 dml frozen loader import]
 
 The variants of a group run in turn, back and forth, after one round that does not count. A ratio
 is that of one round; the table shows the median over the rounds and the quartiles. Judged is time
@@ -21,6 +21,8 @@ Nodes are resnet20_cifar, 100 classes, on one batch of 64 random images [3, 32, 
   backward, its own optimizer's step. M nodes make M^2 forwards, M of them with autograd.
 - `changed`: the same updates from fewer forwards. Only the node that has just been updated is
   computed anew, and the last one not at all: 2 M - 1 forwards, M of them with autograd.
+- `copy`: the forward of a frozen node as the main job has it (`timm_ktg/inference.py`); `model`: that
+  of its model without autograd.
 - `load`: the next augmented batch of a MemoryLoader over 50,000 images; the start of an epoch, once
   in 782 batches, is not counted. `train`: a plain step of one node, without loading.
 - `timm`, `timm_ktg`: the import alone, in a fresh interpreter, from compiled files in the page
@@ -157,6 +159,25 @@ def dml() -> Variants:
     return {name: partial(timed, procedure) for name, procedure in procedures.items()}
 
 
+def frozen() -> Variants:
+    """Return the forward of a frozen node, and that of its model."""
+    nodes = Nodes(1)
+    model = timm.create_model("resnet20_cifar", num_classes=CLASSES)
+    model = model.to(memory_format=torch.channels_last)
+    teacher = ktg.Node("teacher", model, pretrained=True)
+    edges = [ktg.Edge("label", "node0"), ktg.Edge("teacher", "node0")]
+    student = ktg.Node("node0", nodes.models[0])
+    graph = ktg.KnowledgeTransferGraph([student, teacher], edges, target="node0")
+    graph.speed_up_frozen(nodes.images[:2])
+
+    def alone() -> None:
+        with torch.no_grad():
+            model(nodes.images)
+
+    copy = partial(graph.member("teacher"), nodes.images)
+    return {"copy": partial(timed, copy), "model": partial(timed, alone)}
+
+
 def loader() -> Variants:
     """Return how to load a batch, and how to train on one."""
     images = torch.randint(256, (50_000, 3, 32, 32), dtype=torch.uint8)
@@ -209,6 +230,7 @@ GROUPS = {
     "step-4": Group(partial(steps, 4), STEP),
     "step-7": Group(partial(steps, 7), STEP),
     "dml": Group(dml, DML, share=1 / 3),
+    "frozen": Group(frozen, (Ratio("copy", "model"),)),
     "loader": Group(loader, (Ratio("load", "train", ("<=", 0.05), percent=True),)),
     "import": Group(imports, (Ratio("timm_ktg", "timm", ("<=", 1.1)),), share=1 / 2),
 }
