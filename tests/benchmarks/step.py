@@ -1,6 +1,6 @@
 """What a graph's step costs beside the training that it replaces, as ratios within one run.
 
-    python -m tests.benchmarks.step [--repeats N] [--only step-2 step-4 step-7 dml frozen loader import]
+    python -m tests.benchmarks.step [--repeats N] [--only GROUP ...]
 
 The variants of a group run in turn, back and forth, after one round that does not count. A ratio
 is that of one round; the table shows the median over the rounds and the quartiles. Judged is time
@@ -21,8 +21,8 @@ Nodes are resnet20_cifar, 100 classes, on one batch of 64 random images [3, 32, 
   backward, its own optimizer's step. M nodes make M^2 forwards, M of them with autograd.
 - `changed`: the same updates from fewer forwards. Only the node that has just been updated is
   computed anew, and the last one not at all: 2 M - 1 forwards, M of them with autograd.
-- `copy`: the forward of a frozen node as the main job has it (`timm_ktg/inference.py`); `model`: that
-  of its model without autograd.
+- `copy`: the forward of a frozen node as the main job has it (`timm_ktg/inference.py`); `model`:
+  that of its model without autograd.
 - `load`: the next augmented batch of a MemoryLoader over 50,000 images; the start of an epoch, once
   in 782 batches, is not counted. `train`: a plain step of one node, without loading.
 - `timm`, `timm_ktg`: the import alone, in a fresh interpreter, from compiled files in the page
