@@ -55,22 +55,28 @@ class EpochMeter:
         self._sums = torch.zeros(columns, device=accelerator.device)
         self._correct = torch.zeros(len(self.counted), len(TOP), device=accelerator.device)
         self._first_bad = torch.full((len(self.edges),), math.inf, device=accelerator.device)
-        self._images = 0
+        self._images = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+
+    def reset(self) -> None:
+        """Begin an epoch."""
+        for sums in (self._sums, self._correct, self._images):
+            sums.zero_()
+        self._first_bad.fill_(math.inf)
 
     def update(
         self,
         losses: GraphLosses,
         outputs: dict[str, NodeOutput],
         labels: Tensor,
-        update: int,
+        update: float | Tensor,
     ) -> None:
-        """Add a batch.
+        """Add a batch, by what happens on the device alone.
 
         Args:
             losses: Its losses.
             outputs: Its outputs.
             labels: Its labels, [B] or [B, C].
-            update: Number of the optimizer update it belongs to, from 1.
+            update: Number of the optimizer update it belongs to, from 1; a scalar of float32.
         """
         edges = torch.stack([losses.edges[pair] for pair in self.edges])
         nodes = torch.stack([losses.nodes[name].detach() for name in self.nodes])
@@ -78,14 +84,14 @@ class EpochMeter:
         self._sums += torch.cat([nodes, edges, passed]) * len(labels)
         logits = (outputs[name].logits.detach() for name in self.counted)
         self._correct += torch.stack([correct_counts(each, labels) for each in logits])
-        bad = torch.where(edges.isfinite(), math.inf, float(update))
-        self._first_bad = torch.minimum(self._first_bad, bad)
+        bad = torch.where(edges.isfinite(), math.inf, update)
+        torch.minimum(self._first_bad, bad, out=self._first_bad)
         self._images += len(labels)
 
     @property
     def images(self) -> int:
         """Images seen on this process."""
-        return self._images
+        return int(self._images.item())
 
     def read(self) -> Metrics:
         """Return the epoch's means over all processes.
@@ -94,9 +100,8 @@ class EpochMeter:
             TrainingError: A loss was not finite; names the edge, its node and the update.
         """
         first_bad = self.accelerator.gather(self._first_bad[None]).amin(0).tolist()
-        images = torch.tensor(float(self._images), device=self.accelerator.device)
         sums, correct, count = self.accelerator.reduce(
-            (self._sums, self._correct, images), reduction="sum"
+            (self._sums, self._correct, self._images), reduction="sum"
         )
         self._raise_if_bad(first_bad)
         means = (sums / count).tolist()

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object, parse_flag_from_env, set_seed
 from timm.scheduler.scheduler import Scheduler
-from timm.utils import dispatch_clip_grad, distribute_bn
-from torch import Tensor, nn
+from timm.utils import distribute_bn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .capture import CapturedUpdate, capture_problem
 from .checks import check_batch_size, check_outputs, check_processes_agree
-from .data import Loader, Splits, derive_seed
+from .data import Loader, MemoryLoader, Splits, derive_seed
 from .errors import RecipeError, collected, located
 from .graph import KnowledgeTransferGraph
 from .metrics import EpochMeter, Metrics, accuracies, correct_counts
@@ -31,8 +32,11 @@ from .recipe.build import (
 )
 from .recipe.images import Images, Place, build_images, build_splits
 from .recipe.recipe import Recipe
+from .update import Batch, EagerUpdate, Update, formatted, memory_format
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[Batch]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -83,6 +87,8 @@ class Training:
         epochs: All epochs of the run.
         accelerator: Device, processes and precision.
         done: How far the run is.
+        meter: Sums an epoch's measures.
+        update: Does the updates.
     """
 
     recipe: Recipe
@@ -94,6 +100,8 @@ class Training:
     epochs: int
     accelerator: Accelerator
     done: Done
+    meter: EpochMeter
+    update: Update
 
     @property
     def splits(self) -> Splits:
@@ -136,7 +144,7 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
     check_outputs(graph, images.size, splits.num_classes, place.device)
     check_processes_agree(graph)
     graph.threads = _node_threads(recipe, graph, images.size, accelerator)
-    graph = graph.to(memory_format=_memory_format(recipe))
+    graph = graph.to(memory_format=memory_format(recipe.train))
     some = torch.randn(2, 3, *images.size, generator=torch.Generator().manual_seed(0))
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     graph.speed_up_frozen(some.to(place.device), dtype, recipe.train.torchcompile)
@@ -145,6 +153,7 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
             graph.model(name).compile()
     optimizer = build_optimizer(recipe.train, graph)
     scheduler, epochs = build_scheduler(recipe.train, optimizer, len(images.train))
+    capture = _captures(recipe, optimizer, accelerator)
     model, prepared = accelerator.prepare(graph, optimizer)
     if isinstance(model, DistributedDataParallel):
         # BatchNorm's statistics are averaged after an epoch, not sent around at every step.
@@ -152,8 +161,16 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
     done = Done()
     # The scheduler is not prepared, for accelerate would step it once for every process.
     accelerator.register_for_checkpointing(scheduler, done)
+    data = Data(splits, images)
+    meter = EpochMeter(graph, accelerator)
+    eager = EagerUpdate(recipe.train, graph, model, prepared, accelerator, meter)
+    update: Update = eager
+    if capture:
+        make = images.train.make if isinstance(images.train, MemoryLoader) else None
+        required = recipe.train.capture == "always"
+        update = CapturedUpdate(replace(eager, make=make), place.device, required)
     return Training(
-        recipe, Data(splits, images), graph, model, prepared, scheduler, epochs, accelerator, done
+        recipe, data, graph, model, prepared, scheduler, epochs, accelerator, done, meter, update
     )
 
 
@@ -184,24 +201,24 @@ def train_epoch(training: Training, batches: Batches) -> Metrics:
     """
     epoch, start = training.done.epochs, time.perf_counter()
     updates = len(training.images.train)
-    meter = EpochMeter(training.graph, training.accelerator)
+    training.meter.reset()
     rate = training.optimizer.param_groups[0]["lr"]
     training.model.train()
-    for number, (images, labels) in enumerate(batches, start=epoch * updates + 1):
-        _update(training, images, labels, number, meter)
+    for number, batch in enumerate(batches, start=epoch * updates + 1):
+        training.update(batch, number, number / (training.epochs * updates))
         training.scheduler.step_update(number)
-    metrics = meter.read()
+    metrics = training.meter.read()
     seconds = time.perf_counter() - start
     _average_batch_norm(training)
     training.scheduler.step(epoch + 1)
     training.done.epochs += 1
     training.done.seconds += seconds
-    images_per_second = meter.images * training.accelerator.num_processes / seconds
+    images_per_second = training.meter.images * training.accelerator.num_processes / seconds
     speed = {"images_per_second": images_per_second, "seconds": seconds}
     return {"epoch": epoch + 1, "lr": rate, **metrics, **speed}
 
 
-def start_epoch(training: Training) -> Loader:
+def start_epoch(training: Training) -> Batches:
     """Return the batches of the next epoch, with every generator seeded for it.
 
     What an epoch draws depends on (seed, epoch, rank) alone, so that a run that goes on at an
@@ -210,8 +227,11 @@ def start_epoch(training: Training) -> Loader:
     """
     epoch, rank = training.done.epochs, training.accelerator.process_index
     set_seed(derive_seed("epoch", training.recipe.train.seed, epoch, rank) % 2**32)
-    training.images.train.set_epoch(epoch)
-    return training.images.train
+    loader = training.images.train
+    loader.set_epoch(epoch)
+    if isinstance(training.update, CapturedUpdate) and isinstance(loader, MemoryLoader):
+        return loader.draws()  # the rest is part of the update
+    return loader
 
 
 @torch.no_grad()
@@ -230,46 +250,24 @@ def evaluate(training: Training, loader: Loader, split: str) -> Metrics:
     for images, labels in loader:
         # Not through DDP: processes may have different numbers of batches here.
         with accelerator.autocast():
-            outputs = graph(_formatted(training, images))
+            outputs = graph(formatted(training.recipe.train, images))
         correct += torch.stack([correct_counts(each.logits, labels) for each in outputs.values()])
         count += len(labels)
     correct, count = accelerator.reduce((correct, count), reduction="sum")
     return accuracies(split, list(graph.members), correct, count)
 
 
-def _update(
-    training: Training, images: Tensor, labels: Tensor, number: int, meter: EpochMeter
-) -> None:
-    """Do one optimizer update (Algorithm 1), with every node's one forward and one backward."""
-    accelerator, graph, train = training.accelerator, training.graph, training.recipe.train
-    progress = number / (training.epochs * len(training.images.train))
-    parts = list(zip(*_chunks(train.grad_accum_steps, images, labels), strict=True))
-    training.optimizer.zero_grad()
-    for index, (some, their) in enumerate(parts):
-        last = index == len(parts) - 1
-        with nullcontext() if last else accelerator.no_sync(training.model):
-            outputs = training.model(_formatted(training, some))
-            losses = graph.losses(outputs, their, progress)
-            accelerator.backward(losses.total * (len(their) / len(labels)))
-        meter.update(losses, outputs, their, number)
-    if train.clip_grad is not None:
-        accelerator.unscale_gradients(training.optimizer)
-        for name in graph.learning:
-            parameters = graph.model(name).parameters()
-            dispatch_clip_grad(parameters, train.clip_grad, mode=train.clip_mode)
-    training.optimizer.step()
-
-
-def _chunks(parts: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return (tensor.chunk(parts) for tensor in tensors)
-
-
-def _formatted(training: Training, images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=_memory_format(training.recipe))
-
-
-def _memory_format(recipe: Recipe) -> torch.memory_format:
-    return torch.channels_last if recipe.train.channels_last else torch.contiguous_format
+def _captures(recipe: Recipe, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> bool:
+    """Say whether updates are recorded."""
+    wanted = recipe.train.capture
+    if wanted == "never":
+        return False
+    problem = capture_problem(recipe.train, optimizer, accelerator)
+    if problem and wanted == "always":
+        raise RecipeError([f"train.capture: {problem}"])
+    if problem:
+        _logger.info("Updates are not recorded: train.capture %s", problem)
+    return problem is None
 
 
 def _average_batch_norm(training: Training) -> None:

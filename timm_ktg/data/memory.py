@@ -80,19 +80,34 @@ class MemoryLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield normalised float32 [B, 3, H, W] and int64 [B], this rank's share of each batch."""
-        generator = torch.Generator(self.images.device)
-        generator.manual_seed(derive_seed("augment", self.seed, self.epoch, self.rank))
-        for indices in self._sampler.shares(self.images.device):
-            images = self.images[indices]
-            if self.train:
-                images = self._augment(images, generator)
-            yield images.float().sub_(self._mean).mul_(self._scale), self.labels[indices]
+        return (self.make(*drawn) for drawn in self.draws())
 
-    def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        size, device = len(images), images.device
-        offsets = torch.randint(2 * self.pad + 1, (2, size), generator=generator, device=device)
-        flip = torch.rand(size, generator=generator, device=device) < self.hflip
-        return crop_and_flip(images, offsets[0], offsets[1], flip, self.pad)
+    def draws(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yield what `make` makes this rank's share of each batch of.
+
+        That is the images' indices, int64 [B], and in training the offsets of their crops, int64
+        [2, B], and whether they are flipped, bool [B].
+        """
+        device = self.images.device
+        generator = torch.Generator(device)
+        generator.manual_seed(derive_seed("augment", self.seed, self.epoch, self.rank))
+        for indices in self._sampler.shares(device):
+            if not self.train:
+                yield (indices,)
+                continue
+            size, spots = len(indices), 2 * self.pad + 1
+            offsets = torch.randint(spots, (2, size), generator=generator, device=device)
+            flip = torch.rand(size, generator=generator, device=device) < self.hflip
+            yield indices, offsets, flip
+
+    def make(
+        self, indices: Tensor, offsets: Tensor | None = None, flip: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return normalised float32 [B, 3, H, W] and int64 [B] from what was drawn."""
+        images = self.images[indices]
+        if offsets is not None and flip is not None:
+            images = crop_and_flip(images, offsets[0], offsets[1], flip, self.pad)
+        return images.float().sub_(self._mean).mul_(self._scale), self.labels[indices]
 
 
 def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int) -> Tensor:

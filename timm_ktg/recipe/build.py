@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import timm
 import torch
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, get_optimizer_class, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
+from ..capture import RECORDERS
 from ..data import derive_seed
 from ..edge import Edge
 from ..errors import RecipeError, collected, located
@@ -124,8 +126,19 @@ def build_optimizer(train: TrainConfig, graph: KnowledgeTransferGraph) -> torch.
             lr=train.lr,
             weight_decay=train.weight_decay,
             momentum=train.momentum,
+            **_fused(train, graph),
             **train.opt_kwargs,
         )
+
+
+def _fused(train: TrainConfig, graph: KnowledgeTransferGraph) -> dict[str, Any]:
+    """Return what has an optimizer read its learning rate from the device, for a recording."""
+    device = next(graph.parameters()).device.type
+    if train.capture == "never" or device not in RECORDERS or "fused" in train.opt_kwargs:
+        return {}
+    kind = get_optimizer_class(train.opt, bind_defaults=False)
+    taken = inspect.signature(kind).parameters if kind.__module__.startswith("torch.") else ()
+    return {name: True for name in ("fused", "capturable") if name in taken}
 
 
 def build_scheduler(

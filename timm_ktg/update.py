@@ -1,0 +1,94 @@
+"""One update of a training, as Algorithm 1 has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from timm.utils import dispatch_clip_grad
+from torch import Tensor, nn
+
+from .graph import KnowledgeTransferGraph
+from .metrics import EpochMeter
+from .recipe.train_config import TrainConfig
+
+# A batch as a loader draws it, and what makes images and labels of it.
+Batch = tuple[Tensor, ...]
+Make = Callable[..., tuple[Tensor, Tensor]]
+
+
+class Update(Protocol):
+    """Does the updates of a training, one after another."""
+
+    def __call__(self, batch: Batch, number: int, progress: float) -> None:
+        """Do one.
+
+        Args:
+            batch: Images [B, 3, H, W] and labels, [B] or [B, C], or what they are made of.
+            number: Of the update, from 1.
+            progress: k / k_end in (0, 1].
+        """
+
+
+@dataclass(frozen=True)
+class EagerUpdate:
+    """An update with every node's one forward and one backward, operator by operator.
+
+    Args:
+        train: The recipe's section.
+        graph: The graph.
+        model: The graph as accelerate prepared it.
+        optimizer: One for all nodes, prepared too.
+        accelerator: Device, processes and precision.
+        meter: Takes note of what comes out.
+        make: Makes images and labels of a batch; None: it is them.
+    """
+
+    train: TrainConfig
+    graph: KnowledgeTransferGraph
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+    meter: EpochMeter
+    make: Make | None = None
+
+    def __call__(self, batch: Batch, number: float | Tensor, progress: float | Tensor) -> None:
+        """Do one; number and progress may be scalars on the device."""
+        images, labels = self.make(*batch) if self.make else batch
+        parts = list(zip(*_chunks(self.train.grad_accum_steps, images, labels), strict=True))
+        self.optimizer.zero_grad()
+        for index, (some, their) in enumerate(parts):
+            last = index == len(parts) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                outputs = self.model(formatted(self.train, some))
+                losses = self.graph.losses(outputs, their, progress)
+                self.accelerator.backward(losses.total * (len(their) / len(labels)))
+            self.meter.update(losses, outputs, their, number)
+        self._clip()
+        self.optimizer.step()
+
+    def _clip(self) -> None:
+        if self.train.clip_grad is None:
+            return
+        self.accelerator.unscale_gradients(self.optimizer)
+        for name in self.graph.learning:
+            parameters = self.graph.model(name).parameters()
+            dispatch_clip_grad(parameters, self.train.clip_grad, mode=self.train.clip_mode)
+
+
+def formatted(train: TrainConfig, images: Tensor) -> Tensor:
+    """Return images in the memory format of the training."""
+    return images.contiguous(memory_format=memory_format(train))
+
+
+def memory_format(train: TrainConfig) -> torch.memory_format:
+    """Return the memory format of images and weights."""
+    return torch.channels_last if train.channels_last else torch.contiguous_format
+
+
+def _chunks(parts: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return (tensor.chunk(parts) for tensor in tensors)
