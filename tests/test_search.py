@@ -126,7 +126,7 @@ def test_frozen_nodes_have_weights_that_are_trained_once(tmp_path: Path) -> None
     assert job.state == TrialState.COMPLETE and job.params == {"job": "ktg_tiny_wide"}
     (copy,) = (run / "weights").iterdir()
     (artifact,) = (run / "artifacts").iterdir()
-    assert copy.name == f"ktg_tiny_wide-{artifact.name}.safetensors"
+    assert copy.name == f"ktg_tiny_wide-{job.user_attrs['digest']}.safetensors"
     assert copy.read_bytes() == artifact.read_bytes()
 
 
@@ -140,6 +140,11 @@ def test_two_frozen_nodes_of_the_best_graph_have_teachers_of_their_own(tmp_path:
     for model, node in frozen.items():
         run = tmp_path / "run" / "final" / f"teacher-{model}" / "nodes" / "target.safetensors"
         assert node.checkpoint_path and Path(node.checkpoint_path).read_bytes() == run.read_bytes()
+    finals = {path: path.stat().st_mtime_ns for path in tmp_path.glob("run/final/*/seed-0/*.json")}
+    assert len(finals) == 4  # best, label-only, all-through sum and mean
+    assert search(tmp_path, values, "--search.final_seeds", "[0, 1]") == 0  # one more seed
+    assert {path: path.stat().st_mtime_ns for path in finals} == finals
+    assert [row["test top1"]["n"] for row in result_in(tmp_path / "run")["rows"]] == [2] * 4
 
 
 def test_weights_that_the_user_has_are_taken(tmp_path: Path) -> None:

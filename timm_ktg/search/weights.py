@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,7 +14,7 @@ from optuna.artifacts._protocol import ArtifactStore
 from ..files import replace_whole
 from .jobs import Jobs
 
-ARTIFACT = "artifact"
+ARTIFACT, DIGEST = "artifact", "digest"
 
 # Trains a model on the labels alone, leaves its weights in a file, and returns its top-1 in %.
 Train = Callable[[str, Path], float]
@@ -55,6 +56,7 @@ class SharedWeights:
             with TemporaryDirectory() as folder:
                 path = Path(folder, "weights.safetensors")
                 value = train(model, path)
+                trial.set_user_attr(DIGEST, sha256(path.read_bytes()).hexdigest()[:16])
                 artifact = upload_artifact(
                     artifact_store=self.store, file_path=str(path), study_or_trial=trial
                 )
@@ -64,7 +66,9 @@ class SharedWeights:
         self.jobs.work(do, catch, say)
 
     def path(self, model: str) -> Path:
-        """Return a file of a model's weights.
+        """Return a file of a model's weights, named by what it holds.
+
+        So the recipes of final runs stay the same when their teachers come from another job.
 
         Raises:
             NoWeightsError: There are none, for their training failed.
@@ -76,15 +80,15 @@ class SharedWeights:
             failed = self.jobs.failed() if self.jobs else {}
             why = failed.get(model, "nobody trains it")
             raise NoWeightsError(f"A frozen {model} needs weights, and there are none: {why}.")
-        artifact = done[model].user_attrs[ARTIFACT]
-        path = self.folder / f"{file_name(model)}-{artifact}.safetensors"
+        attributes = done[model].user_attrs
+        path = self.folder / f"{file_name(model)}-{attributes[DIGEST]}.safetensors"
         if path.is_file():
             return path
         self.folder.mkdir(parents=True, exist_ok=True)
         with replace_whole(path) as partial:
             download_artifact(
                 artifact_store=self.store,
-                artifact_id=artifact,
+                artifact_id=attributes[ARTIFACT],
                 file_path=str(partial),
             )
         return path
