@@ -1,0 +1,295 @@
+"""What an update of the paper's graphs costs on an accelerator, beside what it must cost.
+
+    python -m tests.benchmarks.accelerator [--graphs 1 2 4 7] [--modes eager bf16 compiled captured]
+
+An update is the main job's: augmentation, every node's forward, the losses of all edges, backward,
+the optimizer's step. Everyone learns from the label and from all others; 100 classes, 50,000
+random images [3, 32, 32] on the device. Modes: `eager` in float32; `bf16` the same in bfloat16;
+`compiled` with torch.compile for each node, in bfloat16; `captured` replayed as one CUDA graph, in
+bfloat16. `captured-fp32` and `compiled-fp32` are there, too.
+
+- `ms`: time on the wall of an update, the median over rounds of `--updates`, with the quartiles.
+- `nodes`: over the sum of the same nodes' own updates, each with the label alone, in the same mode.
+- `memory`: the most that was allocated, in GiB.
+- `floor`: the least that an update can take, over `ms`: the longer of its floating-point operations
+  (torch's counter) at the rate of a large matrix product, and the bytes that its operators read and
+  write, each tensor once an operator, at the rate of a large copy; both measured here, in the type
+  of the mode. A compiled update may need fewer bytes, for it fuses operators.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import timm
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from timm.optim import create_optimizer_v2
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+import timm_ktg as ktg
+from tests.benchmarks.ratios import provenance
+from timm_ktg.capture import RECORDERS, CapturedUpdate
+from timm_ktg.data import MemoryLoader
+from timm_ktg.metrics import EpochMeter
+from timm_ktg.recipe.train_config import TrainConfig
+from timm_ktg.update import Batch, EagerUpdate, memory_format
+
+CLASSES, IMAGES = 100, 50_000
+PAPER = ("resnet32_cifar", "wrn28_2_cifar", "resnet32_cifar", "resnet110_cifar")
+GRAPHS = {1: PAPER[:1], 2: PAPER[:2], 4: PAPER, 7: (*PAPER, *PAPER[1:])}
+MODES = ("eager", "bf16", "compiled", "captured", "compiled-fp32", "captured-fp32")
+WARM_UP = 10  # updates
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured.
+
+    Args:
+        device: Where.
+        batch_size: Images an update.
+        updates: Updates a round.
+        rounds: How many rounds count.
+        channels_last: The layout of images and weights.
+    """
+
+    device: torch.device
+    batch_size: int
+    updates: int
+    rounds: int
+    channels_last: bool
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an update costs.
+
+    Args:
+        ms: Milliseconds of an update, of each round.
+        memory: GiB that were allocated at most; not a number on a CPU.
+    """
+
+    ms: tuple[float, ...]
+    memory: float
+
+
+class Bytes(TorchDispatchMode):
+    """Counts what operators read and write; views cost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        made = [each for each in tree_leaves(output) if isinstance(each, Tensor)]
+        if not func.is_view:
+            self.total += sum(each.nbytes for each in (*given, *made))
+        return output
+
+
+class Run:
+    """Updates of a graph on random images.
+
+    Args:
+        models: Of the nodes, the target first.
+        mode: One of MODES.
+        setting: What is measured.
+    """
+
+    def __init__(self, models: Sequence[str], mode: str, setting: Setting) -> None:
+        torch.manual_seed(0)
+        captured, compiled = mode.startswith("captured"), mode.startswith("compiled")
+        train = TrainConfig(channels_last=setting.channels_last, capture="auto")
+        graph = graph_of(models).to(setting.device, memory_format=memory_format(train))
+        if compiled:
+            for name in graph.untapped:
+                graph.model(name).compile()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = Accelerator(
+            cpu=setting.device.type == "cpu",
+            mixed_precision="no" if dtype_of(mode) == torch.float32 else "bf16",
+        )
+        optimizer = create_optimizer_v2(
+            [{"params": list(graph.model(name).parameters())} for name in graph.learning],
+            opt="sgd",
+            lr=0.1,
+            weight_decay=5e-4,
+            momentum=0.9,
+            fused=captured or None,
+        )
+        model, prepared = accelerator.prepare(graph, optimizer)
+        model.train()
+        loader = loader_of(setting)
+        meter = EpochMeter(graph, accelerator)
+        self.eager = EagerUpdate(train, graph, model, prepared, accelerator, meter, loader.make)
+        self.update = (
+            CapturedUpdate(self.eager, setting.device, required=True) if captured else self.eager
+        )
+        self.setting, self.batches, self.number = setting, endless(loader, setting), 0
+
+    def some(self, count: int) -> float:
+        """Do updates and return the milliseconds of one."""
+        wait(self.setting.device)
+        start = time.perf_counter()
+        for batch in itertools.islice(self.batches, count):
+            self.number += 1
+            self.update(batch, self.number, 0.5)
+        wait(self.setting.device)
+        return 1000 * (time.perf_counter() - start) / count
+
+    def cost(self) -> Cost:
+        """Measure."""
+        cuda = self.setting.device.type == "cuda"
+        self.some(WARM_UP)
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        ms = tuple(self.some(self.setting.updates) for _ in range(self.setting.rounds))
+        return Cost(ms, torch.cuda.max_memory_allocated() / 2**30 if cuda else float("nan"))
+
+    def counts(self) -> tuple[float, float]:
+        """Return the floating-point operations of an update, and the bytes that it moves."""
+        with FlopCounterMode(display=False) as flops:
+            self.eager(next(self.batches), 1, 0.5)
+        with Bytes() as moved:
+            self.eager(next(self.batches), 1, 0.5)
+        return float(flops.get_total_flops()), float(moved.total)
+
+
+def dtype_of(mode: str) -> torch.dtype:
+    """Return the type that a mode computes in."""
+    return torch.float32 if mode == "eager" or mode.endswith("fp32") else torch.bfloat16
+
+
+def graph_of(models: Sequence[str]) -> ktg.KnowledgeTransferGraph:
+    """Return a graph in which everyone learns from the label and from all others."""
+    names = [f"node{index}" for index in range(len(models))]
+    nodes = [
+        ktg.Node(name, timm.create_model(model, num_classes=CLASSES))
+        for name, model in zip(names, models, strict=True)
+    ]
+    pairs = itertools.product(["label", *names], names)
+    edges = [ktg.Edge(source, name) for source, name in pairs if source != name]
+    return ktg.KnowledgeTransferGraph(nodes, edges, target=names[0])
+
+
+@cache
+def loader_of(setting: Setting) -> MemoryLoader:
+    """Return batches of random images."""
+    generator = torch.Generator().manual_seed(0)
+    return MemoryLoader(
+        torch.randint(256, (IMAGES, 3, 32, 32), dtype=torch.uint8, generator=generator),
+        torch.randint(CLASSES, (IMAGES,), generator=generator),
+        batch_size=setting.batch_size,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        device=setting.device,
+        train=True,
+    )
+
+
+def endless(loader: MemoryLoader, setting: Setting) -> Iterator[Batch]:
+    """Yield what whole batches are made of, of one epoch after another."""
+    for epoch in itertools.count():
+        loader.set_epoch(epoch)
+        yield from itertools.islice(loader.draws(), IMAGES // setting.batch_size)
+
+
+def wait(device: torch.device) -> None:
+    """Wait until a device has done what it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def rate(work: Callable[[], object], amount: float, device: torch.device) -> float:
+    """Return how much a second a device does at best, of 5 rounds of 10."""
+    best = 0.0
+    for _ in range(6):
+        wait(device)
+        start = time.perf_counter()
+        for _ in range(10):
+            work()
+        wait(device)
+        best = max(best, 10 * amount / (time.perf_counter() - start))
+    return best
+
+
+def rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """Return operations a second of a matrix product, and bytes a second of a copy."""
+    size, numbers = (8192, 2**30) if device.type == "cuda" else (1024, 2**24)
+    first, second = (torch.randn(2, size, size, device=device, dtype=dtype)).unbind()
+    source = torch.zeros(numbers, device=device, dtype=torch.uint8)
+    copy = torch.empty_like(source)
+    product = rate(lambda: first @ second, 2 * size**3, device)
+    return product, rate(lambda: copy.copy_(source), 2 * numbers, device)
+
+
+def line(graph: int, mode: str, cost: Cost, alone: float, floor: float) -> str:
+    """Return a line of the table."""
+    low, ms, high = statistics.quantiles(cost.ms)
+    nodes = f"{ms / alone:.2f}" if graph > 1 else "-"
+    return (
+        f"{graph:5}  {mode:13}  {ms:8.2f}  {f'{low:.2f} .. {high:.2f}':18}{nodes:>6}  "
+        f"{cost.memory:6.2f}  {100 * floor / ms:5.1f} %"
+    )
+
+
+def main() -> None:
+    """Measure, and print the table line by line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.accelerator")
+    parser.add_argument("--graphs", type=int, nargs="+", choices=GRAPHS, default=list(GRAPHS))
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES[:4]))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--updates", type=int, default=50, help="a round")
+    parser.add_argument("--rounds", type=int, default=7, help="at least 2")
+    parser.add_argument("--channels-last", action="store_true")
+    arguments = parser.parse_args()
+    setting = Setting(
+        torch.device(arguments.device),
+        arguments.batch_size,
+        arguments.updates,
+        arguments.rounds,
+        arguments.channels_last,
+    )
+    print(provenance())
+    name = torch.cuda.get_device_name() if setting.device.type == "cuda" else "CPU"
+    print(f"{name}; batch {setting.batch_size}; {setting.rounds} rounds of {setting.updates}")
+    print("nodes  mode                 ms  quartiles          nodes  memory  floor", flush=True)
+    for mode in arguments.modes:
+        if mode.startswith("captured") and setting.device.type not in RECORDERS:
+            print(f"    -  {mode:13}  not on a {setting.device.type}", flush=True)
+            continue
+        measure(mode, arguments.graphs, setting)
+
+
+def measure(mode: str, graphs: Sequence[int], setting: Setting) -> None:
+    """Measure graphs in a mode, and the nodes of each alone."""
+    models = {model for graph in graphs for model in GRAPHS[graph]}
+    alone = {model: Run([model], mode, setting).cost() for model in sorted(models)}
+    eager = "eager" if dtype_of(mode) == torch.float32 else "bf16"
+    product, copy = rates(setting.device, dtype_of(mode))
+    for graph in graphs:
+        nodes = GRAPHS[graph]
+        cost = Run(nodes, mode, setting).cost() if graph > 1 else alone[nodes[0]]
+        total = sum(statistics.median(alone[model].ms) for model in nodes)
+        flops, moved = Run(nodes, eager, setting).counts()
+        floor = 1000 * max(flops / product, moved / copy)
+        print(line(graph, mode, cost, total, floor), flush=True)
+
+
+if __name__ == "__main__":
+    main()
