@@ -1,6 +1,7 @@
-"""What a search costs beside its training, and what stopping trials early saves.
+"""What a search costs beside its training, and what early stopping and more workers save.
 
-    python -m tests.benchmarks.search [--seeds 0 1 2 ...] [--only cost pruning]
+    python -m tests.benchmarks.search [--seeds 0 1 2 ...] [--workers 1 2 4 8]
+        [--only cost pruning workers]
 
 - `cost`: one worker, the digits data, graphs of two tiny models, so that training takes little: the
   seconds of a trial that are neither building models nor training nor evaluating, and the process's
@@ -10,6 +11,8 @@
   class, for with all of them most graphs come to the same. Shown for each seed: the epochs that all
   trials took until the best accuracy that both reach, each one's best, and all epochs; then the
   median over the seeds of the ratio of those epochs.
+- `workers`: trials an hour of `digits-search`, without pruning, by several workers of one thread
+  that share this machine, or its accelerator.
 """
 
 from __future__ import annotations
@@ -128,21 +131,7 @@ def pruning(folder: Path, seed: int) -> tuple[str, float]:
 def _searched(folder: Path, kind: str, seed: int) -> list[tuple[int, float]]:
     """Return, as trials end, all epochs so far and the best accuracy so far."""
     flags = [*PRUNING, "--search.pruner", kind, "--search.seed", str(seed)]
-    command = [sys.executable, "-m", "timm_ktg.search", *flags]
-    workers = [
-        subprocess.Popen(
-            [*command, "--output-dir", str(folder)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-        )
-        for _ in range(2)
-    ]
-    assert [worker.wait() for worker in workers] == [0, 0]
-    backend = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
-    storage = optuna.storages.JournalStorage(backend)
-    study = optuna.load_study(study_name="digits-search", storage=storage)
-    ended = [trial for trial in study.trials if "epochs" in trial.user_attrs]
+    ended = _trials(folder, flags, workers=2)
     ended.sort(key=lambda trial: trial.datetime_complete or trial.datetime_start)
     epochs = itertools.accumulate(trial.user_attrs["epochs"] for trial in ended)
     values = itertools.accumulate(
@@ -151,17 +140,50 @@ def _searched(folder: Path, kind: str, seed: int) -> list[tuple[int, float]]:
     return list(zip(epochs, values, strict=True))
 
 
+def _trials(folder: Path, flags: list[str], workers: int) -> list[FrozenTrial]:
+    """Search with some workers of one thread each, and return the trials that were trained."""
+    command = [sys.executable, "-m", "timm_ktg.search", *flags, "--output-dir", str(folder)]
+    processes = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+        )
+        for _ in range(workers)
+    ]
+    assert [process.wait() for process in processes] == [0] * workers
+    backend = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
+    storage = optuna.storages.JournalStorage(backend)
+    study = optuna.load_study(study_name="digits-search", storage=storage)
+    return [trial for trial in study.trials if "epochs" in trial.user_attrs]
+
+
+def throughput(folder: Path, workers: int) -> str:
+    """Return how many trials an hour some workers on one device do, once all have begun."""
+    flags = ["digits-search", "--search.trials", str(8 * workers), "--search.top_k", "0"]
+    trials = _trials(folder, [*flags, "--search.pruner", "none"], workers)
+    starts = sorted(trial.datetime_start for trial in trials if trial.datetime_start)
+    ends = sorted(trial.datetime_complete for trial in trials if trial.datetime_complete)
+    begun, over = starts[workers - 1], starts[-1]  # from here to there every worker is at work
+    count = sum(begun < end <= over for end in ends)
+    return f"{workers} workers: {3600 * count / (over - begun).total_seconds():,.0f} trials an hour"
+
+
 def main() -> None:
     """Measure, and print a line for each figure."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.search")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
-    parser.add_argument("--only", nargs="+", choices=["cost", "pruning"])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--only", nargs="+", choices=["cost", "pruning", "workers"])
     arguments = parser.parse_args()
-    chosen = arguments.only or ["cost", "pruning"]
+    chosen = arguments.only or ["cost", "pruning", "workers"]
     print(provenance(), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         if "cost" in chosen:
             print(cost(Path(folder, "cost")), flush=True)
+        for workers in arguments.workers if "workers" in chosen else []:
+            print(throughput(Path(folder, f"workers-{workers}"), workers), flush=True)
         ratios = []
         for seed in arguments.seeds if "pruning" in chosen else []:
             line, ratio = pruning(Path(folder, f"seed-{seed}"), seed)
