@@ -53,8 +53,12 @@ class Tape:
         yield
 
     def record(self, update: Callable[[], None]) -> Callable[[], None]:
-        with _Tape() as tape:
-            update()
+        try:
+            with _Tape() as tape:
+                update()
+        except RuntimeError as error:  # a second one, which says less, is what CUDA leaves
+            ended = RuntimeError("operation failed due to a previous error during capture")
+            raise ended from error
         first = True
 
         def replay() -> None:

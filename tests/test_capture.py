@@ -94,10 +94,18 @@ def test_replayed_updates_are_those_of_a_run_without(
     assert {type(rate) for rate in rates} == {float}  # not the tensor that the device reads
 
 
+def test_batch_of_the_first_shape_is_recorded(tape: type[Tape]) -> None:
+    # Of two updates an epoch the second is short, also the one that follows the warm-up.
+    _, expected = trained(values("never", batch_size=192))
+    _, found = trained(values("always", batch_size=192))
+    assert tape.replays == 1
+    assert found == expected
+
+
 def test_adamw_is_replayed(tape: type[Tape]) -> None:
     # Without `capturable` its step is counted elsewhere, which rounds in another way.
     _, expected = trained(values("never", opt="adamw", lr=0.001))
-    _, found = trained(values("auto", opt="adamw", lr=0.001, opt_kwargs={}))
+    _, found = trained(values("auto", opt="adamw", lr=0.001))
     assert tape.replays == REPLAYS
     for first, second in zip(expected, found, strict=True):
         assert second == pytest.approx(first, rel=1e-5)
@@ -157,7 +165,7 @@ def test_gate_that_reads_values_back_is_said_where_recording_was_asked_for(
     recipe = write_recipe(tmp_path / "r.yaml", values("always", READING))
     assert run_main(recipe, "--output-dir", tmp_path / "run") == 1
     (line,) = capsys.readouterr().err.splitlines()[-1:]
-    assert "train.capture: an update cannot be recorded" in line and "not permitted" in line
+    assert "train.capture: an update cannot be recorded: operation not permitted when" in line
 
 
 def test_run_goes_on_without_a_recording_that_is_not_possible(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
+from timm.optim import get_optimizer_class
 
-from .errors import one_line
+from .errors import first_line
 from .metrics import TrainingError
 from .recipe.train_config import TrainConfig
 from .update import Batch, EagerUpdate
@@ -19,7 +22,6 @@ _logger = logging.getLogger(__name__)
 
 WARM_UP = 3  # updates before the recording, in which libraries choose their algorithms
 
-Capture = Literal["auto", "always", "never"]
 Replay = Callable[[], None]
 
 
@@ -51,9 +53,13 @@ class CudaRecorder:
         """Let work run on the stream of the recording."""
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            yield
-        current.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream), warnings.catch_warnings():
+                # Of a `capturable` optimizer, that its step is not being recorded.
+                warnings.filterwarnings("ignore", ".*capturable=True")
+                yield
+        finally:
+            current.wait_stream(self._stream)
 
     def record(self, update: Callable[[], None]) -> Replay:
         """Record an update; other threads, as those that load images, go on meanwhile."""
@@ -63,25 +69,30 @@ class CudaRecorder:
         return graph.replay
 
 
-RECORDERS: dict[str, type[Recorder]] = {"cuda": CudaRecorder}  # by the kind of device
+RECORDERS: Mapping[str, type[Recorder]] = {"cuda": CudaRecorder}  # by the kind of device
+
+# Before, a recording that failed left the allocator in a state that the next failure may crash on.
+FAILS_CLEANLY = torch.__version__ >= "2.15"
 
 
 class CapturedUpdate:
     """Updates that are replayed, from the one after the warm-up on.
 
     What an update reads lies where it lay at the recording: the batch, its number, the progress
-    and the learning rates are copied there first. A batch of another shape, as the last of an
-    epoch, is computed operator by operator.
+    and the learning rates (in float32) are copied there first. A batch of another shape than the
+    first, as the last of an epoch, is computed operator by operator, as are those of the warm-up.
+    Weights, the optimizer's state and the graph's copies of frozen nodes must stay where they are
+    from the recording on; what is loaded is loaded before.
 
     Args:
-        update: Does an update.
+        update: Does an update; its optimizer is made with `capture_arguments`.
         device: Where.
         required: Raise if an update cannot be recorded; else it is said, and updates go on
             operator by operator.
     """
 
     def __init__(self, update: EagerUpdate, device: torch.device, required: bool) -> None:
-        self.update, self.required = update, required
+        self.update, self.required = update, required or not FAILS_CLEANLY
         self._recorder = RECORDERS[device.type](device)
         self._number = torch.zeros((), device=device)
         # Of double precision, as the number that an update without a recording gets.
@@ -99,30 +110,33 @@ class CapturedUpdate:
         groups = self.update.optimizer.param_groups
         for group, rate in zip(groups, self._rates, strict=True):
             rate.fill_(group["lr"])
-        if not self._given_up and self._replay is None and self._done == WARM_UP:
-            self._record(batch)
-        if self._replay is not None and _shapes(batch) == _shapes(self._batch):
+        if not self._batch:
+            self._batch = tuple(each.clone() for each in batch)
+        if self._done >= WARM_UP and not self._given_up and _shapes(batch) == _shapes(self._batch):
             for kept, given in zip(self._batch, batch, strict=True):
                 kept.copy_(given)
-            self._replay()
-            return
+            if self._replay is None:
+                self._replay = self._recorded()
+            if self._replay is not None:
+                self._replay()
+                return
         with self._recorder.aside(), self._rates_on_device():
             self.update(batch, self._number, self._progress)
         self._done += 1
 
-    def _record(self, batch: Batch) -> None:
-        self._batch = tuple(each.clone() for each in batch)
+    def _recorded(self) -> Replay | None:
         try:
             with self._rates_on_device():
-                self._replay = self._recorder.record(
+                return self._recorder.record(
                     lambda: self.update(self._batch, self._number, self._progress)
                 )
         except RuntimeError as error:
-            problem = f"train.capture: an update cannot be recorded: {one_line(error)}"
+            problem = f"train.capture: an update cannot be recorded: {first_line(_cause(error))}"
             if self.required:
                 raise TrainingError(problem) from error
             self._given_up = True
             _logger.warning("%s Going on without.", problem)
+            return None
 
     @contextmanager
     def _rates_on_device(self) -> Iterator[None]:
@@ -138,9 +152,7 @@ class CapturedUpdate:
                 group["lr"] = number
 
 
-def capture_problem(
-    train: TrainConfig, optimizer: torch.optim.Optimizer, accelerator: Accelerator
-) -> str | None:
+def capture_problem(train: TrainConfig, accelerator: Accelerator) -> str | None:
     """Return why updates cannot be recorded, None if nothing is known against it."""
     kind = accelerator.device.type
     if kind not in RECORDERS:
@@ -151,10 +163,26 @@ def capture_problem(
         return "does not go with fp16, whose scaler reads back whether gradients are finite."
     if train.torchcompile:
         return "does not go with train.torchcompile."
-    if not optimizer.defaults.get("fused"):
+    if "fused" not in capture_arguments(train.opt) or train.opt_kwargs.get("fused") is False:
         return f"needs an optimizer with a fused step, as sgd or adamw. Found {train.opt}."
     return None
 
 
+def capture_arguments(opt: str) -> dict[str, bool]:
+    """Return the arguments by which an optimizer of torch's reads all that it needs on the device.
+
+    Args:
+        opt: timm's name of the optimizer.
+    """
+    kind = get_optimizer_class(opt, bind_defaults=False)
+    taken = inspect.signature(kind).parameters if kind.__module__.startswith("torch.") else ()
+    return {name: True for name in ("fused", "capturable") if name in taken}
+
+
 def _shapes(batch: Batch) -> Sequence[torch.Size]:
     return [each.shape for each in batch]
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return what was raised first; that a recording ended too early is only what follows."""
+    return error if error.__context__ is None else _cause(error.__context__)

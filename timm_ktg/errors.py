@@ -76,7 +76,7 @@ def located(where: str) -> Iterator[None]:
         raise RecipeError([f"{where}: {one_line(error)}"]) from error
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of another library's message, for errors that cost one line.
 
     Args:

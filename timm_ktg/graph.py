@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
-from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from .edge import Edge
 from .errors import did_you_mean
 from .gates import EdgeContext
-from .inference import inference_copy
 from .losses import NodeOutput
 from .node import Channels, Member, Node
 from .node_threads import NodeThreads
@@ -144,23 +142,16 @@ class KnowledgeTransferGraph(nn.Module):
     ) -> None:
         """Let frozen nodes without taps compute with copies: BatchNorm folded, weights cast once.
 
-        For a graph that is where it will be. The models stay as they are; changes of their weights
-        reach the copies only by `load_state_dict`.
+        For a graph that is on its device. The models stay as they are, and changes of their weights
+        reach the copies by `load_state_dict` only.
 
         Args:
-            images: Images [B, 3, H, W] such as the graph will get, on its device.
+            images: Images [B, 3, H, W] such as the graph will get.
             dtype: The type of autocast that the graph will work under; None: there is none.
             torchcompile: Compile the copies.
         """
-
-        def make(name: str) -> nn.Module:
-            copy = inference_copy(self.model(name), images, dtype)
-            if torchcompile:
-                copy.compile()
-            return copy
-
         for name in set(self.frozen) & set(self.untapped):
-            self.member(name).use_copy(partial(make, name), dtype)
+            self.member(name).speed_up(images, dtype, torchcompile)
 
     def forward(self, images: Tensor) -> dict[str, NodeOutput]:
         """Return every node's output for the same images [B, 3, H, W]."""

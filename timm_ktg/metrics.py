@@ -20,7 +20,7 @@ Metrics = dict[str, float]
 
 
 class TrainingError(RuntimeError):
-    """A run cannot go on: a loss is not finite."""
+    """A run cannot go on: a loss is not finite, or an update cannot be recorded as asked."""
 
 
 def correct_counts(logits: Tensor, labels: Tensor) -> Tensor:

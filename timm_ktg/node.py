@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .hooks import OutputCapture
+from .inference import inference_copy
 from .losses import NodeOutput
 
 Channels = tuple[float, ...]
@@ -79,13 +79,10 @@ class Member(nn.Module):
         scale, shift = _affine(node, mean, std)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
-        self._make_copy: Callable[[], nn.Module] | None = None
-        self._copy: tuple[nn.Module, ...] = ()  # in a tuple, so that it is no submodule
-        self._copy_type: torch.dtype | None = None
+        self._copy: _Copy | None = None
         if frozen:
             self.model.requires_grad_(False)
             self.eval()
-            self.register_load_state_dict_post_hook(_renew_copy)  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> Member:
         """Set the mode; a frozen node stays in evaluation mode.
@@ -94,17 +91,24 @@ class Member(nn.Module):
         """
         return super().train(mode and not self.frozen)
 
-    def use_copy(self, make: Callable[[], nn.Module], dtype: torch.dtype | None) -> None:
+    def speed_up(
+        self, images: Tensor, dtype: torch.dtype | None = None, torchcompile: bool = False
+    ) -> None:
         """Compute with a copy of the model from now on; of a frozen node without taps.
 
+        It is made anew whenever `load_state_dict` loads weights into the model. Other changes of
+        the model do not reach the copy.
+
         Args:
-            make: Makes the copy from the model; called now, and whenever weights are loaded. Other
-                changes of the model do not reach the copy.
+            images: Images [B, 3, H, W] such as the node will get.
             dtype: The type of autocast that the copy works under; outside it the model is used.
                 None: it works anywhere.
+            torchcompile: Compile the copy.
         """
-        self._make_copy, self._copy_type = make, dtype
-        _renew_copy(self)
+        self._copy = _Copy(self.model, images, dtype, torchcompile)
+        self.model.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+            self._copy.renew
+        )
 
     def forward(self, images: Tensor) -> NodeOutput:
         """Return the node's output for images [B, 3, H, W]."""
@@ -113,23 +117,39 @@ class Member(nn.Module):
         self.capture.clear()
         if not self.frozen:
             return NodeOutput(self.model(images), self.capture.read())
-        with torch.inference_mode():
-            logits = self._model_for(images)(images)
-        # Autograd cannot keep what inference mode made, and losses have it keep their sources.
-        features = {name: tensor.clone() for name, tensor in self.capture.read().items()}
-        return NodeOutput(logits.clone(), features)
+        if self._copy is not None and self._copy.works_on(images):
+            return NodeOutput(self._copy(images))
+        with torch.no_grad():
+            return NodeOutput(self.model(images), self.capture.read())
 
-    def _model_for(self, images: Tensor) -> nn.Module:
-        """Return the copy where there is one that works here, else the model."""
+
+class _Copy:
+    """The copy of a model that a frozen node computes with; no module, and so no submodule."""
+
+    def __init__(
+        self, model: nn.Module, images: Tensor, dtype: torch.dtype | None, torchcompile: bool
+    ) -> None:
+        self.images, self.dtype, self.torchcompile = images, dtype, torchcompile
+        self.renew(model)
+
+    def renew(self, model: nn.Module, keys: object = None) -> None:
+        """Make the copy of a model."""
+        self.model = inference_copy(model, self.images, self.dtype)
+        if self.torchcompile:
+            self.model.compile()
+
+    def works_on(self, images: Tensor) -> bool:
+        """Say whether the copy can be used here and now."""
         kind = images.device.type
         under = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        return self._copy[0] if self._copy and self._copy_type in (None, under) else self.model
+        return self.dtype in (None, under)
 
-
-def _renew_copy(member: Member, keys: object = None) -> None:
-    """Make the copy that a member computes with anew, if it has one."""
-    if member._make_copy is not None:
-        member._copy = (member._make_copy(),)
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return logits [B, C] for images [B, 3, H, W]."""
+        with torch.inference_mode():
+            logits: Tensor = self.model(images)
+        # Autograd cannot keep what inference mode made, and losses have it keep their sources.
+        return logits.clone()
 
 
 def _affine(

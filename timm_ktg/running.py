@@ -71,7 +71,7 @@ def run_training(
         What summary.json holds.
 
     Raises:
-        TrainingError: A loss is not finite.
+        TrainingError: A loss is not finite, or an update cannot be recorded as asked.
     """
     accelerator = training.accelerator
     identity = hashlib.sha256(

@@ -34,7 +34,7 @@ def run_seeds(
 
     Raises:
         RecipeError: What was asked for is wrong.
-        TrainingError: A loss is not finite.
+        TrainingError: A loss is not finite, or an update cannot be recorded as asked.
     """
     runs = []
     for number, seed in enumerate(seeds, start=1):
@@ -52,7 +52,7 @@ def run_seed(recipe: Recipe, seed: int, directory: RunDirectory) -> Summary:
 
     Raises:
         RecipeError: What was asked for is wrong.
-        TrainingError: A loss is not finite.
+        TrainingError: A loss is not finite, or an update cannot be recorded as asked.
     """
     start = time.perf_counter()
     train = recipe.train.model_copy(update={"seed": seed})

@@ -57,7 +57,7 @@ def run(command: Command) -> None:
 
     Raises:
         RecipeError: What was asked for is wrong.
-        TrainingError: A loss is not finite.
+        TrainingError: A loss is not finite, or an update cannot be recorded as asked.
     """
     start = time.perf_counter()
     accelerator = create_accelerator(command.recipe)

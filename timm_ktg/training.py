@@ -16,12 +16,14 @@ from timm.utils import distribute_bn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .capture import CapturedUpdate, capture_problem
+from .capture import CapturedUpdate, capture_arguments, capture_problem
 from .checks import check_batch_size, check_outputs, check_processes_agree
 from .data import Loader, MemoryLoader, Splits, derive_seed
+from .edge import Edge
 from .errors import RecipeError, collected, located
 from .graph import KnowledgeTransferGraph
 from .metrics import EpochMeter, Metrics, accuracies, correct_counts
+from .node import Node
 from .node_threads import NodeThreads, build_threads
 from .recipe.build import (
     build_edges,
@@ -32,7 +34,8 @@ from .recipe.build import (
 )
 from .recipe.images import Images, Place, build_images, build_splits
 from .recipe.recipe import Recipe
-from .update import Batch, EagerUpdate, Update, formatted, memory_format
+from .recipe.train_config import TrainConfig
+from .update import Batch, EagerUpdate, Update
 
 Batches = Iterable[Batch]
 
@@ -140,20 +143,12 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
         raise RecipeError(problems)
     target = next(node.model for node in nodes if node.name == recipe.graph.target)
     images = data.images if data else build_images(recipe, splits, target, place)
-    graph = build_graph(recipe, nodes, edges, images.mean, images.std).to(place.device)
-    check_outputs(graph, images.size, splits.num_classes, place.device)
-    check_processes_agree(graph)
-    graph.threads = _node_threads(recipe, graph, images.size, accelerator)
-    graph = graph.to(memory_format=memory_format(recipe.train))
-    some = torch.randn(2, 3, *images.size, generator=torch.Generator().manual_seed(0))
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
-    graph.speed_up_frozen(some.to(place.device), dtype, recipe.train.torchcompile)
-    if recipe.train.torchcompile:
-        for name in set(graph.untapped) & set(graph.learning):
-            graph.model(name).compile()
-    optimizer = build_optimizer(recipe.train, graph)
+    data = Data(splits, images)
+    graph = _build_graph(recipe, nodes, edges, data, accelerator)
+    capture = _captures(recipe, accelerator)
+    arguments = capture_arguments(recipe.train.opt) if capture else None
+    optimizer = build_optimizer(recipe.train, graph, arguments)
     scheduler, epochs = build_scheduler(recipe.train, optimizer, len(images.train))
-    capture = _captures(recipe, optimizer, accelerator)
     model, prepared = accelerator.prepare(graph, optimizer)
     if isinstance(model, DistributedDataParallel):
         # BatchNorm's statistics are averaged after an epoch, not sent around at every step.
@@ -161,14 +156,9 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
     done = Done()
     # The scheduler is not prepared, for accelerate would step it once for every process.
     accelerator.register_for_checkpointing(scheduler, done)
-    data = Data(splits, images)
-    meter = EpochMeter(graph, accelerator)
-    eager = EagerUpdate(recipe.train, graph, model, prepared, accelerator, meter)
-    update: Update = eager
-    if capture:
-        make = images.train.make if isinstance(images.train, MemoryLoader) else None
-        required = recipe.train.capture == "always"
-        update = CapturedUpdate(replace(eager, make=make), place.device, required)
+    eager = _build_update(recipe.train, graph, model, prepared, accelerator)
+    update = _captured(eager, images.train, recipe.train.capture) if capture else eager
+    meter = eager.meter
     return Training(
         recipe, data, graph, model, prepared, scheduler, epochs, accelerator, done, meter, update
     )
@@ -197,7 +187,7 @@ def train_epoch(training: Training, batches: Batches) -> Metrics:
         What the epoch measured on the training images, learning rate and speed.
 
     Raises:
-        TrainingError: A loss was not finite.
+        TrainingError: A loss was not finite, or an update cannot be recorded as asked.
     """
     epoch, start = training.done.epochs, time.perf_counter()
     updates = len(training.images.train)
@@ -250,24 +240,77 @@ def evaluate(training: Training, loader: Loader, split: str) -> Metrics:
     for images, labels in loader:
         # Not through DDP: processes may have different numbers of batches here.
         with accelerator.autocast():
-            outputs = graph(formatted(training.recipe.train, images))
+            outputs = graph(images.contiguous(memory_format=_layout(training.recipe.train)))
         correct += torch.stack([correct_counts(each.logits, labels) for each in outputs.values()])
         count += len(labels)
     correct, count = accelerator.reduce((correct, count), reduction="sum")
     return accuracies(split, list(graph.members), correct, count)
 
 
-def _captures(recipe: Recipe, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> bool:
+def _build_graph(
+    recipe: Recipe,
+    nodes: list[Node],
+    edges: list[Edge],
+    data: Data,
+    accelerator: Accelerator,
+) -> KnowledgeTransferGraph:
+    """Return the graph on its device, checked and as fast as the recipe says."""
+    device, images, train = accelerator.device, data.images, recipe.train
+    graph = build_graph(recipe, nodes, edges, images.mean, images.std).to(device)
+    check_outputs(graph, images.size, data.splits.num_classes, device)
+    check_processes_agree(graph)
+    graph.threads = _node_threads(recipe, graph, images.size, accelerator)
+    graph = graph.to(memory_format=_layout(train))
+    some = torch.randn(2, 3, *images.size, generator=torch.Generator().manual_seed(0))
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    graph.speed_up_frozen(some, dtype, train.torchcompile)
+    if train.torchcompile:
+        for name in set(graph.untapped) & set(graph.learning):
+            graph.model(name).compile()
+    return graph
+
+
+def _build_update(
+    train: TrainConfig,
+    graph: KnowledgeTransferGraph,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+) -> EagerUpdate:
+    return EagerUpdate(
+        graph,
+        model,
+        optimizer,
+        accelerator,
+        EpochMeter(graph, accelerator),
+        _layout(train),
+        train.grad_accum_steps,
+        train.clip_grad,
+        train.clip_mode,
+    )
+
+
+def _captured(eager: EagerUpdate, loader: Loader, wanted: str) -> CapturedUpdate:
+    """Return updates that are recorded, augmentation included where it is done on the device."""
+    make = loader.make if isinstance(loader, MemoryLoader) else None
+    device = eager.accelerator.device
+    return CapturedUpdate(replace(eager, make=make), device, required=wanted == "always")
+
+
+def _layout(train: TrainConfig) -> torch.memory_format:
+    """Return the memory format of images and weights."""
+    return torch.channels_last if train.channels_last else torch.contiguous_format
+
+
+def _captures(recipe: Recipe, accelerator: Accelerator) -> bool:
     """Say whether updates are recorded."""
     wanted = recipe.train.capture
-    if wanted == "never":
-        return False
-    problem = capture_problem(recipe.train, optimizer, accelerator)
+    problem = None if wanted == "never" else capture_problem(recipe.train, accelerator)
     if problem and wanted == "always":
         raise RecipeError([f"train.capture: {problem}"])
     if problem:
-        _logger.info("Updates are not recorded: train.capture %s", problem)
-    return problem is None
+        _logger.warning("Updates are not recorded: train.capture %s", problem)
+    return wanted != "never" and problem is None
 
 
 def _average_batch_norm(training: Training) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from .graph import KnowledgeTransferGraph
 from .metrics import EpochMeter
-from .recipe.train_config import TrainConfig
 
 # A batch as a loader draws it, and what makes images and labels of it.
 Batch = tuple[Tensor, ...]
@@ -39,32 +38,38 @@ class EagerUpdate:
     """An update with every node's one forward and one backward, operator by operator.
 
     Args:
-        train: The recipe's section.
         graph: The graph.
         model: The graph as accelerate prepared it.
         optimizer: One for all nodes, prepared too.
         accelerator: Device, processes and precision.
         meter: Takes note of what comes out.
+        layout: Of the images.
+        grad_accum_steps: Parts that a batch is computed in.
+        clip_grad: Clip gradients to this, node by node; None: no clipping.
+        clip_mode: How, as timm names it.
         make: Makes images and labels of a batch; None: it is them.
     """
 
-    train: TrainConfig
     graph: KnowledgeTransferGraph
     model: nn.Module
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator
     meter: EpochMeter
+    layout: torch.memory_format = torch.contiguous_format
+    grad_accum_steps: int = 1
+    clip_grad: float | None = None
+    clip_mode: str = "norm"
     make: Make | None = None
 
     def __call__(self, batch: Batch, number: float | Tensor, progress: float | Tensor) -> None:
         """Do one; number and progress may be scalars on the device."""
         images, labels = self.make(*batch) if self.make else batch
-        parts = list(zip(*_chunks(self.train.grad_accum_steps, images, labels), strict=True))
+        parts = list(zip(*_chunks(self.grad_accum_steps, images, labels), strict=True))
         self.optimizer.zero_grad()
         for index, (some, their) in enumerate(parts):
             last = index == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                outputs = self.model(formatted(self.train, some))
+                outputs = self.model(some.contiguous(memory_format=self.layout))
                 losses = self.graph.losses(outputs, their, progress)
                 self.accelerator.backward(losses.total * (len(their) / len(labels)))
             self.meter.update(losses, outputs, their, number)
@@ -72,22 +77,12 @@ class EagerUpdate:
         self.optimizer.step()
 
     def _clip(self) -> None:
-        if self.train.clip_grad is None:
+        if self.clip_grad is None:
             return
         self.accelerator.unscale_gradients(self.optimizer)
         for name in self.graph.learning:
             parameters = self.graph.model(name).parameters()
-            dispatch_clip_grad(parameters, self.train.clip_grad, mode=self.train.clip_mode)
-
-
-def formatted(train: TrainConfig, images: Tensor) -> Tensor:
-    """Return images in the memory format of the training."""
-    return images.contiguous(memory_format=memory_format(train))
-
-
-def memory_format(train: TrainConfig) -> torch.memory_format:
-    """Return the memory format of images and weights."""
-    return torch.channels_last if train.channels_last else torch.contiguous_format
+            dispatch_clip_grad(parameters, self.clip_grad, mode=self.clip_mode)
 
 
 def _chunks(parts: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -6,11 +6,11 @@ An update is the main job's: augmentation, every node's forward, the losses of a
 the optimizer's step. Everyone learns from the label and from all others; 100 classes, 50,000
 random images [3, 32, 32] on the device. Modes: `eager` in float32; `bf16` the same in bfloat16;
 `compiled` with torch.compile for each node, in bfloat16; `captured` replayed as one CUDA graph, in
-bfloat16. `captured-fp32` and `compiled-fp32` are there, too.
+bfloat16. `captured-fp32` and `compiled-fp32` are there, too. All have timm's `sgd`, fused.
 
 - `ms`: time on the wall of an update, the median over rounds of `--updates`, with the quartiles.
 - `nodes`: over the sum of the same nodes' own updates, each with the label alone, in the same mode.
-- `memory`: the most that was allocated, in GiB.
+- `memory`: the most that torch had reserved, in GiB; replays use what their recording reserved.
 - `floor`: the least that an update can take, over `ms`: the longer of its floating-point operations
   (torch's counter) at the rate of a large matrix product, and the bytes that its operators read and
   write, each tensor once an operator, at the rate of a large copy; both measured here, in the type
@@ -20,6 +20,7 @@ bfloat16. `captured-fp32` and `compiled-fp32` are there, too.
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import statistics
 import time
@@ -43,8 +44,7 @@ from tests.benchmarks.ratios import provenance
 from timm_ktg.capture import RECORDERS, CapturedUpdate
 from timm_ktg.data import MemoryLoader
 from timm_ktg.metrics import EpochMeter
-from timm_ktg.recipe.train_config import TrainConfig
-from timm_ktg.update import Batch, EagerUpdate, memory_format
+from timm_ktg.update import Batch, EagerUpdate
 
 CLASSES, IMAGES = 100, 50_000
 PAPER = ("resnet32_cifar", "wrn28_2_cifar", "resnet32_cifar", "resnet110_cifar")
@@ -78,7 +78,7 @@ class Cost:
 
     Args:
         ms: Milliseconds of an update, of each round.
-        memory: GiB that were allocated at most; not a number on a CPU.
+        memory: GiB that were reserved at most; not a number on a CPU.
     """
 
     ms: tuple[float, ...]
@@ -113,8 +113,8 @@ class Run:
     def __init__(self, models: Sequence[str], mode: str, setting: Setting) -> None:
         torch.manual_seed(0)
         captured, compiled = mode.startswith("captured"), mode.startswith("compiled")
-        train = TrainConfig(channels_last=setting.channels_last, capture="auto")
-        graph = graph_of(models).to(setting.device, memory_format=memory_format(train))
+        layout = torch.channels_last if setting.channels_last else torch.contiguous_format
+        graph = graph_of(models).to(setting.device, memory_format=layout)
         if compiled:
             for name in graph.untapped:
                 graph.model(name).compile()
@@ -129,13 +129,15 @@ class Run:
             lr=0.1,
             weight_decay=5e-4,
             momentum=0.9,
-            fused=captured or None,
+            fused=True,
         )
         model, prepared = accelerator.prepare(graph, optimizer)
         model.train()
         loader = loader_of(setting)
         meter = EpochMeter(graph, accelerator)
-        self.eager = EagerUpdate(train, graph, model, prepared, accelerator, meter, loader.make)
+        self.eager = EagerUpdate(
+            graph, model, prepared, accelerator, meter, layout, make=loader.make
+        )
         self.update = (
             CapturedUpdate(self.eager, setting.device, required=True) if captured else self.eager
         )
@@ -154,11 +156,13 @@ class Run:
     def cost(self) -> Cost:
         """Measure."""
         cuda = self.setting.device.type == "cuda"
-        self.some(WARM_UP)
         if cuda:
+            gc.collect()  # earlier runs, whose models refer to themselves
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
+        self.some(WARM_UP)
         ms = tuple(self.some(self.setting.updates) for _ in range(self.setting.rounds))
-        return Cost(ms, torch.cuda.max_memory_allocated() / 2**30 if cuda else float("nan"))
+        return Cost(ms, torch.cuda.max_memory_reserved() / 2**30 if cuda else float("nan"))
 
     def counts(self) -> tuple[float, float]:
         """Return the floating-point operations of an update, and the bytes that it moves."""

@@ -27,6 +27,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from timm_ktg import training
 from timm_ktg.search import team
 from timm_ktg.search.__main__ import main as search
 from timm_ktg.search.storage import JOURNAL
+from timm_ktg.search.study import WORKER
 
 COST = [
     *("digits-search", "--search.trials", "30", "--search.top_k", "0", "--search.pruner", "none"),
@@ -160,12 +162,16 @@ def _trials(folder: Path, flags: list[str], workers: int) -> list[FrozenTrial]:
 
 
 def throughput(folder: Path, workers: int) -> str:
-    """Return how many trials an hour some workers on one device do, once all have begun."""
+    """Return how many trials an hour some workers on one device do, while all are at work."""
     flags = ["digits-search", "--search.trials", str(8 * workers), "--search.top_k", "0"]
     trials = _trials(folder, [*flags, "--search.pruner", "none"], workers)
-    starts = sorted(trial.datetime_start for trial in trials if trial.datetime_start)
-    ends = sorted(trial.datetime_complete for trial in trials if trial.datetime_complete)
-    begun, over = starts[workers - 1], starts[-1]  # from here to there every worker is at work
+    starts: dict[int, list[datetime]] = {}
+    for trial in trials:
+        if trial.datetime_start:
+            starts.setdefault(trial.user_attrs[WORKER]["pid"], []).append(trial.datetime_start)
+    assert len(starts) == workers
+    begun, over = max(map(min, starts.values())), min(map(max, starts.values()))
+    ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
     count = sum(begun < end <= over for end in ends)
     return f"{workers} workers: {3600 * count / (over - begun).total_seconds():,.0f} trials an hour"
 

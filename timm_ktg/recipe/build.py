@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import timm
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_class, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from ..capture import RECORDERS
 from ..data import derive_seed
 from ..edge import Edge
 from ..errors import RecipeError, collected, located
@@ -113,8 +111,15 @@ def build_graph(
         raise RecipeError([f"graph.{line}" for line in str(error).splitlines()]) from error
 
 
-def build_optimizer(train: TrainConfig, graph: KnowledgeTransferGraph) -> torch.optim.Optimizer:
+def build_optimizer(
+    train: TrainConfig, graph: KnowledgeTransferGraph, more: Mapping[str, Any] | None = None
+) -> torch.optim.Optimizer:
     """Return one optimizer over all nodes that learn, its parameter groups node by node.
+
+    Args:
+        train: The recipe's section.
+        graph: The graph.
+        more: Arguments of the optimizer that come before those of the recipe.
 
     Raises:
         RecipeError: The optimizer does not take these arguments.
@@ -126,19 +131,8 @@ def build_optimizer(train: TrainConfig, graph: KnowledgeTransferGraph) -> torch.
             lr=train.lr,
             weight_decay=train.weight_decay,
             momentum=train.momentum,
-            **_fused(train, graph),
-            **train.opt_kwargs,
+            **{**train.opt_kwargs, **(more or {})},
         )
-
-
-def _fused(train: TrainConfig, graph: KnowledgeTransferGraph) -> dict[str, Any]:
-    """Return what has an optimizer read its learning rate from the device, for a recording."""
-    device = next(graph.parameters()).device.type
-    if train.capture == "never" or device not in RECORDERS or "fused" in train.opt_kwargs:
-        return {}
-    kind = get_optimizer_class(train.opt, bind_defaults=False)
-    taken = inspect.signature(kind).parameters if kind.__module__.startswith("torch.") else ()
-    return {name: True for name in ("fused", "capturable") if name in taken}
 
 
 def build_scheduler(

@@ -23,7 +23,7 @@ S = TypeVar("S", bound=Section)
 # Fields that say how a machine goes about a run, not what comes out of it.
 PLACE = {
     "data": {"dataset", "workers"},
-    "train": {"node_threads", "torchcompile", "channels_last"},
+    "train": {"node_threads", "torchcompile", "channels_last", "capture"},
     "tracking": {*TrackingConfig.model_fields, "with"},
 }
 
