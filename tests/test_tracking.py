@@ -4,6 +4,7 @@ import json
 import logging
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,21 +129,34 @@ def test_wandb_takes_the_id_of_an_agents_run(
     assert "agent" in capsys.readouterr().err
 
 
+@pytest.fixture
+def silent() -> Iterator[socket.socket]:
+    """A server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("listening", [False, True])
 def test_wandb_out_of_reach_does_not_stop_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    listening: bool,
+    silent: socket.socket,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
+    port = silent.getsockname()[1]
+    if not listening:
+        silent.close()
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    monkeypatch.setattr("timm_ktg.wandb_run.INIT_TIMEOUT", 2.0)
+    for name in ("CONNECT_TIMEOUT", "INIT_TIMEOUT"):
+        monkeypatch.setattr(f"timm_ktg.wandb_run.{name}", 2.0)
     with caplog.at_level(logging.WARNING, "timm_ktg.wandb_run"):
         path = train_run(tmp_path / "run", tracked({"wandb": True}))
     (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("timm_k")]
     assert "cannot be reached" in line and "wandb sync" in line
-    failed, log = logs_in(path)
-    assert failed.run.run_id == log.run.run_id
+    *failed, log = logs_in(path)
+    assert [each.run.run_id for each in failed] == [log.run.run_id] * listening
     assert epochs_of(log) == lines_of(path)
     assert log.exit_code == 0
     again = train_run(tmp_path / "again", tracked({"wandb": True}))

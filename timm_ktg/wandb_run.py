@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +13,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import tenacity
 
 from .errors import one_line
 from .recipe.tracking_config import TrackingConfig
@@ -19,7 +24,8 @@ from .recipe.tracking_config import TrackingConfig
 if TYPE_CHECKING:
     import wandb
 
-INIT_TIMEOUT = 10.0  # seconds in which the server should answer; else the run is written offline
+# Seconds in which the server should be there, and then answer; else the run is written offline.
+CONNECT_TIMEOUT, INIT_TIMEOUT = 10.0, 10.0
 FINISH_TIMEOUT = 30.0  # seconds for what is not yet uploaded at the end
 STEP = "epoch"
 
@@ -56,6 +62,32 @@ def mode_of(tracking: TrackingConfig) -> str:
     import wandb
 
     return os.environ.get("WANDB_MODE") or tracking.mode or wandb.setup().settings.mode
+
+
+def wait_for_server(url: str, seconds: float) -> None:
+    """Wait until something listens at an address, or there is a proxy in front of it.
+
+    Without this, `wandb.init` takes 22 s to say that nothing does, and starts a process for it.
+
+    Args:
+        url: The address.
+        seconds: How long to wait.
+
+    Raises:
+        OSError: Nothing does.
+    """
+    address = urlsplit(url)
+    host, port = address.hostname or "", address.port or {"http": 80}.get(address.scheme, 443)
+    if address.scheme in getproxies() and not proxy_bypass(host):
+        return
+    for attempt in tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(OSError),
+        wait=tenacity.wait_fixed(1),
+        stop=tenacity.stop_after_delay(seconds),
+        reraise=True,
+    ):
+        with attempt:
+            socket.create_connection((host, port), timeout=seconds / 2).close()
 
 
 @dataclass(frozen=True)
@@ -172,21 +204,30 @@ class WandbRun:
         import wandb
 
         mode = mode_of(self._tracking)
-        if mode == "online" and WandbRun.away:
+        if mode != "online":
+            return self._init(mode)
+        if WandbRun.away:
             return self._init("offline")
+        try:
+            wait_for_server(wandb.setup().settings.base_url, CONNECT_TIMEOUT)
+        except OSError as error:
+            return self._offline(error)
         try:
             return self._init(mode)
         except wandb.errors.CommError as error:
-            WandbRun.away = True
             wandb.teardown()  # for wandb's service would keep the id for the run that failed
-            run = self._init("offline")
-            _logger.warning(
-                "Weights & Biases cannot be reached (%s). Runs are written offline; "
-                "`wandb sync %s/offline-run-*` uploads them.",
-                one_line(error),
-                Path(run.settings.sync_dir).parent,
-            )
-            return run
+            return self._offline(error)
+
+    def _offline(self, error: Exception) -> wandb.Run:
+        WandbRun.away = True
+        run = self._init("offline")
+        _logger.warning(
+            "Weights & Biases cannot be reached (%s). Runs are written offline; "
+            "`wandb sync %s/offline-run-*` uploads them.",
+            one_line(error),
+            Path(run.settings.sync_dir).parent,
+        )
+        return run
 
     def _init(self, mode: Any) -> wandb.Run:
         import wandb
