@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import wandb
 
 # Seconds in which the server should be there, and then answer; else the run is written offline.
-CONNECT_TIMEOUT, INIT_TIMEOUT = 10.0, 10.0
+CONNECT_TIMEOUT, INIT_TIMEOUT = 3.0, 10.0
 FINISH_TIMEOUT = 30.0  # seconds for what is not yet uploaded at the end
 STEP = "epoch"
 
@@ -87,7 +87,7 @@ def wait_for_server(url: str, seconds: float) -> None:
         reraise=True,
     ):
         with attempt:
-            socket.create_connection((host, port), timeout=seconds / 2).close()
+            socket.create_connection((host, port), timeout=seconds).close()
 
 
 @dataclass(frozen=True)
