@@ -130,10 +130,12 @@ class _Copy:
         self, model: nn.Module, images: Tensor, dtype: torch.dtype | None, torchcompile: bool
     ) -> None:
         self.images, self.dtype, self.torchcompile = images, dtype, torchcompile
+        self.model: nn.Module | None = None
         self.renew(model)
 
     def renew(self, model: nn.Module, keys: object = None) -> None:
-        """Make the copy of a model."""
+        """Make the copy of a model, which by then calls this when it has loaded weights."""
+        self.model = None  # or the copy would hold the one before, by a copy of that call
         self.model = inference_copy(model, self.images, self.dtype)
         if self.torchcompile:
             self.model.compile()
@@ -146,6 +148,7 @@ class _Copy:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return logits [B, C] for images [B, 3, H, W]."""
+        assert self.model is not None
         with torch.inference_mode():
             logits: Tensor = self.model(images)
         # Autograd cannot keep what inference mode made, and losses have it keep their sources.
