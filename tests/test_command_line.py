@@ -90,6 +90,7 @@ TRAIN = {
     "mixed_precision": ("bf16", "bf16"),
     "torchcompile": ("true", True),
     "node_threads": ("2", 2),
+    "capture": ("auto", "auto"),
     "channels_last": ("true", True),
 }
 NODE = {

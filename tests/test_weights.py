@@ -126,7 +126,9 @@ def test_frozen_node_of_the_same_normalisation_sees_images_untouched() -> None:
     graph, member = teacher({"checkpoint_path": str(PATH)}, mean=list(MEAN), std=list(STD))
     assert member.scale is None
     images = random_images()
-    assert torch.equal(graph(images)["helper"].logits, net(1)(images))
+    # Not bit for bit, for its BatchNorm is folded.
+    seen, expected = graph(images)["helper"].logits, net(1)(images).detach()
+    torch.testing.assert_close(seen, expected, rtol=1e-4, atol=0.0)
 
 
 def test_pretrained_node_sees_images_normalised_as_timm_says() -> None:
