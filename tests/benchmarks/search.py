@@ -7,7 +7,7 @@
   seconds of a trial that are neither building models nor training nor evaluating, and the process's
   memory after each trial.
 - `pruning`: the recipe `digits-search` on two workers of one thread, with ASHA and without. A seed
-  draws the same graphs in the same order in both. Without ASHA there are 24 trials; with it 72,
+  draws the same graphs in the same order in both, and trains them alike. Without ASHA there are 24 trials; with it 72,
   which take some more epochs than those. Shown for each seed: the best accuracy without, and the
   epochs that all trials took until it was reached; then the median over the seeds of their ratio.
   Where most graphs come to the same, chance decides which is best, and stopping early saves
@@ -141,8 +141,8 @@ def pruning(folder: Path, seed: int) -> tuple[str, float]:
 
 def _searched(folder: Path, kind: str, seed: int) -> list[tuple[int, float]]:
     """Return, as trials end, all epochs so far and the best accuracy so far."""
-    flags = [*PRUNING, "--search.pruner", kind, "--search.seed", str(seed)]
-    flags += ["--search.trials", str(TRIALS[kind])]
+    flags = [*PRUNING, "--search.pruner", kind, "--search.trials", str(TRIALS[kind])]
+    flags += ["--search.seed", str(seed), "--train.seed", str(seed)]
     ended = _trials(folder, flags, workers=2)
     ended.sort(key=lambda trial: trial.datetime_complete or trial.datetime_start)
     epochs = itertools.accumulate(trial.user_attrs["epochs"] for trial in ended)
