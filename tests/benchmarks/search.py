@@ -8,8 +8,8 @@
   memory after each trial.
 - `pruning`: the recipe `digits-search` on two workers of one thread, with ASHA and without. A seed
   draws the same graphs in the same order in both, and trains them alike. Without ASHA there are 24
-  trials; with it 72, which take some more epochs than those. Shown for each seed: the best accuracy without, and the
-  epochs that all trials took until it was reached; then the median over the seeds of their ratio.
+  trials; with it 72, which take some more epochs than those. Shown for each seed: the best accuracy
+  without, and the epochs that all trials took until it was reached; then the median of the ratios.
   Where most graphs come to the same, chance decides which is best, and stopping early saves
   nothing: with the recipe's own rate of 0.1, epoch 1 says little of epoch 16 (correlation 0.35, 101
   trials, commit f56ef41), and first rungs at epochs 1 and 2 stop the best too often. So there are
