@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -166,6 +167,11 @@ def pid_of(folder: Path) -> int:
         assert time.monotonic() < end, logs(folder)
         time.sleep(0.05)
     return int((folder / "hangs").read_text())
+
+
+def kill(folder: Path) -> None:
+    """Kill the worker that has told its number."""
+    os.kill(pid_of(folder), signal.SIGKILL)
 
 
 def logs(folder: Path) -> str:

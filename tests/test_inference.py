@@ -2,6 +2,7 @@
 
 import logging
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import timm
@@ -10,8 +11,12 @@ from timm.layers import ScaledStdConv2d
 from torch import Tensor, nn
 
 from tests.nets import ConvNet, edge, graph_of, hard_labels, images, same
+from tests.training_cases import TinyNet, build, recipe_values, same_state, state_of
+from tests.training_cases import workbench as workbench
 from timm_ktg import KnowledgeTransferGraph, Node
 from timm_ktg.inference import inference_copy
+from timm_ktg.training import evaluate, start_epoch, train_epoch
+from timm_ktg.weights import export_node
 
 
 def trained(model: nn.Module, size: int = 32) -> nn.Module:
@@ -211,3 +216,27 @@ def test_node_with_taps_is_not_copied_and_its_features_can_be_learnt_from() -> N
     student = nn.Parameter(torch.zeros_like(outputs["b"].features["act"]))
     (student * outputs["b"].features["act"]).sum().backward()
     assert student.grad is not None
+
+
+# In a training
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_frozen_node_computes_with_a_copy(precision: str, tmp_path: Path) -> None:
+    weights = tmp_path / "c.safetensors"
+    export_node(TinyNet(10, 8, 0.0, norm=True), weights)
+    frozen = {"model": "ktg_tiny", "model_kwargs": {"norm": True}, "checkpoint_path": str(weights)}
+    nodes = {"a": {"model": "ktg_tiny", "learns_from": {"label": "through", "c": "through"}}}
+    training = build(recipe_values({**nodes, "c": frozen}, mixed_precision=precision))
+    before = state_of(training.graph.model("c"))
+    ran: list[str] = []
+    for name in ("a", "c"):
+        training.graph.model(name).register_forward_hook(
+            lambda model, images, output, name=name: ran.append(name)
+        )
+    metrics = train_epoch(training, start_epoch(training))
+    assert training.images.val is not None
+    found = evaluate(training, training.images.val, "val")
+    assert set(ran) == {"a"}
+    assert metrics["train/loss/c->a"] > 0 and "val/top1/c" in found
+    assert same_state(state_of(training.graph.model("c")), before)

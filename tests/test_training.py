@@ -209,27 +209,6 @@ def test_bf16_computes_the_losses_in_float32(monkeypatch: pytest.MonkeyPatch) ->
     assert all(map(math.isfinite, metrics.values()))
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_frozen_node_computes_with_a_copy(precision: str, tmp_path: Path) -> None:
-    weights = tmp_path / "c.safetensors"
-    export_node(cases.TinyNet(10, 8, 0.0, norm=True), weights)
-    frozen = {"model": "ktg_tiny", "model_kwargs": {"norm": True}, "checkpoint_path": str(weights)}
-    nodes = {"a": {"model": "ktg_tiny", "learns_from": {"label": "through", "c": "through"}}}
-    training = build(recipe_values({**nodes, "c": frozen}, mixed_precision=precision))
-    before = state_of(training.graph.model("c"))
-    ran: list[str] = []
-    for name in ("a", "c"):
-        training.graph.model(name).register_forward_hook(
-            lambda model, images, output, name=name: ran.append(name)
-        )
-    (metrics,) = train(training)
-    assert training.images.val is not None
-    found = evaluate(training, training.images.val, "val")
-    assert set(ran) == {"a"}
-    assert metrics["train/loss/c->a"] > 0 and "val/top1/c" in found
-    assert same_state(state_of(training.graph.model("c")), before)
-
-
 def test_fp16_without_a_gpu_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
