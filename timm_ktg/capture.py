@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from timm.optim import get_optimizer_class
 
 from .errors import first_line
-from .metrics import TrainingError
+from .metrics import EpochMeter, TrainingError
 from .recipe.train_config import TrainConfig
 from .update import Batch, EagerUpdate
 
@@ -102,6 +102,11 @@ class CapturedUpdate:
         self._done = 0
         self._replay: Replay | None = None
         self._given_up = False
+
+    @property
+    def meter(self) -> EpochMeter:
+        """What takes note of the updates."""
+        return self.update.meter
 
     def __call__(self, batch: Batch, number: int, progress: float) -> None:
         """Do one; see `Update`."""

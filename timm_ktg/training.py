@@ -90,7 +90,6 @@ class Training:
         epochs: All epochs of the run.
         accelerator: Device, processes and precision.
         done: How far the run is.
-        meter: Sums an epoch's measures.
         update: Does the updates.
     """
 
@@ -103,7 +102,6 @@ class Training:
     epochs: int
     accelerator: Accelerator
     done: Done
-    meter: EpochMeter
     update: Update
 
     @property
@@ -158,9 +156,8 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
     accelerator.register_for_checkpointing(scheduler, done)
     eager = _build_update(recipe.train, graph, model, prepared, accelerator)
     update = _captured(eager, images.train, recipe.train.capture) if capture else eager
-    meter = eager.meter
     return Training(
-        recipe, data, graph, model, prepared, scheduler, epochs, accelerator, done, meter, update
+        recipe, data, graph, model, prepared, scheduler, epochs, accelerator, done, update
     )
 
 
@@ -191,19 +188,20 @@ def train_epoch(training: Training, batches: Batches) -> Metrics:
     """
     epoch, start = training.done.epochs, time.perf_counter()
     updates = len(training.images.train)
-    training.meter.reset()
+    meter = training.update.meter
+    meter.reset()
     rate = training.optimizer.param_groups[0]["lr"]
     training.model.train()
     for number, batch in enumerate(batches, start=epoch * updates + 1):
         training.update(batch, number, number / (training.epochs * updates))
         training.scheduler.step_update(number)
-    metrics = training.meter.read()
+    metrics = meter.read()
     seconds = time.perf_counter() - start
     _average_batch_norm(training)
     training.scheduler.step(epoch + 1)
     training.done.epochs += 1
     training.done.seconds += seconds
-    images_per_second = training.meter.images * training.accelerator.num_processes / seconds
+    images_per_second = meter.images * training.accelerator.num_processes / seconds
     speed = {"images_per_second": images_per_second, "seconds": seconds}
     return {"epoch": epoch + 1, "lr": rate, **metrics, **speed}
 

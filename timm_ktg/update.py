@@ -23,6 +23,10 @@ Make = Callable[..., tuple[Tensor, Tensor]]
 class Update(Protocol):
     """Does the updates of a training, one after another."""
 
+    @property
+    def meter(self) -> EpochMeter:
+        """What takes note of them."""
+
     def __call__(self, batch: Batch, number: int, progress: float) -> None:
         """Do one.
 
