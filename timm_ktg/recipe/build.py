@@ -26,6 +26,8 @@ from .graph_config import EdgeConfig, NodeConfig
 from .recipe import Recipe
 from .train_config import TrainConfig
 
+KERNELS = ("foreach", "fused", "capturable")  # how, not what, torch's optimizers compute
+
 
 def build_nodes(
     recipe: Recipe, num_classes: int, given: Mapping[str, nn.Module] | None = None
@@ -125,7 +127,7 @@ def build_optimizer(
         RecipeError: The optimizer does not take these arguments.
     """
     with located("train.opt_kwargs"):
-        return create_optimizer_v2(
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
             _parameter_groups(train, graph),
             opt=train.opt,
             lr=train.lr,
@@ -133,6 +135,8 @@ def build_optimizer(
             momentum=train.momentum,
             **{**train.opt_kwargs, **(more or {})},
         )
+    optimizer.register_load_state_dict_pre_hook(_with_own_kernels)
+    return optimizer
 
 
 def build_scheduler(
@@ -160,6 +164,21 @@ def build_scheduler(
             updates_per_epoch=updates_per_epoch,
         )
         return built
+
+
+def epochs_of(train: TrainConfig) -> int:
+    """Return the number of epochs of a whole training, warm-up and cool-down included."""
+    nothing = torch.optim.SGD([torch.zeros(())], lr=train.lr)
+    return build_scheduler(train, nothing, updates_per_epoch=1)[1]
+
+
+def _with_own_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state to load in which the kernels are those that the optimizer was made for.
+
+    Another machine than the one that saved it may have to compute the step in another way.
+    """
+    own = {name: optimizer.defaults[name] for name in KERNELS if name in optimizer.defaults}
+    return {**state, "param_groups": [{**group, **own} for group in state["param_groups"]]}
 
 
 def _build_node(name: str, node: NodeConfig, num_classes: int, seed: int) -> Node:
