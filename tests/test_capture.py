@@ -48,6 +48,7 @@ NORM = {
 def tape(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Tape]]:
     """Lets a CPU record."""
     monkeypatch.setitem(capture.RECORDERS, "cpu", Tape)
+    monkeypatch.setattr(capture, "FAILS_CLEANLY", True)  # whatever torch this is
     monkeypatch.setattr(Tape, "replays", 0)
     yield Tape
 
@@ -132,6 +133,31 @@ def test_run_goes_on_with_what_was_recorded_anew(tape: type[Tape], tmp_path: Pat
     assert metrics_of(whole) == metrics_of(train_run(tmp_path / "plain", values("never")))
 
 
+@pytest.mark.parametrize(
+    "train", [{"opt_kwargs": {}}, {"opt": "adamw", "lr": 0.001, "opt_kwargs": {}}]
+)
+def test_run_goes_on_where_updates_are_recorded_and_where_not(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is saved says how steps were computed, which the next machine may have to do otherwise.
+    settled = values("auto", **train)
+    whole = metrics_of(train_run(tmp_path / "whole", settled))
+    begun = stop_run(tmp_path / "begun", settled, epoch=2)
+    monkeypatch.setattr(capture, "RECORDERS", {"cpu": Tape})
+    monkeypatch.setattr(capture, "FAILS_CLEANLY", True)
+    monkeypatch.setattr(Tape, "replays", 0)
+    assert run_main("--resume", begun) == 0
+    assert Tape.replays == REPLAYS - (UPDATES - 1)
+    other = stop_run(tmp_path / "other", settled, epoch=2)
+    replays = Tape.replays
+    monkeypatch.setattr(capture, "RECORDERS", {})
+    assert run_main("--resume", other) == 0
+    assert Tape.replays == replays
+    for run in (begun, other):
+        for first, second in zip(whole, metrics_of(run), strict=True):
+            assert second == pytest.approx(first, rel=1e-4)
+
+
 def test_loss_that_is_not_finite_is_named_with_its_update(
     tape: type[Tape], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,7 +210,9 @@ def test_run_goes_on_without_a_recording_that_is_not_possible(
     ("train", "words"),
     [
         ({"opt": "lamb", "opt_kwargs": {}}, ["fused", "lamb"]),
-        ({"opt_kwargs": {"fused": False}}, ["fused", "sgd"]),
+        ({"opt_kwargs": {"fused": False}}, ["opt_kwargs", "fused: False"]),
+        ({"opt_kwargs": {"foreach": True}}, ["opt_kwargs", "foreach: True"]),
+        ({"opt": "adamw", "opt_kwargs": {"capturable": False}}, ["capturable: False"]),
         ({"torchcompile": True}, ["torchcompile"]),
     ],
 )
@@ -202,6 +230,26 @@ def test_recording_that_cannot_be_is_refused_or_left(
     if "torchcompile" not in train:
         trained(values("auto", **train, epochs=1))
     assert tape.replays == 0
+
+
+def test_recording_is_not_tried_where_its_failure_may_crash(
+    tape: type[Tape], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(capture, "FAILS_CLEANLY", False)
+    with caplog.at_level(logging.WARNING):
+        trained(values("auto", epochs=1))
+    assert tape.replays == 0 and "needs torch 2.15" in caplog.text
+    trained(values("always"))
+    assert tape.replays == REPLAYS
+
+
+def test_reason_of_a_failure_is_what_was_raised_first() -> None:
+    first = RuntimeError("first")
+    follows, alone = RuntimeError("follows"), RuntimeError("alone")
+    follows.__context__ = first
+    alone.__context__, alone.__suppress_context__ = first, True
+    assert capture._cause(follows) is first
+    assert capture._cause(alone) is alone
 
 
 def test_cpu_does_not_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,18 +7,22 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 from timm.optim import get_optimizer_class
 
-from .errors import first_line
+from .errors import first_line, located
 from .metrics import EpochMeter, TrainingError
 from .recipe.train_config import TrainConfig
 from .update import Batch, EagerUpdate
 
 _logger = logging.getLogger(__name__)
+
+FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # on CUDA in all releases of torch
+OTHER_STEPS = ("foreach", "differentiable")  # which exclude the fused one
 
 WARM_UP = 3  # updates before the recording, in which libraries choose their algorithms
 
@@ -46,7 +50,7 @@ class CudaRecorder:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = _stream(device)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -69,9 +73,16 @@ class CudaRecorder:
         return graph.replay
 
 
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of all recordings, for libraries keep memory for each that they meet."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 RECORDERS: Mapping[str, type[Recorder]] = {"cuda": CudaRecorder}  # by the kind of device
 
-# Before, a recording that failed left the allocator in a state that the next failure may crash on.
+# Before, a recording that failed left the allocator in a state that the next failure may crash on,
+# so none is tried where it is not known to work.
 FAILS_CLEANLY = torch.__version__ >= "2.15"
 
 
@@ -92,7 +103,7 @@ class CapturedUpdate:
     """
 
     def __init__(self, update: EagerUpdate, device: torch.device, required: bool) -> None:
-        self.update, self.required = update, required or not FAILS_CLEANLY
+        self.update, self.required = update, required
         self._recorder = RECORDERS[device.type](device)
         self._number = torch.zeros((), device=device)
         # Of double precision, as the number that an update without a recording gets.
@@ -158,18 +169,29 @@ class CapturedUpdate:
 
 
 def capture_problem(train: TrainConfig, accelerator: Accelerator) -> str | None:
-    """Return why updates cannot be recorded, None if nothing is known against it."""
+    """Return why updates cannot be recorded, None if nothing is known against it.
+
+    Raises:
+        RecipeError: A package that the optimizer needs is missing.
+    """
     kind = accelerator.device.type
     if kind not in RECORDERS:
         return f"needs a device of {', '.join(RECORDERS)}. Found {kind}."
+    if train.capture == "auto" and not FAILS_CLEANLY:
+        return f"needs torch 2.15 or newer, unless it is `always`. Found {torch.__version__}."
     if accelerator.num_processes > 1:
         return f"needs a single process. Found {accelerator.num_processes}."
     if accelerator.mixed_precision == "fp16":
         return "does not go with fp16, whose scaler reads back whether gradients are finite."
     if train.torchcompile:
         return "does not go with train.torchcompile."
-    if "fused" not in capture_arguments(train.opt) or train.opt_kwargs.get("fused") is False:
-        return f"needs an optimizer with a fused step, as sgd or adamw. Found {train.opt}."
+    arguments = capture_arguments(train.opt)
+    if not arguments:
+        return f"needs an optimizer with a fused step: sgd, adam, adamw. Found {train.opt}."
+    wanted = {**{name: False for name in OTHER_STEPS}, **arguments}
+    for name, value in wanted.items():
+        if train.opt_kwargs.get(name, value) not in (value, None):
+            return f"goes without train.opt_kwargs `{name}: {train.opt_kwargs[name]}`."
     return None
 
 
@@ -178,9 +200,16 @@ def capture_arguments(opt: str) -> dict[str, bool]:
 
     Args:
         opt: timm's name of the optimizer.
+
+    Returns:
+        The arguments; none if it does not read all that there.
+
+    Raises:
+        RecipeError: A package that it needs is missing.
     """
-    kind = get_optimizer_class(opt, bind_defaults=False)
-    taken = inspect.signature(kind).parameters if kind.__module__.startswith("torch.") else ()
+    with located("train.opt"):
+        kind = get_optimizer_class(opt, bind_defaults=False)
+    taken = inspect.signature(kind).parameters if kind in FUSED else ()
     return {name: True for name in ("fused", "capturable") if name in taken}
 
 
@@ -190,4 +219,5 @@ def _shapes(batch: Batch) -> Sequence[torch.Size]:
 
 def _cause(error: BaseException) -> BaseException:
     """Return what was raised first; that a recording ended too early is only what follows."""
-    return error if error.__context__ is None else _cause(error.__context__)
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return error if before is None else _cause(before)
