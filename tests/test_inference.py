@@ -1,6 +1,7 @@
 """Copies of frozen nodes: BatchNorm folded, weights cast once, and the same outputs."""
 
 import logging
+import threading
 from copy import deepcopy
 from pathlib import Path
 
@@ -203,6 +204,39 @@ def test_copy_for_autocast_is_used_under_it_alone() -> None:
         cast = graph(images())["b"].logits
     assert cast.dtype == torch.bfloat16
     torch.testing.assert_close(cast.float(), plain, rtol=0.05, atol=0.05)
+
+
+class Precise(ConvNet):
+    """Its head computes in float32, whatever the autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        head, self.head = self.head, nn.Identity()
+        features = super().forward(x)
+        self.head = head
+        with torch.autocast("cpu", enabled=False):
+            return head(features.float())
+
+
+class Single(ConvNet):
+    """What it holds cannot be copied."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize("kind", [Precise, Single])
+def test_model_that_no_copy_computes_like_is_used_itself(
+    kind: type[ConvNet], caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher = trained(kind(1), size=6)
+    nodes = [Node("a", ConvNet(0)), Node("b", teacher, pretrained=True)]
+    graph = KnowledgeTransferGraph(nodes, FROZEN_B, "a")
+    with caplog.at_level(logging.WARNING):
+        graph.speed_up_frozen(images(), torch.bfloat16)
+    assert "computes without a copy" in caplog.text
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(graph(images())["b"].logits, output(teacher, images()))
 
 
 def test_node_with_taps_is_not_copied_and_its_features_can_be_learnt_from() -> None:

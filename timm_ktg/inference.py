@@ -34,6 +34,9 @@ def inference_copy(model: nn.Module, images: Tensor, dtype: torch.dtype | None =
         model: The model; it is left as it is.
         images: Images [B, 3, H, W] such as it will get, to check the copy with.
         dtype: The type of autocast; None: there is none.
+
+    Raises:
+        Exception: The model cannot be copied, or its code does not go with weights that are cast.
     """
     copy = deepcopy(model).eval().requires_grad_(False)
     if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
@@ -42,6 +45,8 @@ def inference_copy(model: nn.Module, images: Tensor, dtype: torch.dtype | None =
         for module in copy.modules():
             if type(module) in (*CONVOLUTIONS, nn.Linear):
                 module.to(dtype)
+        with torch.autocast(images.device.type, dtype):
+            copy(images)
     return copy
 
 

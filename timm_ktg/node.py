@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from .errors import one_line
 from .hooks import OutputCapture
 from .inference import inference_copy
 from .losses import NodeOutput
 
 Channels = tuple[float, ...]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ class Member(nn.Module):
     ) -> None:
         """Compute with a copy of the model from now on; of a frozen node without taps.
 
+        Where none can be made, the model goes on to be used, and a warning says why.
         It is made anew whenever `load_state_dict` loads weights into the model. Other changes of
         the model do not reach the copy.
 
@@ -136,7 +141,11 @@ class _Copy:
     def renew(self, model: nn.Module, keys: object = None) -> None:
         """Make the copy of a model, which by then calls this when it has loaded weights."""
         self.model = None  # or the copy would hold the one before, by a copy of that call
-        self.model = inference_copy(model, self.images, self.dtype)
+        try:
+            self.model = inference_copy(model, self.images, self.dtype)
+        except Exception as error:  # a model's own code may raise anything
+            _logger.warning("A frozen node computes without a copy: %s", one_line(error))
+            return
         if self.torchcompile:
             self.model.compile()
 
@@ -144,7 +153,7 @@ class _Copy:
         """Say whether the copy can be used here and now."""
         kind = images.device.type
         under = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        return self.dtype in (None, under)
+        return self.model is not None and self.dtype in (None, under)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return logits [B, C] for images [B, 3, H, W]."""
