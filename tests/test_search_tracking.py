@@ -1,17 +1,23 @@
 """A search in Weights & Biases, read back from what it wrote."""
 
 import json
+import logging
+import socket
 from pathlib import Path
 
 import pytest
+import wandb
 
 from tests.search_cases import result_in, run_search, search_values, study_in
 from tests.training_cases import workbench as workbench
 from tests.training_cases import write_recipe
 from tests.wandb_log import Log, epochs_of, logs_in
 from tests.wandb_log import nobody as nobody
-from timm_ktg.search.sampler import GRAPH
-from timm_ktg.search.tracking import METRIC
+from timm_ktg.recipe.search_config import SearchConfig
+from timm_ktg.recipe.tracking_config import TrackingConfig
+from timm_ktg.search import tracking as search_tracking
+from timm_ktg.search.sampler import GRAPH, build_choices
+from timm_ktg.search.tracking import METRIC, create_sweep
 
 ACCURACY = "val/top1/target"
 
@@ -109,3 +115,19 @@ def test_search_that_cannot_be_shown_is_said_at_once(
     (line,) = capsys.readouterr().err.splitlines()
     assert all(word in line for word in words)
     assert not (tmp_path / "out").exists()
+
+
+def test_sweep_is_not_made_where_no_server_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setenv("WANDB_BASE_URL", url)
+    monkeypatch.setattr(search_tracking, "CONNECT_TIMEOUT", 1.0)
+    monkeypatch.setattr(wandb, "sweep", lambda *arguments: pytest.fail("it was asked"))
+    tracking = TrackingConfig(wandb=True, mode="online")
+    choices = build_choices(SearchConfig.model_validate(search_values()["search"]))
+    with caplog.at_level(logging.WARNING, search_tracking.__name__):
+        assert create_sweep(tracking, "s", choices) is None
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "no sweep was made" in line and "refused" in line
