@@ -1,6 +1,5 @@
 """The search program: from a recipe to the best graph, again and again, and what goes wrong."""
 
-import json
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -316,11 +315,3 @@ def test_graph_that_was_found_is_trained_on_other_data_with_other_classes(tmp_pa
     assert load_recipe(str(run / "recipe.yaml")).graph == found
     assert set(summary_of(run)["nodes"]) == set(found.nodes)
     assert load_file(run / "nodes" / "target.safetensors")["head.weight"].shape[0] == 7
-
-
-def test_result_is_written_as_json(tmp_path: Path) -> None:
-    assert search(tmp_path, search_values(trials=2, final_seeds=[0])) == 0
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    spent = result["spent"]
-    assert spent["complete"] + spent["pruned"] == 2
-    assert 2 <= spent["epochs"] <= spent["epochs without pruning"] == 8

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError, one_line
+from ..recipe.build import epochs_of
 from ..recipe.recipe import read_recipe
+from ..recipe.train_config import TrainConfig
 from ..run_directory import RunDirectory
 from ..statistics import Sample
 
@@ -106,7 +108,7 @@ def read_run(path: Path) -> RunData:
         data = RunData(
             path,
             recipe["graph"],
-            int(recipe["train"]["epochs"]),
+            epochs_of(TrainConfig.model_validate(recipe["train"])),
             metrics,
             tuple(summaries),
         )

@@ -16,7 +16,9 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import RecipeError, did_you_mean, located
+from ..recipe.build import epochs_of
 from ..recipe.recipe import read_recipe
+from ..recipe.train_config import TrainConfig
 from ..search.final import spent
 from ..search.objective import EDGES, EPOCHS, MODELS
 from ..search.sampler import REASON
@@ -101,6 +103,7 @@ class StudyData:
         directory: That of the search.
         recipe: The search's recipe, every field spelled out.
         trials: All trials, by number.
+        epochs: Epochs of a whole trial.
         spent: What was spent; see `search.final.spent`.
         result: What result.json holds; None: the search has not come to its end.
     """
@@ -109,13 +112,9 @@ class StudyData:
     directory: Path
     recipe: Mapping[str, Mapping[str, Any]]
     trials: tuple[TrialData, ...]
+    epochs: int
     spent: Mapping[str, int]
     result: Mapping[str, Any] | None
-
-    @property
-    def epochs(self) -> int:
-        """Epochs of a whole trial."""
-        return int(self.recipe["train"]["epochs"])
 
     @cached_property
     def stages(self) -> dict[int, tuple[TrialData, ...]]:
@@ -184,7 +183,8 @@ def read_study(path: Path, storage: str | None = None, name: str | None = None) 
     """
     found = find_study(path, storage, name)
     study, directory = found.study, found.directory
-    epochs = int(found.recipe["train"]["epochs"])
+    with located(f"{directory / RECIPE}: train"):
+        epochs = epochs_of(TrainConfig.model_validate(found.recipe["train"]))
     trials = tuple(TrialData(trial, epochs) for trial in study.get_trials(deepcopy=False))
     _check_any(trials, f"{directory}: study `{study.study_name}`")
     file, result = directory / RESULT, None
@@ -192,7 +192,7 @@ def read_study(path: Path, storage: str | None = None, name: str | None = None) 
         with located(f"{file} cannot be read"):
             result = json.loads(file.read_text(encoding="utf-8"))
     return StudyData(
-        study.study_name, directory, found.recipe, trials, spent(study, epochs), result
+        study.study_name, directory, found.recipe, trials, epochs, spent(study, epochs), result
     )
 
 

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial
 
 from ..errors import RecipeError
 from ..files import write_whole
+from ..recipe.build import epochs_of
 from ..recipe.recipe import Recipe, save_recipe
 from ..wandb_run import mode_of
 from . import final
@@ -49,7 +50,7 @@ def finish(site: Site, rows: Sequence[final.Row], tracking: StudyTracking) -> No
     seeds = search.final_seeds if search.top_k else []
     done = _train(site, rows, builder, seeds, digest)
     samples = {row.name: final.sample(done, row, seeds) for row in rows}
-    result = final.Result(rows, samples, final.spent(site.study, site.recipe.train.epochs))
+    result = final.Result(rows, samples, final.spent(site.study, epochs_of(site.recipe.train)))
     text = json.dumps(result.as_json(), indent=2)
     write_whole(site.directory / "result.json", f"{text}\n")
     show_result(result, site.directory)

@@ -92,6 +92,7 @@ class GraphObjective:
         """
         graph = self._drawn(trial)
         self.say(f"trial {trial.number}: {describe(graph)}")
+        self.team.epochs = 0
         try:
             with self.tracking.trial(trial.number, graph) as run:
                 recipe = self.builder.recipe_of(graph)

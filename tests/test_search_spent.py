@@ -1,0 +1,56 @@
+"""What a search says that it cost."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.search_cases import result_in, run_search, search_values, study_in
+from tests.training_cases import Values, write_recipe
+from tests.training_cases import workbench as workbench
+from timm_ktg.recipe.recipe import Recipe
+from timm_ktg.review.study_data import read_study
+from timm_ktg.search.objective import Builder
+from timm_ktg.search.space import CanonicalGraph
+from timm_ktg.search.weights import NoWeightsError
+
+
+def search(tmp_path: Path, values: dict[str, Values]) -> int:
+    recipe = write_recipe(tmp_path / "s.yaml", values)
+    return run_search(recipe, "--output-dir", tmp_path / "run")
+
+
+def test_result_is_written_as_json(tmp_path: Path) -> None:
+    assert search(tmp_path, search_values(trials=2, final_seeds=[0])) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    spent = result["spent"]
+    assert spent["complete"] + spent["pruned"] == 2
+    assert 2 <= spent["epochs"] <= spent["epochs without pruning"] == 8
+
+
+def test_trial_that_never_trained_has_no_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe_of, asked = Builder.recipe_of, []
+
+    def without_weights(builder: Builder, graph: CanonicalGraph) -> Recipe:
+        asked.append(graph)
+        if len(asked) == 2:
+            raise NoWeightsError("There are none.")
+        return recipe_of(builder, graph)
+
+    monkeypatch.setattr(Builder, "recipe_of", without_weights)
+    values = search_values(gates=["through", "linear"], trials=3, top_k=0, pruner="none")
+    assert search(tmp_path, values) == 0
+    trials = study_in(tmp_path / "run", "s").trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert [trial.user_attrs["epochs"] for trial in trials] == [4, 0, 4]
+
+
+def test_epochs_of_a_whole_trial_are_those_of_its_schedule(tmp_path: Path) -> None:
+    values = search_values(trials=2, top_k=0, pruner="none")
+    values["train"] |= {"epochs": 2, "cooldown_epochs": 1, "warmup_epochs": 1}
+    assert search(tmp_path, values) == 0
+    spent = result_in(tmp_path / "run")["spent"]
+    assert spent["epochs"] == spent["epochs without pruning"] == 6
+    assert read_study(tmp_path / "run").epochs == 3
