@@ -12,7 +12,7 @@ import timm_ktg as ktg
 from timm_ktg.errors import RecipeError
 from timm_ktg.recipe.command_line import Command, parse_command
 from timm_ktg.recipe.data_config import DataConfig
-from timm_ktg.recipe.graph_config import EdgeConfig, GraphConfig, NodeConfig
+from timm_ktg.recipe.graph_config import EdgeConfig, NodeConfig
 from timm_ktg.recipe.recipe import check_recipe, save_recipe
 from timm_ktg.recipe.train_config import TrainConfig
 from timm_ktg.train import main
@@ -249,33 +249,6 @@ def test_node_may_be_called_like_an_attribute_of_pydantic(name: str) -> None:
     assert nodes[name].seed == 5 and nodes["student"].learns_from[name].gate == "linear"
 
 
-def test_help_lists_every_field_with_its_text(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", "1000")
-    monkeypatch.setenv("NO_COLOR", "1")
-    with pytest.raises(SystemExit) as exited:
-        main([write(recipe(TWO, LABEL_ONLY)), "--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert exited.value.code == 0 and text.startswith("usage: accelerate launch -m timm_ktg.train")
-    fields = {f"data.{name}": field for name, field in DataConfig.model_fields.items()}
-    fields |= {f"train.{name}": field for name, field in TrainConfig.model_fields.items()}
-    fields |= {f"graph.{name}": field for name, field in GraphConfig.model_fields.items()}
-    del fields["graph.nodes"]
-    for node, source in (("student", "helper"), ("helper", "student"), ("helper", "label")):
-        own = f"graph.nodes.{node}"
-        fields |= {f"{own}.{name}": field for name, field in NodeConfig.model_fields.items()}
-        del fields[f"{own}.learns_from"]
-        edge = f"{own}.learns_from.{source}"
-        fields |= {f"{edge}.{name}": field for name, field in EdgeConfig.model_fields.items()}
-    for name, field in fields.items():
-        assert field.description, name
-        entry = rf"--{re.escape(name)} \S+ {re.escape(' '.join(field.description.split()))} \("
-        assert re.search(entry, text), name
-    for flag in ("--output-dir", "--resume", "--overwrite", "--dry-run"):
-        assert f"{flag}" in text
-
-
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -292,6 +265,11 @@ def test_unknown_flag_is_refused_with_the_nearest(flags: list[str], said: str) -
     assert line.startswith(f"command line: unrecognized arguments: {said}")
     near = re.search(r"Did you mean `(--[\w.]+)`\?$", line)
     assert near and near[1] != said
+
+
+def test_graph_of_a_recipe_that_is_not_there_is_refused_by_its_flag() -> None:
+    line = refusal(write(recipe(TWO, LABEL_ONLY)), "--graph", "nothere.yaml")
+    assert line.startswith("--graph: `nothere.yaml` is neither a file nor a bundled recipe.")
 
 
 @pytest.mark.parametrize("flags", [["--train.lr"], [PEER], ["--graph.nodes", "{"], ["digits"]])

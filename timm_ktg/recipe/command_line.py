@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
         raise RecipeError([f"resume: `{flags.resume}` is no run: it has no recipe.yaml."])
     values = read_recipe(path)
     if flags.graph_from:
-        values["graph"] = read_recipe(find_recipe(flags.graph_from)).get("graph")
+        values["graph"] = read_recipe(find_recipe(flags.graph_from, "--graph")).get("graph")
     flags, overrides = _parse(arguments, values, prog)
     if flags.resume and (overrides or flags.model_fields_set - {"resume", "dry_run"}):
         raise RecipeError(
@@ -167,20 +168,20 @@ def _without_nodes(arguments: Iterable[str]) -> list[str]:
     return kept
 
 
-def _node_names(values: Mapping[str, Any]) -> list[str]:
-    graph = values.get("graph")
-    nodes = graph.get("nodes") if isinstance(graph, Mapping) else None
-    names = [str(name) for name in nodes] if isinstance(nodes, Mapping) else []
-    return [name for name in names if not name_problem(name)]
+def _below(values: Any, key: str) -> Mapping[str, Any]:
+    """Return what a recipe, which nobody has checked yet, has at a key, if that is a mapping."""
+    found = values.get(key) if isinstance(values, Mapping) else None
+    return {str(name): value for name, value in found.items()} if isinstance(found, Mapping) else {}
 
 
 def _settings(values: Mapping[str, Any]) -> type[BaseSettings]:
     """Return the settings with a flag for every field of this recipe, its values as defaults."""
-    nodes = _node_names(values)
+    given = _below(_below(values, "graph"), "nodes")
+    nodes = {name: node for name, node in given.items() if not name_problem(name)}
     graph = _section(
         "Graph",
         {"nodes": _section("Nodes", {name: _node(name, nodes) for name in nodes})},
-        GraphConfig,
+        _valued(GraphConfig, _below(values, "graph")),
     )
     bases: Any = (_section("Flags", {"graph": graph}, Recipe), _TrainFlags)
     defaults: dict[str, Any] = {}
@@ -196,10 +197,25 @@ def _settings(values: Mapping[str, Any]) -> type[BaseSettings]:
     return settings
 
 
-def _node(name: str, nodes: Sequence[str]) -> type[Section]:
+def _node(name: str, nodes: Mapping[str, Any]) -> type[Section]:
     sources = [LABEL, *(other for other in nodes if other != name)]
-    learns_from = _section("LearnsFrom", dict.fromkeys(sources, EdgeConfig | str))
-    return _section("Node", {"learns_from": learns_from}, NodeConfig)
+    edges = _below(nodes[name], "learns_from")
+    written = {source: edge for source, edge in edges.items() if isinstance(edge, Mapping)}
+    written |= {source: {"gate": edge} for source, edge in edges.items() if source not in written}
+    kinds = {source: _valued(EdgeConfig, written.get(source, {})) | str for source in sources}
+    learns_from = _section("LearnsFrom", kinds)
+    return _section("Node", {"learns_from": learns_from}, _valued(NodeConfig, nodes[name]))
+
+
+def _valued(base: type[Section], values: Any) -> type[Section]:
+    """Return a section with a recipe's values as its defaults, which the help shows."""
+    fields: dict[str, Any] = {}
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        if name in base.model_fields:
+            field = copy(base.model_fields[name])
+            field.default, field.default_factory = value, None
+            fields[name] = (field.annotation, field)
+    return create_model(base.__name__, __base__=base, **fields)
 
 
 def _section(name: str, fields: Mapping[str, Any], base: type[Section] = Section) -> type[Section]:
