@@ -27,6 +27,7 @@ from tests.training_cases import (
     train_run,
 )
 from tests.training_cases import workbench as workbench
+from timm_ktg import running
 
 EPOCHS = 4
 
@@ -103,6 +104,16 @@ def test_pipeline_optimizer_schedule_and_precision_go_on(
     assert len(metrics_of(stopped)) == 1
     assert run_main("--resume", stopped) == 0
     assert_same_run(whole, stopped)
+
+
+def test_run_that_is_complete_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train_run(tmp_path / "run", recipe_values(epochs=1))
+    before = (run / "summary.json").read_text()
+    monkeypatch.setattr(running, "evaluate", lambda *arguments: pytest.fail("images are read"))
+    assert run_main("--resume", run) == 0
+    assert (run / "summary.json").read_text() == before
 
 
 def test_clock_goes_on_at_the_update_it_had_reached(tmp_path: Path) -> None:

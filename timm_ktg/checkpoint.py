@@ -76,7 +76,7 @@ def _state_problem(state: Path, run: str) -> str | None:
     except (OSError, ValueError):
         return "half-written, its manifest cannot be read."
     if manifest.get("run") != run:
-        return "of another run."
+        return "of another run: recipe.yaml or the data have changed since."
     damaged = sorted(manifest["sha256"].items() ^ _checksums(state).items())
     return f"damaged, {damaged[0][0]} is not what was written." if damaged else None
 

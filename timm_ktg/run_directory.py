@@ -121,6 +121,13 @@ class RunDirectory:
         lines = self.metrics.read_text(encoding="utf-8").splitlines()[:epoch]
         write_whole(self.metrics, "".join(line + "\n" for line in lines))
 
+    def read_summary(self) -> dict[str, Any] | None:
+        """Return the result; None: the run has not come to its end."""
+        if not self.summary.is_file():
+            return None
+        found: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
+        return found
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the result."""
         write_whole(self.summary, json.dumps(summary, indent=2) + "\n")

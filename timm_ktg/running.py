@@ -79,6 +79,10 @@ def run_training(
     ).hexdigest()
     if resume:
         _go_on(training, directory, identity)
+        done = directory.read_summary() if training.done.epochs == training.epochs else None
+        accelerator.wait_for_everyone()  # before one of them writes it
+        if done is not None:
+            return done
     is_main = accelerator.is_main_process
     pictures = RunPictures(training.recipe.graph, directory, is_main)
     pictures.begin()

@@ -64,11 +64,10 @@ def run_seed(recipe: Recipe, seed: int, directory: RunDirectory) -> Summary:
         raise RecipeError(
             [f"output-dir: {directory.path} holds a run of another recipe; choose another place."]
         )
-    done = directory.summary.is_file()
+    done = directory.read_summary()
     accelerator.wait_for_everyone()  # before one of them writes it
-    if done:
-        found: Summary = json.loads(directory.summary.read_text(encoding="utf-8"))
-        return found
+    if done is not None:
+        return done
     if accelerator.is_main_process and not begun:
         directory.path.mkdir(parents=True, exist_ok=True)
         save_recipe(recipe, directory.recipe)

@@ -69,7 +69,8 @@ def epoch_line(metrics: Metrics, epochs: int, graph: KnowledgeTransferGraph) -> 
 
 def show_result(summary: dict[str, Any], files: Iterable[tuple[str, str]]) -> None:
     """Print every node's accuracy, and where everything lies."""
-    table = Table(title=f"Result on {summary['split']} images, after {summary['epochs']} epochs")
+    epochs = f"{summary['epochs']} epoch" + "s" * (summary["epochs"] != 1)
+    table = Table(title=f"Result on {summary['split']} images, after {epochs}")
     for column in ("node", "top-1 %", "top-5 %"):
         table.add_column(column, justify="left" if column == "node" else "right")
     for name, node in summary["nodes"].items():
