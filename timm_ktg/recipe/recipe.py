@@ -54,8 +54,12 @@ def bundled_recipes() -> dict[str, Path]:
     }
 
 
-def find_recipe(name: str) -> Path:
+def find_recipe(name: str, where: str = "recipe") -> Path:
     """Return the file of a recipe, from its path or from the name of a bundled one.
+
+    Args:
+        name: The path or name.
+        where: What asked for it, as the command line says it.
 
     Raises:
         RecipeError: There is neither.
@@ -67,7 +71,7 @@ def find_recipe(name: str) -> Path:
         return bundled[name]
     raise RecipeError(
         [
-            f"recipe: `{name}` is neither a file nor a bundled recipe."
+            f"{where}: `{name}` is neither a file nor a bundled recipe."
             f"{did_you_mean(name, bundled)} Bundled: {', '.join(bundled)}."
         ]
     )
