@@ -172,7 +172,11 @@ def _gains(row: Mapping[str, Any], samples: Mapping[str, Sample]) -> list[str]:
 def _trial(trial: TrialData) -> list[Any]:
     """Return a trial as a row of the table; see COLUMNS."""
     values = trial.values
-    auxiliaries = [f"{name} {model}" for name, model in list(trial.models.items())[1:]]
+    learning = {edge.destination for edge in trial.edges}
+    auxiliaries = [
+        f"{name} {model}" + " (frozen)" * (name not in learning)
+        for name, model in list(trial.models.items())[1:]
+    ]
     return [
         trial.number,
         trial.state,
