@@ -65,7 +65,7 @@ class SearchConfig(Section):
     reduction: Reduction = "sum"
     """How a node's losses from networks add up: sum (Eq. 3), or mean (Zhang et al., DML)."""
     trials: PositiveInt = 1500
-    """Trials in all, over all workers and starts."""
+    """Trials in all, over all workers and starts; each worker may end one more."""
     sampler: Literal["random", "tpe", "brute_force"] = "random"
     """How graphs are drawn: at random (the paper), by Optuna's TPE, or each one once."""
     seed: NonNegativeInt = 0
