@@ -87,14 +87,14 @@ WRONG: dict[str, Rule] = {
 }
 
 
-def replay(folder: Path, failed_count: bool = False) -> list[Decision]:
-    """Return every decision, from the order in which a journal was written.
+# By trial and epoch: the place in the journal, and the value.
+Values = dict[tuple[int, int], tuple[int, float]]
 
-    A worker read the others' values after it wrote its trial's value and before it wrote that the
-    trial had come to the rung.
-    """
-    written: dict[tuple[int, int], tuple[int, float]] = {}
-    came: dict[tuple[int, int], tuple[int, float]] = {}
+
+def happened(folder: Path) -> tuple[Values, Values, dict[int, tuple[int, TrialState]]]:
+    """Return which values a journal says were written, came to a rung, and how trials ended."""
+    written: Values = {}
+    came: Values = {}
     ended: dict[int, tuple[int, TrialState]] = {}
     for place, entry in enumerate(journal(folder)):
         operation = JournalOperation(entry["op_code"])
@@ -111,7 +111,16 @@ def replay(folder: Path, failed_count: bool = False) -> list[Decision]:
                 assert entry["trial_id"] not in ended
                 ended[entry["trial_id"]] = place, state
     assert came.keys() == written.keys()  # every report was a decision
+    return written, came, ended
 
+
+def replay(folder: Path, failed_count: bool = False) -> list[Decision]:
+    """Return every decision, from the order in which a journal was written.
+
+    A worker read the others' values after it wrote its trial's value and before it wrote that the
+    trial had come to the rung.
+    """
+    written, came, ended = happened(folder)
     failed = {
         number: place
         for number, (place, state) in ended.items()
