@@ -14,7 +14,8 @@ bfloat16. `captured-fp32` and `compiled-fp32` are there, too. All have timm's `s
 - `floor`: the least that an update can take, over `ms`: the longer of its floating-point operations
   (torch's counter) at the rate of a large matrix product, and the bytes that its operators read and
   write, each tensor once an operator, at the rate of a large copy; both measured here, in the type
-  of the mode. A compiled update may need fewer bytes, for it fuses operators.
+  of the mode (float32 as TF32, where convolutions compute so). A compiled update may need fewer
+  bytes, for it fuses operators.
 """
 
 from __future__ import annotations
@@ -237,7 +238,10 @@ def rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     first, second = (torch.randn(2, size, size, device=device, dtype=dtype)).unbind()
     source = torch.zeros(numbers, device=device, dtype=torch.uint8)
     copy = torch.empty_like(source)
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32  # as convolutions do
     product = rate(lambda: first @ second, 2 * size**3, device)
+    torch.backends.cuda.matmul.allow_tf32 = allowed
     return product, rate(lambda: copy.copy_(source), 2 * numbers, device)
 
 
@@ -270,8 +274,10 @@ def main() -> None:
         arguments.channels_last,
     )
     print(provenance())
-    name = torch.cuda.get_device_name() if setting.device.type == "cuda" else "CPU"
-    print(f"{name}; batch {setting.batch_size}; {setting.rounds} rounds of {setting.updates}")
+    print(
+        f"{setting.device.type}; batch {setting.batch_size}; "
+        f"{setting.rounds} rounds of {setting.updates}"
+    )
     print("nodes  mode                 ms  quartiles          nodes  memory  floor", flush=True)
     for mode in arguments.modes:
         if mode.startswith("captured") and setting.device.type not in RECORDERS:

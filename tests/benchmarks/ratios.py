@@ -84,10 +84,12 @@ def provenance() -> str:
     """Return on what, with what and when it was measured."""
     malloc = [f"{key}={value}" for key, value in os.environ.items() if key.startswith("MALLOC_")]
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
+    cuda = torch.cuda.is_available()
     return "\n".join(
         [
             f"{_cpu()}, {os.cpu_count()} cores, load {load:.1f}; torch threads {threads}; "
             f"{' '.join(malloc) or 'malloc untuned'}",
+            *([f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"] if cuda else []),
             f"torch {torch.__version__}, timm {timm.__version__}; commit {_commit()}; "
             f"{datetime.now():%Y-%m-%d %H:%M}",
         ]

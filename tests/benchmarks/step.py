@@ -222,6 +222,7 @@ def import_time(module: str, cache: tempfile.TemporaryDirectory[str]) -> Seconds
 STEP = (
     Ratio("graph", "separate", ("<=", 1.0)),
     Ratio("graph", "separate-cl"),
+    Ratio("separate-cl", "separate"),
     Ratio("threads", "separate-cl"),
 )
 DML = (Ratio("dml", "graph", (">=", 1.5)), Ratio("changed", "graph"))

@@ -65,8 +65,7 @@ def run(command: SearchCommand) -> None:
     recipe = settled(command.recipe, accelerator)
     logging.getLogger("timm_ktg.graph").setLevel(logging.ERROR)  # many trials leave nodes out
     team = Team()
-    # What is there now stays: collecting garbage after a trial need not look at it, which takes
-    # 0.4 s each time with torch and timm imported.
+    # What is there now, torch and timm, stays: collecting garbage after a trial need not look at it.
     gc.freeze()
     if not accelerator.is_main_process:
         team.follow()
