@@ -65,7 +65,7 @@ def run(command: SearchCommand) -> None:
     recipe = settled(command.recipe, accelerator)
     logging.getLogger("timm_ktg.graph").setLevel(logging.ERROR)  # many trials leave nodes out
     team = Team()
-    # What is there now, torch and timm, stays: collecting garbage after a trial need not look at it.
+    # Collecting garbage after a trial need not look at what is there now, torch and timm.
     gc.freeze()
     if not accelerator.is_main_process:
         team.follow()
