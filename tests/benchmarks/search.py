@@ -15,8 +15,8 @@
   trials, commit f56ef41), and first rungs at epochs 1 and 2 stop the best too often. So there are
   50 training images a class, a lower rate, 800 images to choose by, and a first rung at epoch 4
   (correlation with epoch 16: 0.86, the median of seeds 0 to 9, 249 trials), all chosen on seed
-  1000, which is not shown. Seeds 0 to 9: 0.58, 0.58, 0.75, 0.58, 1.25, 0.41, 0.55, 0.53, 1.08 and 0.77, median
-  0.58 (2 cores of an AMD EPYC, torch 2.15.0, timm 1.0.31, commits 4df8bee and 350d0b2).
+  1000, which is not shown. Seeds 0 to 9: 0.58, 0.58, 0.75, 0.58, 1.25, 0.41, 0.55, 0.53, 1.08,
+  0.77, median 0.58 (2 cores of an AMD EPYC, torch 2.15.0, timm 1.0.31, commits 4df8bee, 350d0b2).
 - `workers`: trials an hour of `digits-search`, without pruning, by several workers of one thread
   that share this machine, or its accelerator.
 """
