@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from timm_ktg.recipe.recipe import check_section, read_recipe
+from timm_ktg.errors import RecipeError
+from timm_ktg.recipe.recipe import check_section, load_recipe, read_recipe
 from timm_ktg.recipe.search_command import parse_search
 from timm_ktg.recipe.search_config import SearchRecipe
 from timm_ktg.search.pruning import rungs
@@ -38,6 +39,11 @@ def test_header_says_what_it_is_and_how_to_run_it(name: str) -> None:
     assert re.search(r"(^# |\. )Paper: .*\. Measured: .+\.$", "\n".join(header), re.MULTILINE)
     assert f"# Run: accelerate launch -m timm_ktg.search {name}" in header
     assert parse_search([name], "prog").recipe == loaded(name)
+
+
+def test_search_is_nothing_to_train() -> None:
+    with pytest.raises(RecipeError, match=r"^search: .*timm_ktg\.search.*best\.yaml\.$"):
+        load_recipe("digits-search")
 
 
 @pytest.mark.parametrize("name", PAPERS)

@@ -134,6 +134,13 @@ def check_recipe(values: Mapping[str, Any]) -> Recipe:
     Raises:
         RecipeError: All that is wrong with them.
     """
+    if "search" in values and "graph" not in values:
+        raise RecipeError(
+            [
+                "search: this recipe looks for a graph, by timm_ktg.search, and has none of its "
+                "own to train. Train what that finds, best.yaml."
+            ]
+        )
     return check_section(Recipe, values)
 
 
