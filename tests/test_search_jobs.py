@@ -21,6 +21,8 @@ from tests.study_cases import (
     start_all,
 )
 from timm_ktg.search import study as study_module
+from timm_ktg.search.jobs import _job_of
+from timm_ktg.search.storage import RETRIES, retry
 from timm_ktg.search.study import fail_dead
 
 
@@ -81,6 +83,29 @@ def test_search_jobs_two_that_find_a_dead_worker_do_its_job_once(
     monkeypatch.setattr(study_module, "_is_dead", found_by_both)
     assert fail_dead(first, again=True) == []
     assert len(first.get_trials(states=(TrialState.WAITING,))) == len(JOBS)
+
+
+def test_search_job_is_done_though_who_found_its_worker_dead_died_too(tmp_path: Path) -> None:
+    jobs = jobs_of(tmp_path)
+    worker = start_all(tmp_path, (do_jobs, (tmp_path, "a")))
+    kill(tmp_path)
+    assert exit_codes(tmp_path, worker) == [-signal.SIGKILL]
+    assert fail_dead(jobs.study) == [0]
+    asked = []
+    jobs.work(lambda job, trial: asked.append(job) or 1.0, (), lambda line: None)
+    assert sorted(asked) == JOBS and asked.count("a") == 1
+
+
+def test_search_job_in_which_all_workers_die_is_given_up(tmp_path: Path) -> None:
+    jobs = jobs_of(tmp_path)
+    for _ in range(1 + RETRIES):
+        trial = next(each for each in jobs._waiting() if _job_of(each) == "a")
+        jobs.study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+        jobs.study.tell(trial.number, state=TrialState.FAIL)
+        for left in jobs._left():
+            retry(jobs.study, left)
+    jobs.work(lambda job, trial: 1.0, (), lambda line: None)
+    assert jobs.failed() == {"a": "its workers died"}
 
 
 def test_search_job_that_failed_is_tried_again_at_the_next_start(tmp_path: Path) -> None:

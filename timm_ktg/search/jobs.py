@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import one_line
 from .sampler import REASON
+from .storage import RETRIES, retry
 from .study import Join, fail_dead, open_study, run_trials, until
 
 JOB = "job"
@@ -77,12 +78,17 @@ class Jobs:
                 say(f"{job} failed: {one_line(error)}")
                 raise
 
-        while self._waiting() or self._running():
+        while True:
             if self._waiting():
                 run_trials(self.study, objective, lambda study: not self._waiting(), catch)
-            else:
+            elif self._running():
                 say(f"Waiting for other workers: {', '.join(self._running())}.")
                 self._wait()
+            elif left := self._left():
+                for trial in left:  # if the other does so, too, the later one is pruned
+                    retry(self.study, trial)
+            else:
+                return
 
     def done(self) -> dict[str, FrozenTrial]:
         """Return the trials of jobs that succeeded, by job."""
@@ -122,6 +128,23 @@ class Jobs:
     def _running(self) -> list[str]:
         running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return [_job_of(trial) for trial in running]
+
+    def _left(self) -> list[FrozenTrial]:
+        """Return the jobs in which a worker died and that are not enqueued again so far.
+
+        Who found that has yet to do so, or has died in between.
+        """
+        states = (*ALIVE, TrialState.FAIL)
+        trials = self.study.get_trials(deepcopy=False, states=states)
+        newest = {_job_of(trial): trial for trial in trials}
+        return [
+            trial
+            for name, trial in newest.items()
+            if name in self.names
+            and trial.state == TrialState.FAIL
+            and REASON not in trial.user_attrs
+            and len(trial.system_attrs.get("retry_history", [])) < RETRIES
+        ]
 
     def _wait(self) -> None:
         """Wait until a job ends, or is to be done again because its worker died."""
