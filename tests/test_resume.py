@@ -106,14 +106,17 @@ def test_pipeline_optimizer_schedule_and_precision_go_on(
     assert_same_run(whole, stopped)
 
 
-def test_run_that_is_complete_is_left_as_it_is(
+def test_run_that_is_complete_keeps_its_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = train_run(tmp_path / "run", recipe_values(epochs=1))
     before = (run / "summary.json").read_text()
+    picture = (run / "graph.svg").read_text()
+    (run / "graph.svg").unlink()  # as where it was killed between the result and what shows it
     monkeypatch.setattr(running, "evaluate", lambda *arguments: pytest.fail("images are read"))
     assert run_main("--resume", run) == 0
     assert (run / "summary.json").read_text() == before
+    assert (run / "graph.svg").read_text() == picture
 
 
 def test_clock_goes_on_at_the_update_it_had_reached(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 RECORDERS: Mapping[str, type[Recorder]] = {"cuda": CudaRecorder}  # by the kind of device
 
 # Before, a recording that failed left the allocator in a state that the next failure may crash on,
-# so none is tried where it is not known to work.
+# so `auto` tries none.
 FAILS_CLEANLY = torch.__version__ >= "2.15"
 
 

@@ -78,12 +78,13 @@ def run_training(
     identity = hashlib.sha256(
         (directory.recipe.read_text() + training.splits.fingerprint).encode()
     ).hexdigest()
+    summary: Summary | None = None
     if resume:
         _go_on(training, directory, identity)
-        done = directory.read_summary() if training.done.epochs == training.epochs else None
+        # One that was killed after its result was written lacks only what shows it.
+        if training.done.epochs == training.epochs:
+            summary = directory.read_summary()
         accelerator.wait_for_everyone()  # before one of them writes it
-        if done is not None:
-            return done
     is_main = accelerator.is_main_process
     pictures = RunPictures(training.recipe.graph, directory, is_main)
     pictures.begin()
@@ -92,7 +93,8 @@ def run_training(
             _run_epoch(training, directory, epoch + 1, trackers)
             save_state(accelerator, directory.checkpoint, epoch + 1, identity)
             pictures.go_on()
-        summary = _finish(training, directory, start)
+        if summary is None:
+            summary = _finish(training, directory, start)
         pictures.end()
         trackers.complete(summary)
     return summary
