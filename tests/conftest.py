@@ -8,8 +8,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
-from timm_ktg import gates, losses
-from timm_ktg.train import main
+from timm_ktg.graph import gates, losses
+from timm_ktg.train.__main__ import main
 
 from .recipe_cases import Refused, Values, rows, write
 

@@ -13,8 +13,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from timm_ktg.errors import RecipeError
+from timm_ktg.graph.weights import export_node
 from timm_ktg.recipe.recipe import check_recipe
-from timm_ktg.weights import export_node
 
 Values = Mapping[str, Any]
 Refused = Callable[..., list[str]]

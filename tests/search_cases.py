@@ -23,7 +23,7 @@ from tests.training_cases import (
     small_digits,
     write_recipe,
 )
-from timm_ktg import gates
+from timm_ktg.graph import gates
 from timm_ktg.search.__main__ import main
 from timm_ktg.search.tracking import make_card
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from optuna import Study, Trial, TrialPruned
 
-from timm_ktg.metrics import TrainingError
 from timm_ktg.recipe.search_config import SearchConfig
 from timm_ktg.search.jobs import Jobs
 from timm_ktg.search.objective import suggest
@@ -23,6 +22,7 @@ from timm_ktg.search.pruning import build_pruner, rungs
 from timm_ktg.search.sampler import GRAPH, Choices, GraphSampler, build_choices, seen_graphs
 from timm_ktg.search.storage import JOURNAL, open_storage
 from timm_ktg.search.study import DUPLICATE, Join, Objective, finished, open_study, run_trials
+from timm_ktg.train.metrics import TrainingError
 
 from .training_cases import DEADLINE, finish, start
 

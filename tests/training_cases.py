@@ -30,10 +30,10 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 import timm_ktg as ktg
-from timm_ktg import gates, losses
 from timm_ktg.data.sources import load_source
+from timm_ktg.graph import gates, losses
 from timm_ktg.recipe.recipe import check_recipe
-from timm_ktg.training import Training, build_training
+from timm_ktg.train.training import Training, build_training
 
 Values = dict[str, Any]
 
@@ -217,7 +217,7 @@ def furthest(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
 
 def run_main(*argv: str | Path) -> int:
     """Run the main job in this process."""
-    from timm_ktg.train import main
+    from timm_ktg.train.__main__ import main
 
     reset_accelerate()
     with patch_environment(accelerate_use_cpu="true"):
@@ -239,9 +239,9 @@ def train_run(path: Path, values: Values, *flags: str) -> Path:
 @contextmanager
 def interrupted_in(epoch: int) -> Iterator[None]:
     """Let Ctrl-C be pressed after three batches of an epoch, from 1, of a run in this process."""
-    import timm_ktg.running
+    import timm_ktg.train.run
 
-    start_epoch = timm_ktg.running.start_epoch
+    start_epoch = timm_ktg.train.run.start_epoch
 
     def start(training: Training) -> Iterable[Any]:
         batches = start_epoch(training)
@@ -252,7 +252,7 @@ def interrupted_in(epoch: int) -> Iterator[None]:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timm_ktg.running, "start_epoch", start)
+        patch.setattr(timm_ktg.train.run, "start_epoch", start)
         yield
 
 
@@ -293,7 +293,7 @@ def assert_same_run(first: Path, second: Path) -> None:
 
 _forkserver = multiprocessing.get_context("forkserver")
 _forkserver.set_forkserver_preload(
-    ["tests.training_cases", "timm_ktg.run_directory", "sklearn.datasets"]
+    ["tests.training_cases", "timm_ktg.records.run_directory", "sklearn.datasets"]
 )
 
 

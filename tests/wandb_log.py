@@ -11,7 +11,7 @@ import pytest
 import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
-from timm_ktg.wandb_run import WandbRun
+from timm_ktg.tracking.wandb_run import WandbRun
 
 HEADER, BLOCK = 7, 32 * 1024  # bytes
 FULL, LAST = 1, 4  # kinds of chunks, of LevelDB's log format, that end a record

@@ -4,14 +4,14 @@ Importing the package registers its CIFAR models with timm.
 """
 
 from . import models as models
-from .edge import Edge
-from .gates import EdgeContext, Gate, check_gate, create_gate, list_gates, register_gate
-from .graph import GraphLosses, KnowledgeTransferGraph
-from .hooks import OutputCapture
-from .losses import EdgeLoss, NodeOutput, create_loss, list_losses, register_loss
-from .node import Node
-from .plugin import Attachment, attach
-from .task import KnowledgeTransferTask
+from .graph.edge import Edge
+from .graph.gates import EdgeContext, Gate, check_gate, create_gate, list_gates, register_gate
+from .graph.graph import GraphLosses, KnowledgeTransferGraph
+from .graph.losses import EdgeLoss, NodeOutput, create_loss, list_losses, register_loss
+from .graph.node import Node
+from .graph.taps import OutputCapture
+from .plugin.attach import Attachment, attach
+from .plugin.task import KnowledgeTransferTask
 
 __version__ = "0.1.0"
 

@@ -42,10 +42,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import timm_ktg as ktg
 from tests.benchmarks.ratios import provenance
-from timm_ktg.capture import RECORDERS, CapturedUpdate
 from timm_ktg.data import MemoryLoader
-from timm_ktg.metrics import EpochMeter
-from timm_ktg.update import Batch, EagerUpdate
+from timm_ktg.train.cuda_graph import RECORDERS, CapturedUpdate
+from timm_ktg.train.metrics import EpochMeter
+from timm_ktg.train.update import Batch, EagerUpdate
 
 CLASSES, IMAGES = 100, 50_000
 PAPER = ("resnet32_cifar", "wrn28_2_cifar", "resnet32_cifar", "resnet110_cifar")

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.benchmarks.ratios import provenance
-from tests.report_cases import Browser, make_study
+from tests.review.report_cases import Browser, make_study
 from timm_ktg.review.report import write_report
 
 FIGURES = ("tested", "epochs", "parallel", "importance")

@@ -43,11 +43,11 @@ import psutil
 from optuna.trial import FrozenTrial, TrialState
 
 from tests.benchmarks.ratios import ROOT, provenance
-from timm_ktg import training
 from timm_ktg.search import team
 from timm_ktg.search.__main__ import main as search
 from timm_ktg.search.storage import JOURNAL
 from timm_ktg.search.study import WORKER
+from timm_ktg.train import training
 
 COST = [
     *("digits-search", "--search.trials", "30", "--search.top_k", "0", "--search.pruner", "none"),

@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from tests.benchmarks.ratios import Group, Ratio, Seconds, Variants, header, line
-from timm_ktg.allocator import keep_freed_memory
-from timm_ktg.capture import RECORDERS, WARM_UP
+from timm_ktg.train.allocator import keep_freed_memory
+from timm_ktg.train.cuda_graph import RECORDERS, WARM_UP
 
 BATCH, CLASSES = 64, 100
 LAYOUTS = {"": torch.contiguous_format, "-cl": torch.channels_last}

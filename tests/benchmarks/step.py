@@ -21,8 +21,8 @@ Nodes are resnet20_cifar, 100 classes, on one batch of 64 random images [3, 32, 
   backward, its own optimizer's step. M nodes make M^2 forwards, M of them with autograd.
 - `changed`: the same updates from fewer forwards. Only the node that has just been updated is
   computed anew, and the last one not at all: 2 M - 1 forwards, M of them with autograd.
-- `copy`: the forward of a frozen node as the main job has it (`timm_ktg/inference.py`); `model`:
-  that of its model without autograd.
+- `copy`: the forward of a frozen node as the main job has it (`timm_ktg/graph/inference.py`);
+  `model`: that of its model without autograd.
 - `load`: the next augmented batch of a MemoryLoader over 50,000 images; the start of an epoch, once
   in 782 batches, is not counted. `train`: a plain step of one node, without loading.
 - `timm`, `timm_ktg`: the import alone, in a fresh interpreter, from compiled files in the page
@@ -49,9 +49,9 @@ from torch import Tensor, nn
 
 import timm_ktg as ktg
 from tests.benchmarks.ratios import ROOT, Group, Ratio, Seconds, Variants, header, line, timed
-from timm_ktg.allocator import keep_freed_memory
 from timm_ktg.data import MemoryLoader
-from timm_ktg.node_threads import build_threads
+from timm_ktg.graph.node_threads import build_threads
+from timm_ktg.train.allocator import keep_freed_memory
 
 THREADS = 2  # more than there are idle cores would measure how threads wait for each other
 BATCH, CLASSES = 64, 100

@@ -13,15 +13,15 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from ..data import derive_seed
-from ..edge import Edge
 from ..errors import RecipeError, collected, located
-from ..gates import check_gate, create_gate
-from ..graph import KnowledgeTransferGraph
-from ..hooks import OutputCapture
-from ..losses import create_loss
-from ..node import Channels, Node
-from ..topology import LABEL
-from ..weights import load_weights
+from ..graph.edge import Edge
+from ..graph.gates import check_gate, create_gate
+from ..graph.graph import KnowledgeTransferGraph
+from ..graph.losses import create_loss
+from ..graph.node import Channels, Node
+from ..graph.taps import OutputCapture
+from ..graph.topology import LABEL
+from ..graph.weights import load_weights
 from .graph_config import EdgeConfig, NodeConfig
 from .recipe import Recipe
 from .train_config import TrainConfig

@@ -14,8 +14,8 @@ from pydantic import AliasChoices, Field, ValidationError, create_model
 from pydantic_settings import BaseSettings, CliImplicitFlag, CliPositionalArg
 
 from ..errors import RecipeError
-from ..run_directory import read_seeds
-from ..topology import LABEL, name_problem
+from ..graph.topology import LABEL, name_problem
+from ..records.run_directory import read_seeds
 from .data_config import DataConfig
 from .flags import Flags, merged, parse_flags, timm_style
 from .graph_config import EdgeConfig, GraphConfig, NodeConfig

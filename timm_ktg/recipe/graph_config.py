@@ -11,10 +11,10 @@ from pydantic import BeforeValidator, PositiveFloat, model_serializer
 from pydantic_core import InitErrorDetails
 
 from ..errors import did_you_mean, one_line
-from ..gates import create_gate
-from ..graph import Reduction
-from ..losses import create_loss
-from ..topology import (
+from ..graph.gates import create_gate
+from ..graph.graph import Reduction
+from ..graph.losses import create_loss
+from ..graph.topology import (
     LABEL,
     Pair,
     edge_problems,

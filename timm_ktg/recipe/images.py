@@ -24,7 +24,7 @@ from ..data import (
     load_splits,
 )
 from ..errors import RecipeError
-from ..node import Channels
+from ..graph.node import Channels
 from .data_config import DataConfig
 from .recipe import Recipe
 

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..errors import RecipeError, did_you_mean, one_line
-from ..files import write_whole
+from ..records.files import write_whole
 from .data_config import DataConfig
 from .graph_config import GraphConfig
 from .section import Location, Section

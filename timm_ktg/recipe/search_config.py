@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_serializer
 from pydantic_core import InitErrorDetails
 
-from ..gates import create_gate
-from ..graph import Reduction
-from ..registry import shown
+from ..graph.gates import create_gate
+from ..graph.graph import Reduction
+from ..graph.registry import shown
 from .data_config import DataConfig
 from .graph_config import ModelName, WeightsFile, from_word, gate_problems
 from .section import Section, problem

@@ -12,8 +12,8 @@ from typing import Any
 from rich.table import Table
 
 from ..errors import RecipeError
-from ..run_directory import RunDirectory
-from ..statistics import Sample, difference
+from ..records.run_directory import RunDirectory
+from ..records.sample import Sample, difference
 from ..terminal import console
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ..statistics import Sample
+from ..records.sample import Sample
 from .stages import best_quarter, choice_of, importances, label, means, parameters
 from .study_data import COMPLETE, FAILED, StudyData, TrialData
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..graph.registry import with_arguments
 from ..recipe.graph_config import EdgeConfig, GraphConfig, NodeConfig, from_word
-from ..registry import with_arguments
 from ..search.space import TARGET, THROUGH, GraphEdge
 
 Edges = Iterable[GraphEdge]
@@ -35,7 +35,7 @@ def section_of(
 
 def picture(section: Mapping[str, Any]) -> str:
     """Return the section `graph` of a recipe as a picture, an `<svg>` element."""
-    from ..draw import svg_of
+    from ..draw.picture import svg_of
 
     return svg_of(_unchecked(section))
 

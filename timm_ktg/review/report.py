@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RecipeError, located
-from ..files import write_whole
-from ..run_directory import RunDirectory
+from ..records.files import write_whole
+from ..records.run_directory import RunDirectory
 from ..search.storage import JOURNAL
 from .run_data import read_run
 from .study_data import RECIPE, read_study

@@ -13,8 +13,8 @@ from ..errors import RecipeError, one_line
 from ..recipe.build import epochs_of
 from ..recipe.recipe import read_recipe
 from ..recipe.train_config import TrainConfig
-from ..run_directory import RunDirectory
-from ..statistics import Sample
+from ..records.run_directory import RunDirectory
+from ..records.sample import Sample
 
 # By name of a measure and then by epoch: a figure of every seed that has come so far.
 Curve = Mapping[int, Sample]

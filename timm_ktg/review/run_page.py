@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ..statistics import gain
+from ..records.sample import gain
 from .pictures import picture
 from .run_data import RunData
 from .run_figures import accuracy_figure, loss_figure, passed_figure, targets_figure

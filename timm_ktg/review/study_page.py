@@ -7,9 +7,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from ..records.sample import Sample, gain
 from ..search.final import LABEL_ONLY, MEAN, SUM
 from ..search.space import GraphEdge
-from ..statistics import Sample, gain
 from .figures import epochs_figure, importance_figure, parallel_figure, tested_figure
 from .pictures import picture, section_of, words
 from .stages import FEWEST

@@ -25,7 +25,7 @@ from ..search.tracking import (
     create_sweep,
     search_tracking_problems,
 )
-from ..wandb_run import STEP
+from ..tracking.wandb_run import STEP
 from .study_data import find_study
 
 if TYPE_CHECKING:

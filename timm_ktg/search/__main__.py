@@ -11,11 +11,11 @@ from pathlib import Path
 
 from optuna.exceptions import StorageInternalError
 
-from ..entry import run_program
 from ..errors import RecipeError
 from ..recipe.search_command import SearchCommand, parse_search
-from ..run_directory import RUNS
-from ..running import create_accelerator, settled
+from ..records.run_directory import RUNS
+from ..train.program import run_program
+from ..train.run import create_accelerator, settled
 from .program import Worker, check_recipe_of
 from .sampler import build_choices
 from .site import say

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ..recipe.data_config import DataConfig
 from ..recipe.recipe import Recipe
 from ..recipe.search_config import SearchRecipe
-from ..statistics import Sample
+from ..records.sample import Sample
 from .objective import EDGES, EPOCHS, REDRAWN, Builder
 from .sampler import GRAPH, Choices
 from .space import CanonicalGraph, SearchSpace, all_through

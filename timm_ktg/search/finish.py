@@ -12,10 +12,10 @@ from optuna import Trial
 from optuna.trial import FrozenTrial
 
 from ..errors import RecipeError
-from ..files import write_whole
 from ..recipe.build import epochs_of
 from ..recipe.recipe import Recipe, save_recipe
-from ..wandb_run import mode_of
+from ..records.files import write_whole
+from ..tracking.wandb_run import mode_of
 from . import final
 from .objective import Builder
 from .show import show_result

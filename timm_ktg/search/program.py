@@ -10,13 +10,13 @@ from typing import Any
 
 from optuna import Study, Trial
 
-from ..checks import code_of
 from ..errors import located
-from ..gates import create_gate
+from ..graph.gates import create_gate
 from ..recipe.images import build_splits
 from ..recipe.recipe import PLACE, Recipe, save_recipe
 from ..recipe.search_config import GateConfig, SearchRecipe
-from ..wandb_run import mode_of
+from ..tracking.wandb_run import mode_of
+from ..train.checks import code_of
 from . import final
 from .finish import finish
 from .objective import Builder, GraphObjective

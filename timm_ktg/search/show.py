@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ..statistics import gain
+from ..records.sample import gain
 from ..terminal import console
 from .final import LABEL_ONLY, SUM, Result
 from .objective import describe

@@ -12,8 +12,8 @@ from accelerate import PartialState
 from optuna import Study
 from optuna.storages import BaseStorage
 
-from ..metrics import TrainingError
 from ..recipe.search_config import SearchRecipe
+from ..train.metrics import TrainingError
 from .jobs import Jobs
 from .storage import open_artifacts
 from .team import Team

@@ -16,7 +16,7 @@ from math import prod
 from typing import Any, Literal, NamedTuple
 
 from ..errors import did_you_mean
-from ..topology import LABEL, Pair, nodes_that_matter
+from ..graph.topology import LABEL, Pair, nodes_that_matter
 
 TARGET = "target"
 CUTOFF, THROUGH, CORRECT = "cutoff", "through", "correct"

@@ -8,11 +8,11 @@ from typing import Any
 
 from optuna import Study
 
-from ..draw import draw_graph
+from ..draw.picture import draw_graph
 from ..errors import one_line
 from ..recipe.graph_config import GraphConfig
-from ..statistics import Sample
-from ..wandb_run import WandbRun
+from ..records.sample import Sample
+from ..tracking.wandb_run import WandbRun
 from .final import Result, Row, run_path
 from .objective import describe
 from .space import TARGET

@@ -12,13 +12,14 @@ from accelerate.utils import broadcast_object_list
 from optuna import TrialPruned
 
 from ..errors import RecipeError
-from ..metrics import Metrics, TrainingError
+from ..graph.weights import export_node
 from ..recipe.recipe import Recipe
-from ..run_directory import RunDirectory
-from ..running import create_accelerator
-from ..seeds import run_seed
-from ..training import Data, build_training, evaluate, start_epoch, train_epoch
-from ..weights import export_node
+from ..records.metrics import Metrics
+from ..records.run_directory import RunDirectory
+from ..train.metrics import TrainingError
+from ..train.run import create_accelerator
+from ..train.seeds import run_seed
+from ..train.training import Data, build_training, evaluate, start_epoch, train_epoch
 from .pruning import rungs
 
 # Takes an epoch, from 1, the target's validation top-1, and whether it is the last epoch; says

@@ -13,12 +13,19 @@ from typing import Any
 
 from optuna import Study, TrialPruned
 
-from ..draw import draw_graph
+from ..draw.picture import draw_graph
 from ..errors import one_line
-from ..metrics import Metrics
 from ..recipe.graph_config import GraphConfig
 from ..recipe.tracking_config import TrackingConfig
-from ..wandb_run import CONNECT_TIMEOUT, Card, WandbRun, mode_of, wait_for_server, wandb_problems
+from ..records.metrics import Metrics
+from ..tracking.wandb_run import (
+    CONNECT_TIMEOUT,
+    Card,
+    WandbRun,
+    mode_of,
+    wait_for_server,
+    wandb_problems,
+)
 from .sampler import Choices
 from .space import CUTOFF, TARGET, CanonicalGraph
 

@@ -11,7 +11,7 @@ from optuna import Trial
 from optuna.artifacts import download_artifact, upload_artifact
 from optuna.artifacts._protocol import ArtifactStore
 
-from ..files import replace_whole
+from ..records.files import replace_whole
 from .jobs import Jobs
 
 ARTIFACT, DIGEST = "artifact", "digest"

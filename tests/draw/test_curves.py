@@ -1,0 +1,159 @@
+"""A run's curves, and how its pictures are kept up to date."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.colors import to_hex
+from PIL import Image
+
+import timm_ktg.train.pictures
+from tests.draw.picture_cases import checked_graph
+from tests.training_cases import workbench as workbench
+from timm_ktg.draw.curves import draw_curves, plot_curves
+from timm_ktg.draw.scene import scene_of
+from timm_ktg.errors import RecipeError
+from timm_ktg.records.metrics import Metrics
+from timm_ktg.records.run_directory import RunDirectory
+from timm_ktg.train.pictures import RunPictures
+
+GRAPH = checked_graph(
+    {
+        "student": {"label": "through", "helper": "correct", "teacher": "correct"},
+        "helper": {"label": "linear"},
+        "teacher": {},
+    }
+)
+EDGES = ("label->student", "helper->student", "teacher->student", "label->helper")
+
+
+def measured(epochs: int, val: bool) -> list[Metrics]:
+    splits = ("train", "val") if val else ("train",)
+    return [
+        {
+            "epoch": epoch,
+            **{f"train/loss/{name}": 2 / epoch for name in ("student", "helper", *EDGES)},
+            **{f"train/passed/{edge}": 1 - 0.5 / epoch for edge in EDGES},
+            **{f"{split}/top1/{name}": 90.0 for name in GRAPH.nodes for split in splits},
+        }
+        for epoch in range(1, epochs + 1)
+    ]
+
+
+def a_run(path: Path, epochs: int = 2, val: bool = False) -> RunDirectory:
+    run = RunDirectory(path)
+    path.mkdir()
+    run.recipe.write_text(json.dumps({"graph": GRAPH.model_dump(mode="json")}))
+    for metrics in measured(epochs, val):
+        run.log(metrics)
+    return run
+
+
+def legend_of(axes: Any) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+@pytest.mark.parametrize("val", [False, True])
+@pytest.mark.parametrize("epochs", [1, 30])
+def test_curves_are_an_image(epochs: int, val: bool, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", epochs, val)
+    draw_curves(run.path)
+    with Image.open(run.curves) as image:
+        assert image.format == "PNG" and min(image.size) > 600
+    assert {path.name for path in run.path.iterdir()} == {
+        *("recipe.yaml", "metrics.jsonl", "curves.png")
+    }
+
+
+def test_panels_show_every_node_and_every_edge() -> None:
+    loss, top1, passed = plot_curves(measured(3, val=True), scene_of(GRAPH)).axes
+    assert legend_of(loss) == ["student (target)", "helper"]  # a frozen node has no loss
+    assert legend_of(top1) == [
+        f"{name}: val (train thin)" for name in ("student (target)", "helper", "teacher (frozen)")
+    ]
+    assert len(top1.lines) == 6
+    assert legend_of(passed) == [
+        *("label → student: through", "helper → student: correct"),
+        *("teacher → student: correct", "label → helper: linear"),
+    ]
+    colours = {edge.word: edge.colour.lower() for edge in scene_of(GRAPH).edges}
+    for line, name in zip(passed.lines, legend_of(passed), strict=True):
+        assert to_hex(line.get_color()) == colours[name.split(": ")[1]]
+        assert list(line.get_ydata()) == pytest.approx([0.5, 0.75, 1 - 0.5 / 3])
+    dashes = [line.get_linestyle() for line in passed.lines[1:3]]
+    assert dashes[0] != dashes[1]  # two edges with one gate
+
+
+def test_training_top1_is_thick_where_there_is_no_validation() -> None:
+    epochs = measured(3, val=False)
+    watched = plot_curves(measured(3, val=True), scene_of(GRAPH)).axes[1].lines
+    alone = plot_curves(epochs, scene_of(GRAPH)).axes[1]
+    assert legend_of(alone)[0] == "student (target): train"
+    train, val = watched[0].get_linewidth(), watched[1].get_linewidth()
+    assert train < val == alone.lines[0].get_linewidth()
+
+
+def test_one_epoch_is_a_mark() -> None:
+    for axes in plot_curves(measured(1, val=True), scene_of(GRAPH)).axes:
+        assert all(line.get_marker() == "o" for line in axes.lines)
+        assert [tick for tick in axes.get_xticks() if 0.5 <= tick <= 1.5] == [1]
+
+
+def test_directory_without_measures_is_refused(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", epochs=0)
+    with pytest.raises(RecipeError, match=r"run: should hold metrics\.jsonl.*Found none\.$"):
+        draw_curves(run.path)
+
+
+# While a run trains.
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note what is drawn, without drawing it."""
+    drawings: list[str] = []
+    for name in ("draw_graph", "draw_curves"):
+        monkeypatch.setattr(
+            timm_ktg.train.pictures, name, lambda *_, name=name: drawings.append(name)
+        )
+    return drawings
+
+
+def test_curves_are_drawn_once_a_minute_while_a_run_trains(
+    tmp_path: Path, drawn: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("timm_ktg.train.pictures.time.monotonic", lambda: clock[-1])
+    pictures = RunPictures(GRAPH, a_run(tmp_path / "run"), is_main=True)
+    pictures.begin()
+    assert drawn == ["draw_graph"]
+    for seconds in (30, 59, 61, 100, 122):
+        clock.append(1000.0 + seconds)
+        pictures.go_on()
+    assert drawn == ["draw_graph", "draw_curves", "draw_curves"]
+    pictures.end()
+    assert drawn[3:] == ["draw_graph", "draw_curves"]
+
+
+def test_only_the_main_process_draws(tmp_path: Path, drawn: list[str]) -> None:
+    pictures = RunPictures(GRAPH, a_run(tmp_path / "run"), is_main=False)
+    pictures.begin()
+    pictures.end()
+    assert drawn == []
+
+
+def test_drawing_that_fails_costs_a_line_of_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    run = a_run(tmp_path / "run")
+    monkeypatch.setattr(timm_ktg.train.pictures, "draw_graph", full)
+    with caplog.at_level(logging.WARNING, logger="timm_ktg"):
+        RunPictures(GRAPH, run, is_main=True).end()
+    [record] = caplog.records
+    assert "no picture: OSError: [Errno 28] No space left on device" in record.getMessage()
+    assert run.curves.is_file()

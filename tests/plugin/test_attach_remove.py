@@ -1,0 +1,139 @@
+"""The graph in somebody else's loop: saved with it, beside its other tools, and gone again."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
+
+from tests.nets import ConvNet, gradients, hard_labels, images
+from tests.plugin.test_attach import MUTUAL, STEPS, attached, loop, parts, sgd, steps
+from tests.training_cases import same_state, state_of
+from tests.training_cases import workbench as workbench
+from timm_ktg import KnowledgeTransferGraph, Node, attach
+
+
+def plain_loop(model: nn.Module, optimizer: Optimizer, first: int = 0, last: int = STEPS) -> None:
+    for x, labels in steps(first, last):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), labels).backward()
+        optimizer.step()
+
+
+# Saving, and leaving.
+
+
+def test_saved_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    model, optimizer, handle = attached()
+    loop(model, optimizer, handle, last=3)
+    saved: Any = {"model": model, "optimizer": optimizer, "ktg": handle}
+    torch.save({name: each.state_dict() for name, each in saved.items()}, tmp_path / "state.pt")
+    loop(model, optimizer, handle, first=3)
+
+    other, its_optimizer, its_handle = attached()
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    other.load_state_dict(state["model"])
+    its_optimizer.load_state_dict(state["optimizer"])
+    its_handle.load_state_dict(state["ktg"])
+    assert its_handle.clock.updates == 3
+    loop(other, its_optimizer, its_handle, first=3)
+    assert same_state(state_of(handle.graph), state_of(its_handle.graph))
+
+
+def hooks_of(model: nn.Module, optimizer: Optimizer) -> list[int]:
+    found = [optimizer._optimizer_step_post_hooks, optimizer._optimizer_step_pre_hooks]
+    for module in model.modules():
+        found += [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks]
+    return [len(hooks) for hooks in found]
+
+
+def test_removed_it_leaves_model_and_optimizer_as_they_were() -> None:
+    alone = ConvNet(0).train()
+    its_optimizer = sgd(alone.parameters())
+    none = hooks_of(alone, its_optimizer)
+
+    nodes = [Node("a", ConvNet(0), taps=("stem",)), Node("b", ConvNet(1))]
+    graph = KnowledgeTransferGraph(nodes, [e for e in MUTUAL if "c" not in e.pair], "a")
+    model = graph.model("a").train()
+    optimizer = sgd(model.parameters())
+    handle = attach(model, graph, optimizer, STEPS)
+    loop(model, optimizer, handle, last=3)
+    assert hooks_of(model, optimizer) != none
+    handle.remove()
+
+    assert hooks_of(model, optimizer) == none
+    assert len(optimizer.param_groups) == 1
+    assert set(optimizer.state) == set(model.parameters())
+    assert optimizer.state_dict()["param_groups"] == its_optimizer.state_dict()["param_groups"]
+    before = state_of(graph.model("b"))
+    alone.load_state_dict(model.state_dict())
+    its_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    plain_loop(model, optimizer, first=3)
+    plain_loop(alone, its_optimizer, first=3)
+    assert same_state(state_of(model), state_of(alone))
+    assert same_state(state_of(graph.model("b")), before)
+    with pytest.raises(ValueError, match="should run in training mode"):
+        handle.loss(hard_labels())
+
+
+def test_attached_and_removed_at_once_it_was_never_there() -> None:
+    model, optimizer, handle = attached()
+    handle.remove()
+    plain_loop(model, optimizer)
+    alone = ConvNet(0).train()
+    plain_loop(alone, sgd(alone.parameters()))
+    assert same_state(state_of(model), state_of(alone))
+
+
+def test_copy_for_a_moving_average_teaches_nobody() -> None:
+    model, optimizer, handle = attached()
+    loop(model, optimizer, handle, last=2)
+    average = copy.deepcopy(model).eval()
+    before = state_of(handle.graph)
+    torch.testing.assert_close(average(images()), model.eval()(images()))
+    assert same_state(before, state_of(handle.graph))
+    model.train()
+    loop(model, optimizer, handle, first=2)
+    assert handle.clock.updates == STEPS
+
+
+# Other people's tools.
+
+
+def test_autocast_of_the_loop_holds_for_the_auxiliaries() -> None:
+    model, optimizer, handle = attached()
+    seen: list[torch.dtype] = []
+    for name in ("a", "b", "c"):
+        module = handle.graph.model(name).get_submodule("head")
+        module.register_forward_hook(lambda *arguments: seen.append(arguments[2].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(images())
+        loss = handle.loss(hard_labels())
+    loss.backward()
+    optimizer.step()
+    assert seen == [torch.bfloat16] * 3
+    assert loss.dtype == torch.float32 and bool(loss.isfinite())
+    assert all(bool(each.isfinite().all()) for each in gradients(handle.graph.model("b")))
+
+
+def test_optimizer_of_accelerate_trains_the_auxiliaries_and_advances_the_clock() -> None:
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    graph, *own = parts()
+    model, optimizer = accelerator.prepare(*own)
+    handle = attach(model, graph, optimizer, total_updates=STEPS // 2)
+    before = state_of(graph.model("b"))
+    model.train()
+    for x, labels in steps():
+        with accelerator.accumulate(model):
+            optimizer.zero_grad()
+            model(x)
+            accelerator.backward(handle.loss(labels))
+            optimizer.step()
+    assert handle.clock.updates == STEPS // 2
+    assert not same_state(before, state_of(graph.model("b")))
+    handle.remove()
+    assert len(optimizer.param_groups) == 1

@@ -1,0 +1,57 @@
+"""The help of the command line: every field, with what the recipe has there."""
+
+import re
+
+import pytest
+
+from timm_ktg.recipe.data_config import DataConfig
+from timm_ktg.recipe.graph_config import EdgeConfig, GraphConfig, NodeConfig
+from timm_ktg.recipe.train_config import TrainConfig
+from timm_ktg.train.__main__ import main
+
+from ..recipe_cases import LABEL_ONLY, recipe, write
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+# What the help says that the recipe below has.
+HELPED = {
+    "graph.reduction": "mean",
+    "graph.nodes.student.model": "resnet8_cifar",
+    "graph.nodes.student.seed": "3",
+    "graph.nodes.student.learns_from.label.gate": "linear",
+    "graph.nodes.student.learns_from.helper.temperature": "2.0",
+    "graph.nodes.helper.learns_from.student.gate": "through",  # an edge that is not there
+    "train.batch_size": "4",
+}
+
+
+def test_help_lists_every_field_with_its_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learns = {"label": "linear", "helper": {"temperature": 2.0}}
+    helped = recipe({"learns_from": learns, "seed": 3}, LABEL_ONLY, graph={"reduction": "mean"})
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setenv("NO_COLOR", "1")
+    with pytest.raises(SystemExit) as exited:
+        main([write(helped), "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert exited.value.code == 0 and text.startswith("usage: accelerate launch -m timm_ktg.train")
+    fields = {f"data.{name}": field for name, field in DataConfig.model_fields.items()}
+    fields |= {f"train.{name}": field for name, field in TrainConfig.model_fields.items()}
+    fields |= {f"graph.{name}": field for name, field in GraphConfig.model_fields.items()}
+    del fields["graph.nodes"]
+    for node, source in (("student", "helper"), ("helper", "student"), ("helper", "label")):
+        own = f"graph.nodes.{node}"
+        fields |= {f"{own}.{name}": field for name, field in NodeConfig.model_fields.items()}
+        del fields[f"{own}.learns_from"]
+        edge = f"{own}.learns_from.{source}"
+        fields |= {f"{edge}.{name}": field for name, field in EdgeConfig.model_fields.items()}
+    for name, field in fields.items():
+        assert field.description, name
+        entry = rf"--{re.escape(name)} \S+ {re.escape(' '.join(field.description.split()))} \("
+        assert re.search(entry, text), name
+    for flag in ("--output-dir", "--resume", "--overwrite", "--dry-run"):
+        assert f"{flag}" in text
+    for name, value in HELPED.items():
+        found = re.search(rf"--{re.escape(name)} .*?\(default: (\S+)\)", text)
+        assert found and found[1] == value, name

@@ -1,0 +1,325 @@
+"""Every field of a recipe as a flag."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import timm_ktg as ktg
+from timm_ktg.errors import RecipeError
+from timm_ktg.recipe.command_line import Command, parse_command
+from timm_ktg.recipe.data_config import DataConfig
+from timm_ktg.recipe.graph_config import EdgeConfig, NodeConfig
+from timm_ktg.recipe.recipe import check_recipe, save_recipe
+from timm_ktg.recipe.train_config import TrainConfig
+from timm_ktg.train.__main__ import main
+
+from ..recipe_cases import LABEL_ONLY, TWO, recipe, save_weights, write
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+# field: (what is typed, what it means), none of them the default
+MEMORY_DATA = {
+    "dataset": ("a-b/c=d", "a-b/c=d"),
+    "dataset_config": ("plain", "plain"),
+    "input_key": ("img", "img"),
+    "target_key": ("fine_label", "fine_label"),
+    "train_split": ("part", "part"),
+    "test_split": ("null", None),
+    "holdout": ("7", 7),
+    "split_seed": ("3", 3),
+    "images_per_class": ("2", 2),
+    "img_size": ("16", 16),
+    "mean": ("[0.5, 0.4, 0.3]", (0.5, 0.4, 0.3)),
+    "std": ("1,1,0.5", (1.0, 1.0, 0.5)),
+    "hflip": ("0", 0.0),
+    "pad": ("2", 2),
+}
+TIMM_DATA = {
+    "pipeline": ("timm", "timm"),
+    "pad": ("4", 4),  # the default, for the recipe below has another one
+    "holdout": ("0", 0),
+    "val_split": ("valid", "valid"),
+    "scale": ("[0.5,1]", (0.5, 1.0)),
+    "ratio": ("[1,2]", (1.0, 2.0)),
+    "vflip": ("0.25", 0.25),
+    "color_jitter": ("0", 0.0),
+    "aa": ("rand-m9-mstd0.5-inc1", "rand-m9-mstd0.5-inc1"),
+    "reprob": ("0.25", 0.25),
+    "remode": ("const", "const"),
+    "recount": ("2", 2),
+    "interpolation": ("bicubic", "bicubic"),
+    "crop_pct": ("0.9", 0.9),
+    "no_aug": ("true", True),
+    "workers": ("0", 0),
+    "mixup": ("0.8", 0.8),
+    "cutmix": ("1", 1.0),
+    "cutmix_minmax": ("[0.2,0.8]", (0.2, 0.8)),
+    "mixup_prob": ("0.5", 0.5),
+    "mixup_switch_prob": ("0.25", 0.25),
+    "mixup_mode": ("elem", "elem"),
+    "mixup_off_epoch": ("3", 3),
+}
+TRAIN = {
+    "epochs": ("3", 3),
+    "batch_size": ("128", 128),
+    "grad_accum_steps": ("2", 2),
+    "seed": ("42", 42),
+    "opt": ("adamw", "adamw"),
+    "lr": ("5e-4", 5e-4),
+    "momentum": ("0.5", 0.5),
+    "weight_decay": ("0", 0.0),
+    "filter_bias_and_bn": ("true", True),
+    "opt_kwargs": ('{"betas": [0.9, 0.95], "eps": 1e-9}', {"betas": [0.9, 0.95], "eps": 1e-9}),
+    "sched": ("multistep", "multistep"),
+    "sched_on_updates": ("true", True),
+    "decay_epochs": ("2.5", 2.5),
+    "decay_milestones": ("[3,4]", [3, 4]),
+    "decay_rate": ("0.5", 0.5),
+    "min_lr": ("1e-6", 1e-6),
+    "warmup_epochs": ("1", 1),
+    "warmup_lr": ("1e-4", 1e-4),
+    "warmup_prefix": ("true", True),
+    "cooldown_epochs": ("1", 1),
+    "smoothing": ("0.1", 0.1),
+    "clip_grad": ("1", 1.0),
+    "clip_mode": ("agc", "agc"),
+    "mixed_precision": ("bf16", "bf16"),
+    "torchcompile": ("true", True),
+    "node_threads": ("2", 2),
+    "capture": ("auto", "auto"),
+    "channels_last": ("true", True),
+}
+NODE = {
+    "model": ("resnet14_cifar", "resnet14_cifar"),
+    "model_kwargs": ('{"stem_stride": 2}', {"stem_stride": 2}),
+    "pretrained": ("true", True),
+    "checkpoint_path": ("w.safetensors", "w.safetensors"),
+    "seed": ("7", 7),
+    "taps": ("[layer1,layer2]", ["layer1", "layer2"]),
+}
+EDGE = {
+    "gate": ("confident", "confident"),
+    "gate_kwargs": ('{"threshold": 0.5}', {"threshold": 0.5}),
+    "loss": ("cross_entropy", "cross_entropy"),
+    "loss_kwargs": ('{"smoothing": 0.1}', {"smoothing": 0.1}),
+    "temperature": ("3", 3.0),
+}
+STUDENT = "--graph.nodes.student"
+PEER = f"{STUDENT}.learns_from.helper"
+
+
+def parse(*argv: str) -> Command:
+    return parse_command(argv, "prog")
+
+
+def parsed(*argv: str) -> Any:
+    return parse(write(recipe(TWO, LABEL_ONLY, data={"holdout": 2})), *argv).recipe
+
+
+def refusal(*argv: str) -> str:
+    """The one line that a command line is refused with."""
+    with pytest.raises(RecipeError) as caught:
+        parse(*argv)
+    assert len(caught.value.problems) == 1 and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_tables_name_every_field() -> None:
+    assert MEMORY_DATA.keys() | TIMM_DATA.keys() == DataConfig.model_fields.keys()
+    assert TRAIN.keys() == TrainConfig.model_fields.keys()
+    assert NODE.keys() | {"learns_from"} == NodeConfig.model_fields.keys()
+    assert EDGE.keys() == EdgeConfig.model_fields.keys()
+
+
+@pytest.mark.parametrize("timms_style", [False, True], ids=["ours", "timms"])
+@pytest.mark.parametrize(
+    ("where", "fields"),
+    [
+        ("data", MEMORY_DATA),
+        ("data", TIMM_DATA),
+        ("train", TRAIN),
+        ("graph.nodes.student", NODE),
+        ("graph.nodes.student.learns_from.helper", EDGE),
+    ],
+    ids=["data in memory", "data by timm", "train", "node", "edge"],
+)
+def test_any_field_can_be_overridden(
+    where: str, fields: dict[str, tuple[str, Any]], timms_style: bool, own_functions: None
+) -> None:
+    def confident(losses: Any, context: Any, *, threshold: float = 0.8) -> Any:
+        return losses
+
+    ktg.register_gate(confident)
+    save_weights("w.safetensors")
+    flags: list[str] = []
+    for name, (text, _) in fields.items():
+        flag = f"--{where}.{name}"
+        flags += ["--" + f"{flag[2:].replace('_', '-')}={text}"] if timms_style else [flag, text]
+    found: Any = parsed(*flags)
+    for part in where.split("."):
+        found = found[part] if isinstance(found, dict) else getattr(found, part)
+    assert {name: getattr(found, name) for name in fields} == {
+        name: value for name, (_, value) in fields.items()
+    }
+
+
+def test_structure_of_the_graph_can_be_overridden() -> None:
+    graph = parsed(
+        *("--graph.target", "helper", "--graph.reduction=mean", "--graph.keep", "[student]"),
+        *("--graph.nodes.helper.learns_from.student", "linear"),
+        *(f"{STUDENT}.learns-from.label", "cutoff", f"{PEER}.temperature", "2"),
+    ).graph
+    assert (graph.target, graph.reduction, graph.keep) == ("helper", "mean", ["student"])
+    assert graph.nodes["helper"].learns_from["student"] == EdgeConfig(gate="linear")
+    assert graph.nodes["student"].learns_from["label"] == EdgeConfig(gate="cutoff")
+    assert graph.nodes["student"].learns_from["helper"] == EdgeConfig(temperature=2)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (PEER, "linear", f"{PEER}.temperature", "3"),
+        (f"{PEER}.temperature", "3", PEER, "linear"),
+        (f"{PEER}.gate", "linear", f"{PEER}.temperature", "3"),
+        (PEER, '{"gate": "linear", "temperature": 3}'),
+    ],
+    ids=["word first", "word last", "field by field", "json"],
+)
+def test_gate_of_an_edge_and_its_temperature_can_be_given_together(flags: list[str]) -> None:
+    edge = parsed(*flags).graph.nodes["student"].learns_from["helper"]
+    assert edge == EdgeConfig(gate="linear", temperature=3)
+
+
+@pytest.mark.parametrize("typed", [["[3,4]"], ["3,4"], ["3", "--train.decay_milestones", "4"]])
+def test_list_can_be_typed_in_three_ways(typed: list[str]) -> None:
+    assert parsed("--train.decay_milestones", *typed).train.decay_milestones == [3, 4]
+
+
+def test_null_is_no_value_and_refused_where_one_is_needed() -> None:
+    flags = ("--data.test_split=null", "--train.clip_grad", "null", "--data.mean", "null")
+    found = parsed("--train.clip-grad", "1", *flags)
+    assert (found.data.test_split, found.train.clip_grad, found.data.mean) == (None, None, None)
+    assert refusal(write(recipe()), "--train.lr", "null").startswith("train.lr: ")
+
+
+def test_arguments_may_be_typed_as_timm_types_them() -> None:
+    assert parsed("--train.opt-kwargs", "nesterov=False").train.opt_kwargs == {"nesterov": False}
+
+
+def test_recipe_may_stand_before_and_after_flags() -> None:
+    path = write(recipe())
+    for flags in (
+        (path, "--train.lr", "0.5", "--dry-run"),
+        ("--train.lr", "0.5", path, "--dry-run"),
+        ("--dry-run", f"{STUDENT}.seed", "3", "--train.lr=0.5", path),
+    ):
+        command = parse(*flags)
+        assert (command.recipe.data.dataset, command.recipe.train.lr) == ("pets", 0.5)
+        assert command.dry_run and not command.overwrite
+
+
+def test_flags_beside_the_recipe_are_understood() -> None:
+    command = parse("digits", "--output-dir", "some-where", "--overwrite")
+    assert (command.name, command.output_dir) == ("digits", Path("some-where"))
+    assert (command.overwrite, command.dry_run, command.resume) == (True, False, None)
+    assert parse().name == "digits" and parse().output_dir is None
+
+
+def test_environment_gives_no_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = parse()
+    for name in ("OVERWRITE", "DRY_RUN"):
+        monkeypatch.setenv(name, "true")
+    for name in ("OUTPUT_DIR", "RECIPE", "DATA", "TRAIN", "GRAPH"):
+        monkeypatch.setenv(name, "cifar100/dml-2")
+    assert parse() == usual
+    monkeypatch.setenv("RESUME", "nowhere")
+    assert parse() == usual
+
+
+@pytest.mark.parametrize("name", ["copy", "json", "schema", "model_fields", "dict", "target"])
+def test_node_may_be_called_like_an_attribute_of_pydantic(name: str) -> None:
+    values = recipe({"learns_from": {"label": "through", name: "through"}}, LABEL_ONLY)
+    values["graph"]["nodes"][name] = values["graph"]["nodes"].pop("helper")
+    flags = (f"--graph.nodes.{name}.seed", "5", f"{STUDENT}.learns_from.{name}", "linear")
+    nodes = parse(write(values), *flags).recipe.graph.nodes
+    assert nodes[name].seed == 5 and nodes["student"].learns_from[name].gate == "linear"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--train.bach-size", "3"], "--train.bach_size"),
+        (["--trian.batch_size=3"], "--trian.batch_size"),
+        (["--resum", "x"], "--resum"),
+        (["--graph.nodes.studnt.model", "x"], "--graph.nodes.studnt.model"),
+        ([f"{STUDENT}.learns_from.helpr", "linear"], f"{STUDENT}.learns_from.helpr"),
+        ([f"{PEER}.temprature", "3"], f"{PEER}.temprature"),
+    ],
+)
+def test_unknown_flag_is_refused_with_the_nearest(flags: list[str], said: str) -> None:
+    line = refusal(write(recipe(TWO, LABEL_ONLY)), *flags)
+    assert line.startswith(f"command line: unrecognized arguments: {said}")
+    near = re.search(r"Did you mean `(--[\w.]+)`\?$", line)
+    assert near and near[1] != said
+
+
+def test_graph_of_a_recipe_that_is_not_there_is_refused_by_its_flag() -> None:
+    line = refusal(write(recipe(TWO, LABEL_ONLY)), "--graph", "nothere.yaml")
+    assert line.startswith("--graph: `nothere.yaml` is neither a file nor a bundled recipe.")
+
+
+@pytest.mark.parametrize("flags", [["--train.lr"], [PEER], ["--graph.nodes", "{"], ["digits"]])
+def test_incomplete_command_line_is_refused(flags: list[str]) -> None:
+    assert refusal(write(recipe(TWO, LABEL_ONLY)), *flags).startswith("command line: ")
+
+
+def test_wrong_value_on_the_command_line_is_refused_like_one_in_the_file() -> None:
+    path = write(recipe(TWO, LABEL_ONLY))
+    said = refusal(path, "--train.opt", "sdg")
+    assert said == "train.opt: timm knows no optimizer `sdg`. Did you mean `sgd`?"
+    said = refusal(path, PEER, "lineal")
+    assert said.startswith("graph.nodes.student.learns_from.helper.gate: `lineal` is no gate.")
+    said = refusal(path, "--data.hflip", "1.5")
+    assert said.startswith("data.hflip: ") and "1.5" in said
+
+
+def test_run_goes_on_with_its_own_recipe_only() -> None:
+    Path("runs/mine").mkdir(parents=True)
+    save_recipe(check_recipe(recipe(train={"lr": 0.25})), Path("runs/mine/recipe.yaml"))
+    command = parse("--resume", "runs/mine")
+    assert (command.resume, command.recipe.train.lr) == (Path("runs/mine"), 0.25)
+    for others in (
+        ["digits"],
+        ["--train.lr", "0.5"],
+        ["--train.lr=0.25"],
+        [f"{STUDENT}.learns_from.label", "linear"],
+        ["--output-dir", "elsewhere"],
+        ["--overwrite"],
+    ):
+        assert refusal("--resume", "runs/mine", *others).startswith("resume: "), others
+
+
+def test_folder_that_is_no_run_cannot_be_resumed(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty").mkdir()
+    for path in ("empty", "nowhere"):
+        assert main(["--resume", path]) == 2
+        said = f"resume: `{path}` is no run: it has no recipe.yaml.\n"
+        assert capsys.readouterr().err == said
+
+
+def test_run_of_broken_recipe_cannot_be_resumed() -> None:
+    shutil.copytree("pets", "broken")
+    Path("broken/recipe.yaml").write_text(json.dumps(recipe(train={"lr": 0})))
+    assert refusal("--resume", "broken").startswith("train.lr: ")
+
+
+@pytest.mark.parametrize("flag", ["--graph", "--graph-from"])
+def test_graph_can_be_taken_from_another_recipe(flag: str) -> None:
+    mine = write(recipe(TWO, LABEL_ONLY, train={"lr": 0.25}))
+    found = parse(mine, flag, "cifar100/dml-3", "--graph.target", "twin").recipe
+    assert (found.graph.target, found.train.lr) == ("twin", 0.25)
+    assert "`nowhere` is neither" in refusal(mine, flag, "nowhere")

@@ -1,0 +1,179 @@
+"""Loading, checking and saving recipes. Their errors: test_recipe_errors.py."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from timm_ktg.errors import RecipeError
+from timm_ktg.recipe.recipe import (
+    bundled_recipes,
+    check_recipe,
+    find_recipe,
+    load_recipe,
+    name_recipe,
+    read_recipe,
+    save_recipe,
+)
+
+from ..recipe_cases import TWO, recipe, save_weights, write
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+NODE = "{model: resnet8_cifar, learns_from: {label: through}}"
+
+
+def loaded(student: str = NODE, more: str = "") -> Any:
+    write(f"graph:\n  target: student\n  nodes:\n    student: {student}\n{more}", "mine.yaml")
+    return load_recipe("mine.yaml")
+
+
+@pytest.mark.parametrize("name", [name for name in bundled_recipes() if "search" not in name])
+def test_bundled_recipe_survives_being_saved(name: str) -> None:
+    values = read_recipe(find_recipe(name))
+    for node in values["graph"]["nodes"].values():
+        if "checkpoint_path" in node:
+            save_weights(node["checkpoint_path"], node["model"])
+    mine = load_recipe(name)
+    save_recipe(mine, Path("saved.yaml"))
+    assert load_recipe("saved.yaml") == mine
+
+
+def test_recipe_with_every_kind_of_value_survives_being_saved() -> None:
+    smooth = {"loss": "cross_entropy", "loss_kwargs": {"smoothing": 0.1}}
+    soft = {"gate": "linear", "temperature": 3.0}
+    student = {"learns_from": {"label": smooth, "helper": soft}, "taps": ["layer1"], "seed": 7}
+    helper = {"checkpoint_path": save_weights("w.safetensors"), "model_kwargs": {"stem_stride": 2}}
+    mine = check_recipe(
+        recipe(
+            student,
+            helper,
+            graph={"reduction": "mean", "keep": ["helper"]},
+            data={"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1e-3], "test_split": None},
+            train={"opt_kwargs": {"eps": 1e-8}, "mixed_precision": "no", "clip_grad": 1},
+        )
+    )
+    saved, again = Path("saved.yaml"), Path("again.yaml")
+    save_recipe(mine, saved)
+    assert load_recipe("saved.yaml") == mine
+    save_recipe(load_recipe("saved.yaml"), again)
+    assert saved.read_bytes() == again.read_bytes()
+
+
+def test_saved_recipe_spells_every_field_out() -> None:
+    save_recipe(check_recipe(recipe()), Path("saved.yaml"))
+    values = read_recipe(Path("saved.yaml"))
+    mine = load_recipe("saved.yaml")
+    assert values["train"].keys() == type(mine.train).model_fields.keys()
+    assert values["data"].keys() == type(mine.data).model_fields.keys()
+    assert values["graph"]["nodes"]["student"]["learns_from"] == {"label": "through"}
+
+
+@pytest.mark.parametrize("written", ["5e-4", "5.0e-4", "0.0005", "'5e-4'"])
+def test_number_may_be_written_in_any_way(written: str) -> None:
+    assert loaded(more=f"train: {{lr: {written}}}").train.lr == 5e-4
+
+
+def test_number_among_free_arguments_is_a_number() -> None:
+    mine = loaded(
+        "{model: resnet8_cifar, model_kwargs: {drop_rate: 1e-1}, learns_from: "
+        "{label: {loss: cross_entropy, loss_kwargs: {smoothing: 1e-1}}}}",
+        "train: {opt: adamw, opt_kwargs: {eps: 1e-8}}",
+    )
+    student = mine.graph.nodes["student"]
+    assert mine.train.opt_kwargs == {"eps": 1e-8}
+    assert student.model_kwargs == {"drop_rate": 0.1}
+    assert student.learns_from["label"].loss_kwargs == {"smoothing": 0.1}
+
+
+def test_precision_no_may_be_written_bare() -> None:
+    assert loaded(more="train: {mixed_precision: no}").train.mixed_precision == "no"
+
+
+def test_edge_written_as_a_word_is_its_gate() -> None:
+    word = loaded("{model: resnet8_cifar, learns_from: {label: linear}}")
+    spelled = loaded("{model: resnet8_cifar, learns_from: {label: {gate: linear}}}")
+    empty = loaded("{model: resnet8_cifar, learns_from: {label: {}}}")
+    assert word == spelled and word.graph.nodes["student"].learns_from["label"].temperature == 1
+    assert empty.graph.nodes["student"].learns_from["label"].gate == "through"
+
+
+def test_sections_may_be_left_out() -> None:
+    assert loaded() == loaded(more="data: {}\ntrain: {epochs: 200}")
+
+
+def test_defaults_are_those_of_the_paper() -> None:
+    train = loaded().train
+    assert (train.opt, train.lr, train.momentum, train.weight_decay) == ("sgd", 0.1, 0.9, 5e-4)
+    assert (train.epochs, train.batch_size, train.sched, train.decay_epochs) == (
+        200,
+        64,
+        "step",
+        60,
+    )
+    assert (train.filter_bias_and_bn, train.smoothing, train.warmup_epochs) == (False, 0, 0)
+
+
+def test_recipe_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        loaded().train.lr = 1.0
+
+
+def test_bundled_recipe_is_found_by_name_and_by_path() -> None:
+    bundled = bundled_recipes()
+    assert {"digits", "own-images", "cifar100/kd", "tiny-imagenet/dml-4"} <= bundled.keys()
+    assert find_recipe("digits") == bundled["digits"]
+    assert find_recipe(str(bundled["cifar100/dml-2"])) == bundled["cifar100/dml-2"]
+    assert load_recipe("digits") == load_recipe(str(bundled["digits"]))
+
+
+def test_file_wins_over_a_bundled_recipe_and_a_folder_does_not() -> None:
+    Path("digits").mkdir()
+    assert find_recipe("digits") == bundled_recipes()["digits"]
+    Path("digits").rmdir()
+    write(recipe(TWO, {"learns_from": {"label": "through"}}), "digits")
+    assert find_recipe("digits") == Path("digits")
+    assert load_recipe("digits").data.dataset == "pets"
+
+
+def test_unknown_recipe_is_refused_with_the_nearest() -> None:
+    with pytest.raises(RecipeError, match=r"recipe: `cifar100/dml2` .* Did you mean `cifar100/dml"):
+        find_recipe("cifar100/dml2")
+    with pytest.raises(RecipeError, match=r"recipe: `mine\.yml` is neither a file nor a bundled"):
+        find_recipe("mine.yml")
+
+
+def test_run_is_called_after_its_recipe() -> None:
+    bundled = bundled_recipes()
+    assert name_recipe(find_recipe("digits")) == "digits"
+    assert name_recipe(bundled["cifar100/dml-2"]) == "cifar100/dml-2"
+    assert name_recipe(Path("experiments/mine.yaml")) == "mine"
+    assert name_recipe(Path("runs/third-2/recipe.yaml")) == "third-2"
+    here = Path("recipe.yaml")
+    assert name_recipe(here) == Path.cwd().name
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "should be a mapping of sections"),
+        ("- graph\n", "should be a mapping of sections"),
+        ("graph: [\n", "should be YAML"),
+        ("graph:\n\ttarget: a\n", "should be YAML"),
+    ],
+)
+def test_file_that_is_no_recipe_is_refused(text: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=rf"^mine\.yaml: {said}") as caught:
+        load_recipe(write(text, "mine.yaml"))
+    assert "\n" not in str(caught.value)
+
+
+def test_file_of_other_bytes_is_refused() -> None:
+    Path("mine.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match=r"^mine\.yaml: should be YAML"):
+        load_recipe("mine.yaml")
+
+
+def test_key_written_twice_is_refused() -> None:
+    with pytest.raises(RecipeError, match="student"):
+        loaded(more=f"    student: {NODE}\n")

@@ -1,0 +1,182 @@
+"""The report of a search or of runs: read in a browser, and what cannot be shown."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from optuna.trial import create_trial
+
+from tests.review.report_cases import Browser, make_study, needs_browser, write_run
+from timm_ktg.review import study_page
+from timm_ktg.review.__main__ import main
+from timm_ktg.review.report import write_report
+from timm_ktg.review.stages import FEWEST, importances
+from timm_ktg.review.study_data import TrialData, read_study
+from timm_ktg.search.objective import EDGES, MODELS
+
+TRIALS = 150
+# Names that look like addresses and are never asked for.
+NAMESPACES = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report") / "made-up"
+    make_study(folder, TRIALS)
+    assert main(["report", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.driver.quit()
+
+
+def assert_quiet(browser: Browser) -> None:
+    """Assert that the console is empty and that nothing but files and data were asked for."""
+    assert browser.said() == []
+    requests = browser.requests()
+    assert requests and all(url.startswith(("file:", "data:", "blob:")) for url in requests)
+
+
+def test_table_says_which_auxiliaries_are_frozen() -> None:
+    models = {"target": "resnet8_cifar", "aux1": "wrn16_2_cifar", "aux2": "resnet8_cifar"}
+    edges = [[*pair, "through"] for pair in (("aux1", "target"), ("label", "aux2"))]
+    attributes = {MODELS: models, EDGES: [*edges, ["aux2", "target", "correct"]]}
+    row = study_page._trial(TrialData(create_trial(value=90.0, user_attrs=attributes), epochs=4))
+    shown = dict(zip([title for title, _ in study_page.COLUMNS], row, strict=True))
+    assert shown["auxiliaries"] == "aux1 wrn16_2_cifar (frozen), aux2 resnet8_cifar"
+
+
+@needs_browser
+def test_trials_are_sorted_and_filtered(browser: Browser, folder: Path) -> None:
+    from selenium.webdriver.common.by import By
+
+    study = read_study(folder)
+    browser.open(folder / "report.html")
+    assert browser.cells(1) == [str(number) for number in range(100)]  # 100 at first
+    browser.driver.find_element(By.XPATH, "//button[text()='Show 100 more']").click()
+    assert len(browser.cells(1)) == len(study.trials) == TRIALS + 1
+    browser.driver.find_element(By.XPATH, "//button[text()='best val top-1 %']").click()
+    best = [max(trial.values.values()) for trial in study.trials if trial.values]
+    shown = [float(cell) for cell in browser.cells(4) if cell != "-"]
+    assert shown == sorted((round(value, 2) for value in best), reverse=True)
+    assert browser.cells(4)[len(shown) :] == ["-"] * (TRIALS + 1 - len(shown))
+
+    browser.fill("Only state", "complete")
+    complete = [trial for trial in study.trials if trial.state == "complete"]
+    assert set(browser.cells(2)) == {"complete"}
+    assert len(browser.cells(2)) == len(complete)
+    assert browser.run("return document.querySelector('#trials output').textContent") == (
+        f"{len(complete)} of {TRIALS + 1} trials"
+    )
+    browser.fill("last val top-1 % at least", "85")
+    assert 0 < len(browser.cells(1)) < len(complete)
+    assert min(map(float, browser.cells(3))) >= 85
+    browser.fill("last val top-1 % at least", "")
+    browser.fill("edges contains", "AUX1 (linear)")
+    assert all("aux1 (linear)" in cell for cell in browser.cells(8))
+    browser.fill("edges contains", "")
+    browser.fill("Only state", "")
+    browser.fill("Search all columns", "not finite")
+    assert set(browser.cells(2)) == {"failed"}
+    assert_quiet(browser)
+
+
+@needs_browser
+def test_hover_names_the_trial_and_its_graph(browser: Browser, folder: Path) -> None:
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.by import By
+
+    best = read_study(folder).best[0]
+    browser.open(folder / "report.html")
+    browser.show("epochs")
+    points = browser.driver.find_elements(By.CSS_SELECTOR, "#epochs .scatterlayer .trace .point")
+    ActionChains(browser.driver).move_to_element(points[-1]).perform()  # the best lies on top
+    said = browser.wait("return document.querySelector('#epochs .hoverlayer')?.textContent")
+    assert f"trial {best.number}" in said and f"{best.last:.2f} %" in said
+    assert "target ← " in said and best.models["aux1"] in said
+    assert_quiet(browser)
+
+
+@needs_browser
+def test_stage_chooses_which_trials_count(browser: Browser, folder: Path) -> None:
+    study = read_study(folder)
+    browser.open(folder / "report.html")
+    choose = "const s = document.getElementById('stage'); s.value = arguments[0];"
+    choose += "s.dispatchEvent(new Event('change'))"
+    for plot in ("parallel", "importance"):
+        browser.show(plot)
+    for epoch, trials in study.stages.items():
+        browser.run(choose, str(epoch))
+        hidden = browser.run("return document.getElementById('importance').hidden")
+        assert hidden == (len(trials) < FEWEST)
+        few = browser.run("return document.getElementById('importance-few').hidden")
+        assert few != hidden
+        axis = "return document.querySelector('#parallel .xaxislayer-above').textContent"
+        browser.wait(f"{axis}.includes('epoch {epoch}')")
+    assert_quiet(browser)
+
+
+@needs_browser
+def test_page_is_light_or_dark_and_fits_a_phone(browser: Browser, folder: Path) -> None:
+    browser.open(folder / "report.html", dark=False)
+    browser.show("tested")
+    colour = "return document.querySelector('#tested .xtick text').style.fill"
+    light = browser.run(colour)
+    browser.theme(dark=True)
+    browser.wait(f"const now = (() => {{{colour}}})(); return now && now !== '{light}'")
+    browser.open(folder / "report.html", width=390, dark=True)
+    for plot in ("tested", "epochs", "parallel", "importance"):
+        browser.show(plot)
+    assert browser.run("return document.documentElement.scrollWidth") == 390
+    assert_quiet(browser)
+
+
+@needs_browser
+def test_runs_are_shown_side_by_side(browser: Browser, tmp_path: Path) -> None:
+    first = write_run(tmp_path / "first" / "seed-0").parent
+    write_run(first / "seed-1", shift=1.0)
+    second = write_run(tmp_path / "second", shift=2.0)
+    running = write_run(tmp_path / "running", done=False)
+    page = write_report([first, second, running])
+    assert page == first / "report.html"
+    browser.open(page)
+    for plot in ("targets", "accuracy-0", "loss-1", "passed-2"):
+        browser.show(plot)
+    rows = browser.run(
+        "return [...document.querySelectorAll('tbody tr')].map((row) => row.textContent.trim())"
+    )
+    table = [re.sub(r"\s*\n\s*", " ", row) for row in rows]
+    assert "88.50 ± 0.71 (n=2)" in table[0] and table[0].startswith(str(first))
+    assert "90.00 (n=1)" in table[2] and "+1.50 [n too small]" in table[2]
+    assert "0 of 1 complete, epoch 4 of 5" in table[4]
+    assert_quiet(browser)
+
+
+def test_page_names_no_address_but_in_plotlys_own_script(folder: Path) -> None:
+    text = (folder / "report.html").read_text()
+    script = re.compile(r'<script type="text/plain" id="plotly">.*?</script>', re.DOTALL)
+    ours = script.sub("", text)
+    assert len(ours) < len(text)
+    assert set(re.findall(r"https?://[^\"'\s<]*", ours)) <= NAMESPACES
+    assert not re.search(r"\b(src|href)=\"(?!data:|#)", ours)
+
+
+def test_winners_stand_beside_controls_with_intervals(folder: Path) -> None:
+    text = (folder / "report.html").read_text()
+    for name in ("best-1", "label-only", "all-through sum", "all-through mean"):
+        assert f'<th scope="row">{name}</th>' in text
+    assert text.count('class="scroll graph"') == 6  # the best three, and three controls
+    assert re.search(r"[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]", text)
+
+
+def test_importance_finds_what_was_made_to_matter(folder: Path) -> None:
+    study = read_study(folder)
+    shares = importances(study.stages[1], 1)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert next(iter(shares)) in ("gate/aux1->target", "gate/aux2->target")
+    assert importances(study.stages[1][: FEWEST - 1], 1) == {}

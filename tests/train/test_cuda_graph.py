@@ -1,0 +1,263 @@
+"""Updates that are recorded and replayed: the same as those that are not, and when they are not."""
+
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import timm_ktg as ktg
+from tests import training_cases as cases
+from tests.train.tape import Tape
+from tests.training_cases import (
+    MUTUAL,
+    UPDATES,
+    assert_same_run,
+    build,
+    metrics_of,
+    recipe_values,
+    run_main,
+    same_state,
+    state_of,
+    stop_run,
+    train_run,
+    write_recipe,
+)
+from tests.training_cases import workbench as workbench
+from timm_ktg.graph import gates
+from timm_ktg.graph.weights import export_node
+from timm_ktg.records.metrics import Metrics
+from timm_ktg.train import cuda_graph as capture
+from timm_ktg.train.training import Training, evaluate, start_epoch, train_epoch
+
+EPOCHS = 3
+# Of an epoch's batches the last is smaller than the one that was recorded.
+REPLAYS = EPOCHS * (UPDATES - 1) - capture.WARM_UP
+
+FADING = {**MUTUAL["b"], "learns_from": {"label": "linear", "a": "negative_linear"}}
+NORM = {
+    name: {**node, "model_kwargs": {"norm": True, "drop_rate": 0.2}}
+    for name, node in MUTUAL.items()
+}
+
+
+@pytest.fixture
+def tape(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Tape]]:
+    """Lets a CPU record."""
+    monkeypatch.setitem(capture.RECORDERS, "cpu", Tape)
+    monkeypatch.setattr(capture, "FAILS_CLEANLY", True)  # whatever torch this is
+    monkeypatch.setattr(Tape, "replays", 0)
+    yield Tape
+
+
+def values(mode: str, nodes: Any = MUTUAL, data: Any = None, **train: Any) -> dict[str, Any]:
+    # The fused step is another kernel, whose last bit may differ.
+    fused: dict[str, Any] = {"opt_kwargs": {"fused": True}, "epochs": EPOCHS, "capture": mode}
+    return recipe_values(nodes, data, **(fused | train))
+
+
+def trained(recipe: dict[str, Any]) -> tuple[Training, list[Metrics]]:
+    training, found = build(recipe), []
+    for _ in range(training.epochs):
+        found.append(train_epoch(training, start_epoch(training)))
+        assert training.images.val is not None
+        found.append(evaluate(training, training.images.val, "val"))
+    times = {name: 0.0 for name in cases.TIMES}
+    return training, [each | times for each in found]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "data", "train"),
+    [
+        ({**MUTUAL, "b": FADING}, {}, {}),
+        (NORM, {}, {"sched_on_updates": True, "warmup_epochs": 1}),
+        (MUTUAL, {}, {"clip_grad": 0.5, "weight_decay": 0.01, "filter_bias_and_bn": True}),
+        (MUTUAL, {}, {"grad_accum_steps": 2, "batch_size": 64}),
+        (MUTUAL, {}, {"mixed_precision": "bf16", "channels_last": True}),
+        (MUTUAL, {"mixup": 0.2}, {}),
+    ],
+    ids=["gates", "norm", "clip", "accumulate", "bf16", "mixup"],
+)
+def test_replayed_updates_are_those_of_a_run_without(
+    nodes: Any, data: Any, train: Any, tape: type[Tape]
+) -> None:
+    plain, expected = trained(values("never", nodes, data, **train))
+    assert tape.replays == 0
+    recorded, found = trained(values("always", nodes, data, **train))
+    assert tape.replays == REPLAYS
+    assert found == expected
+    assert same_state(state_of(recorded.graph), state_of(plain.graph))
+    rates = [group["lr"] for group in recorded.optimizer.param_groups]
+    assert rates == [group["lr"] for group in plain.optimizer.param_groups]
+    assert {type(rate) for rate in rates} == {float}  # not the tensor that the device reads
+
+
+def test_batch_of_the_first_shape_is_recorded(tape: type[Tape]) -> None:
+    # Of two updates an epoch the second is short, also the one that follows the warm-up.
+    _, expected = trained(values("never", batch_size=192))
+    _, found = trained(values("always", batch_size=192))
+    assert tape.replays == 1
+    assert found == expected
+
+
+def test_adamw_is_replayed(tape: type[Tape]) -> None:
+    # Without `capturable` its step is counted elsewhere, which rounds in another way.
+    _, expected = trained(values("never", opt="adamw", lr=0.001))
+    _, found = trained(values("auto", opt="adamw", lr=0.001))
+    assert tape.replays == REPLAYS
+    for first, second in zip(expected, found, strict=True):
+        assert second == pytest.approx(first, rel=1e-5)
+
+
+def test_frozen_node_is_replayed(tape: type[Tape], tmp_path: Path) -> None:
+    weights = tmp_path / "c.safetensors"
+    export_node(cases.TinyNet(10, 8, 0.0, norm=True), weights)
+    frozen = {"model": "ktg_tiny", "model_kwargs": {"norm": True}, "checkpoint_path": str(weights)}
+    learns = {"label": "through", "c": {"gate": "correct", "temperature": 2.0}}
+    nodes = {"a": {"model": "ktg_tiny", "learns_from": learns}, "c": frozen}
+    _, expected = trained(values("never", nodes))
+    _, found = trained(values("always", nodes))
+    assert tape.replays == REPLAYS
+    assert found == expected
+
+
+def test_run_goes_on_with_what_was_recorded_anew(tape: type[Tape], tmp_path: Path) -> None:
+    whole = train_run(tmp_path / "whole", values("always"))
+    assert tape.replays == REPLAYS
+    stopped = stop_run(tmp_path / "stopped", values("always"), epoch=2)
+    assert run_main("--resume", stopped) == 0
+    assert_same_run(whole, stopped)
+    assert metrics_of(whole) == metrics_of(train_run(tmp_path / "plain", values("never")))
+
+
+@pytest.mark.parametrize(
+    "train", [{"opt_kwargs": {}}, {"opt": "adamw", "lr": 0.001, "opt_kwargs": {}}]
+)
+def test_run_goes_on_where_updates_are_recorded_and_where_not(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is saved says how steps were computed, which the next machine may have to do otherwise.
+    settled = values("auto", **train)
+    whole = metrics_of(train_run(tmp_path / "whole", settled))
+    begun = stop_run(tmp_path / "begun", settled, epoch=2)
+    monkeypatch.setattr(capture, "RECORDERS", {"cpu": Tape})
+    monkeypatch.setattr(capture, "FAILS_CLEANLY", True)
+    monkeypatch.setattr(Tape, "replays", 0)
+    assert run_main("--resume", begun) == 0
+    assert Tape.replays == REPLAYS - (UPDATES - 1)
+    other = stop_run(tmp_path / "other", settled, epoch=2)
+    replays = Tape.replays
+    monkeypatch.setattr(capture, "RECORDERS", {})
+    assert run_main("--resume", other) == 0
+    assert Tape.replays == replays
+    for run in (begun, other):
+        for first, second in zip(whole, metrics_of(run), strict=True):
+            assert second == pytest.approx(first, rel=1e-4)
+
+
+def test_loss_that_is_not_finite_is_named_with_its_update(
+    tape: type[Tape], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def late(losses: Tensor, context: ktg.EdgeContext) -> Tensor:
+        apart = torch.as_tensor((context.progress - 0.62) * (context.progress - 0.9))
+        return losses * apart.sqrt().float()  # not a number in between
+
+    gates.register_gate(late)
+    nodes = {**MUTUAL, "b": {**MUTUAL["b"], "learns_from": {"label": "through", "a": "late"}}}
+    recipe = write_recipe(tmp_path / "r.yaml", values("always", nodes))
+    assert run_main(recipe, "--output-dir", tmp_path / "run") == 1
+    update = math.ceil(0.62 * EPOCHS * UPDATES)
+    assert f"node b is not finite at update {update}, on a->b" in capsys.readouterr().err
+    assert tape.replays > 0
+
+
+# When they are not
+
+
+def reading(losses: Tensor, context: ktg.EdgeContext) -> Tensor:
+    return losses * float(context.source.logits.isfinite().all())
+
+
+READING = {**MUTUAL, "b": {**MUTUAL["b"], "learns_from": {"label": "through", "a": "reading"}}}
+
+
+def test_gate_that_reads_values_back_is_said_where_recording_was_asked_for(
+    tape: type[Tape], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gates.register_gate(reading)
+    recipe = write_recipe(tmp_path / "r.yaml", values("always", READING))
+    assert run_main(recipe, "--output-dir", tmp_path / "run") == 1
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert "train.capture: an update cannot be recorded: operation not permitted when" in line
+
+
+def test_run_goes_on_without_a_recording_that_is_not_possible(
+    tape: type[Tape], caplog: pytest.LogCaptureFixture
+) -> None:
+    gates.register_gate(reading)
+    _, expected = trained(values("never", READING))
+    with caplog.at_level(logging.WARNING):
+        _, found = trained(values("auto", READING))
+    assert tape.replays == 0
+    assert found == expected
+    assert caplog.text.count("cannot be recorded") == 1
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        ({"opt": "lamb", "opt_kwargs": {}}, ["fused", "lamb"]),
+        ({"opt_kwargs": {"fused": False}}, ["opt_kwargs", "fused: False"]),
+        ({"opt_kwargs": {"foreach": True}}, ["opt_kwargs", "foreach: True"]),
+        ({"opt": "adamw", "opt_kwargs": {"capturable": False}}, ["capturable: False"]),
+        ({"torchcompile": True}, ["torchcompile"]),
+    ],
+)
+def test_recording_that_cannot_be_is_refused_or_left(
+    train: Any,
+    words: list[str],
+    tape: type[Tape],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", values("always", **train))
+    assert run_main(recipe, "--output-dir", tmp_path / "run") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "train.capture" in line and all(word in line for word in words)
+    if "torchcompile" not in train:
+        trained(values("auto", **train, epochs=1))
+    assert tape.replays == 0
+
+
+def test_recording_is_not_tried_where_its_failure_may_crash(
+    tape: type[Tape], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(capture, "FAILS_CLEANLY", False)
+    with caplog.at_level(logging.WARNING):
+        trained(values("auto", epochs=1))
+    assert tape.replays == 0 and "needs torch 2.15" in caplog.text
+    trained(values("always"))
+    assert tape.replays == REPLAYS
+
+
+def test_reason_of_a_failure_is_what_was_raised_first() -> None:
+    first = RuntimeError("first")
+    follows, alone = RuntimeError("follows"), RuntimeError("alone")
+    follows.__context__ = first
+    alone.__context__, alone.__suppress_context__ = first, True
+    assert capture._cause(follows) is first
+    assert capture._cause(alone) is alone
+
+
+def test_cpu_does_not_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", values("always"))
+    assert run_main(recipe, "--output-dir", tmp_path / "run") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "train.capture: needs a device of cuda. Found cpu." in line
+    _, expected = trained(values("never", opt_kwargs={}))
+    _, found = trained(values("auto", opt_kwargs={}))
+    assert found == expected

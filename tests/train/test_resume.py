@@ -1,0 +1,131 @@
+"""A run that was killed goes on as if nothing had been: bit for bit, times aside."""
+
+import os
+import signal
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import training_cases as cases
+from tests.training_cases import (
+    DEADLINE,
+    UPDATES,
+    VAL,
+    Values,
+    assert_same_run,
+    finish,
+    metrics_of,
+    program,
+    recipe_values,
+    run_main,
+    small_digits,
+    start,
+    stop_run,
+    train_run,
+)
+from tests.training_cases import workbench as workbench
+from timm_ktg.train import run as running
+
+EPOCHS = 4
+
+
+def digits() -> list[str]:
+    """The bundled recipe, on fewer images, with dropout and mixup to draw from every generator."""
+    return [
+        *("digits", "--train.epochs", str(EPOCHS), "--train.seed", "3"),
+        *("--data.dataset", small_digits(), "--data.holdout", str(VAL)),
+        *("--data.mixup", "0.2", "--data.hflip", "0.5"),
+        *("--graph.nodes.student.model_kwargs", '{"drop_rate": 0.3}'),
+        *("--graph.nodes.helper.model", "resnet8_cifar"),
+        *("--graph.nodes.helper.model_kwargs", '{"drop_rate": 0.1}'),
+    ]
+
+
+def kill_when(process: BaseProcess, *paths: Path, delay: float = 0.0) -> None:
+    """Kill a process, as `kill -9` does, once one of these is there."""
+    deadline = time.monotonic() + DEADLINE
+    while not any(path.exists() for path in paths):
+        assert process.is_alive() and time.monotonic() < deadline, f"{paths} never came"
+        time.sleep(0.002)
+    time.sleep(delay)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    assert finish(process) == [-signal.SIGKILL]
+
+
+def test_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = start(tmp_path / "whole.log", program, *digits(), "--output-dir", whole)
+    assert finish(process) == [0], (tmp_path / "whole.log").read_text()
+
+    # In the middle of an epoch, of which nothing is left.
+    process = start(tmp_path / "1.log", program, *digits(), "--output-dir", killed)
+    kill_when(process, killed / "checkpoint" / "epoch-0001", delay=0.05)
+    assert len(metrics_of(killed)) < EPOCHS and not (killed / "summary.json").exists()
+
+    # While a state is being written, or just moved into place.
+    process = start(tmp_path / "2.log", program, "--resume", killed)
+    kill_when(process, *(killed / "checkpoint" / name for name in (".epoch-0003", "epoch-0003")))
+    assert not (killed / "summary.json").exists()
+
+    process = start(tmp_path / "3.log", program, "--resume", killed)
+    assert finish(process) == [0], (tmp_path / "3.log").read_text()
+    assert "epochs done: 0" not in (tmp_path / "3.log").read_text()
+    assert_same_run(whole, killed)
+    assert [line["epoch"] for line in metrics_of(killed)] == list(range(1, EPOCHS + 1))
+
+
+TIMM = {"pipeline": "timm", "workers": 0, "img_size": 8, "pad": 4, "reprob": 0.3, "mixup": 0.2}
+ADAM = {"opt": "adamw", "lr": 0.003, "sched_on_updates": True, "warmup_epochs": 1}
+
+
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        (TIMM, {"sched": "step", "decay_epochs": 1}),
+        ({"cutmix": 1.0, "hflip": 0.5}, {**ADAM, "grad_accum_steps": 2, "clip_grad": 1.0}),
+        ({"hflip": 0.5}, {"mixed_precision": "bf16", "warmup_epochs": 2, "channels_last": True}),
+    ],
+    ids=["timm", "adamw", "bf16"],
+)
+def test_pipeline_optimizer_schedule_and_precision_go_on(
+    data: Values, options: dict[str, Any], tmp_path: Path
+) -> None:
+    nodes: Values = {
+        name: {**node, "model_kwargs": {"drop_rate": 0.2, "norm": True}}
+        for name, node in cases.MUTUAL.items()
+    }
+    values = recipe_values(nodes, data=data, **options)
+    whole = train_run(tmp_path / "whole", values)
+    stopped = stop_run(tmp_path / "stopped", values, epoch=2)
+    assert len(metrics_of(stopped)) == 1
+    assert run_main("--resume", stopped) == 0
+    assert_same_run(whole, stopped)
+
+
+def test_run_that_is_complete_keeps_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train_run(tmp_path / "run", recipe_values(epochs=1))
+    before = (run / "summary.json").read_text()
+    picture = (run / "graph.svg").read_text()
+    (run / "graph.svg").unlink()  # as where it was killed between the result and what shows it
+    monkeypatch.setattr(running, "evaluate", lambda *arguments: pytest.fail("images are read"))
+    assert run_main("--resume", run) == 0
+    assert (run / "summary.json").read_text() == before
+    assert (run / "graph.svg").read_text() == picture
+
+
+def test_clock_goes_on_at_the_update_it_had_reached(tmp_path: Path) -> None:
+    nodes = {"a": {"model": "ktg_tiny", "learns_from": {"label": "recording"}}}
+    stopped = stop_run(tmp_path / "run", recipe_values(nodes, epochs=3), epoch=3)
+    done, last = 2 * UPDATES, 3 * UPDATES
+    # The three updates of the epoch that Ctrl-C cut short are lost, and done again.
+    assert cases.progress[-4:] == [update / last for update in range(done, done + 4)]
+    cases.progress.clear()
+    assert run_main("--resume", stopped) == 0
+    assert cases.progress[-UPDATES:] == [update / last for update in range(done + 1, last + 1)]
+    assert not {update / last for update in range(2, UPDATES)} & set(cases.progress)

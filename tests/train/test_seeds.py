@@ -1,0 +1,144 @@
+"""Several seeds of one recipe, and run directories side by side."""
+
+import json
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+
+from tests.training_cases import (
+    Values,
+    assert_same_run,
+    interrupted_in,
+    recipe_values,
+    run_main,
+    summary_of,
+    train_run,
+    write_recipe,
+)
+from tests.training_cases import workbench as workbench
+from timm_ktg.errors import RecipeError
+from timm_ktg.recipe.recipe import check_recipe
+from timm_ktg.records.run_directory import RunDirectory
+from timm_ktg.review.__main__ import main as review
+from timm_ktg.train.seeds import run_seed
+
+
+def values() -> Values:
+    return recipe_values(epochs=1)
+
+
+def test_seeds_are_the_runs_that_each_would_be_by_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", values())
+    assert run_main(recipe, "--seeds", "3", "5", "--output-dir", tmp_path / "runs") == 0
+    said = capsys.readouterr().out
+    for seed in (3, 5):
+        alone = train_run(tmp_path / f"alone-{seed}", recipe_values(epochs=1, seed=seed))
+        assert_same_run(alone, tmp_path / "runs" / f"seed-{seed}")
+    result = json.loads((tmp_path / "runs" / "seeds.json").read_text())
+    figures = [summary_of(tmp_path / "runs" / f"seed-{s}")["nodes"]["a"]["top1"] for s in (3, 5)]
+    assert figures[0] != figures[1]
+    found = result["nodes"]["a"]["top1"]
+    assert found == {"mean": mean(figures), "std": stdev(figures), "n": 2, "values": figures}
+    assert f"{mean(figures):.2f} ± {stdev(figures):.2f} (n=2)" in said
+    assert (result["seeds"], result["target"], result["split"]) == ([3, 5], "a", "test")
+
+
+def test_seeds_go_on_where_they_were_interrupted(tmp_path: Path) -> None:
+    recipe, path = write_recipe(tmp_path / "r.yaml", recipe_values(epochs=2)), tmp_path / "runs"
+    whole = tmp_path / "whole"
+    assert run_main(recipe, "--seeds", "0", "1", "--output-dir", whole) == 0
+    with interrupted_in(epoch=2):
+        assert run_main(recipe, "--seeds", "0", "1", "--output-dir", path) == 130
+    assert not (path / "seed-0" / "summary.json").exists()
+    assert run_main("--resume", path) == 0
+    first = (path / "seed-0" / "summary.json").stat().st_mtime_ns
+    for seed in (0, 1):
+        assert_same_run(whole / f"seed-{seed}", path / f"seed-{seed}")
+    assert run_main("--resume", path) == 0  # nothing is left to do
+    assert (path / "seed-0" / "summary.json").stat().st_mtime_ns == first
+
+
+def test_a_seed_that_is_given_twice_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", values())
+    assert run_main(recipe, "--seeds", "1", "1") == 2
+    assert "seeds: should be 0 or more, each only once. Found 1 1." in capsys.readouterr().err
+
+
+def test_run_of_another_recipe_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    path = tmp_path / "seed-0"
+    train_run(path, values())
+    recipe = check_recipe(values())
+    assert run_seed(recipe, 0, RunDirectory(path)) == summary_of(path)
+    elsewhere = recipe.model_copy(
+        update={"train": recipe.train.model_copy(update={"node_threads": 1})}
+    )
+    assert run_seed(elsewhere, 0, RunDirectory(path)) == summary_of(path)
+    with pytest.raises(RecipeError, match="holds a run of another recipe"):
+        run_seed(check_recipe(recipe_values(epochs=1, lr=0.04)), 0, RunDirectory(path))
+
+
+def test_directory_of_seeds_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    recipe, path = write_recipe(tmp_path / "r.yaml", values()), tmp_path / "runs"
+    assert run_main(recipe, "--seeds", "0", "1", "--output-dir", path) == 0
+    assert run_main(recipe, "--seeds", "2", "--output-dir", path) == 2
+    assert run_main(recipe, "--seeds", "2", "--output-dir", path, "--overwrite") == 0
+    assert sorted(each.name for each in path.glob("seed*")) == ["seed-2", "seeds.json"]
+
+
+# Side by side.
+
+
+def save_summary(path: Path, top1: float, split: str = "test") -> None:
+    path.mkdir(parents=True)
+    nodes = {"a": {"top1": top1, "top5": 99.0}, "b": {"top1": 1.0, "top5": 99.0}}
+    summary = {"target": "a", "split": split, "epochs": 2, "nodes": nodes}
+    (path / "summary.json").write_text(json.dumps(summary))
+
+
+def test_compare_shows_n_mean_std_and_the_interval_of_the_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, top1 in enumerate((70.0, 71.0, 72.0)):
+        save_summary(Path("base", f"seed-{seed}"), top1)
+    for seed, top1 in enumerate((73.0, 74.0, 75.0)):
+        save_summary(Path("graph", f"seed-{seed}"), top1)
+    save_summary(Path("one"), 80.0)
+    assert review(["compare", "base", "graph", "one"]) == 0
+    rows = {
+        name: " ".join(line.replace("│", " ").split())
+        for line in capsys.readouterr().out.splitlines()
+        for name in ("base", "graph", "one")
+        if f" {name} " in line
+    }
+    # Welch: t(4 degrees, 97.5 %) = 2.776, standard error sqrt(1/3 + 1/3).
+    assert rows["base"].endswith("a 2 3 71.00 1.00 - -")
+    assert rows["graph"].endswith("a 2 3 74.00 1.00 +3.00 +0.73 .. +5.27")
+    assert rows["one"].endswith("a 2 1 80.00 - +9.00 n too small")
+
+
+def test_compare_takes_another_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_summary(tmp_path / "one", 80.0)
+    assert review(["compare", str(tmp_path / "one"), "--node", "b"]) == 0
+    assert "1.00" in capsys.readouterr().out
+    assert review(["compare", str(tmp_path / "one"), "--node", "c"]) == 2
+    assert "`c` is no node. Nodes: a, b." in capsys.readouterr().err
+
+
+def test_compare_refuses_what_cannot_be_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_summary(tmp_path / "one", 80.0)
+    save_summary(tmp_path / "two", 80.0, split="val")
+    assert review(["compare", str(tmp_path / "one"), str(tmp_path / "two")]) == 2
+    assert "should be evaluated on one split" in capsys.readouterr().err
+    assert review(["compare", str(tmp_path)]) == 2
+    assert "should hold a complete run" in capsys.readouterr().err
+    (tmp_path / "two" / "summary.json").write_text("{}")
+    assert review(["compare", str(tmp_path / "two")]) == 2
+    assert "cannot be read" in capsys.readouterr().err

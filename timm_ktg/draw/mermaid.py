@@ -1,0 +1,59 @@
+"""A graph in the language of Mermaid, which GitHub draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..graph.topology import LABEL
+from .scene import Scene, SceneNode
+
+_LABEL = "label_"  # no node's, for those have a prefix
+_CLASSES = {
+    "target": ("target", "fill:#FFE7A8,stroke:#C77700,stroke-width:4px,color:#1B2430"),
+    "frozen": ("frozen", "fill:#E8F1FA,stroke:#5A6472,stroke-dasharray:6 4,color:#1B2430"),
+    "left out": ("left_out", "fill:#FAFBFC,stroke:#CDD3DA,color:#8A929C"),
+}
+
+
+def mermaid(scene: Scene) -> str:
+    """Return a scene as a Mermaid flowchart, without the fence.
+
+    Args:
+        scene: What the picture shows.
+    """
+    return "\n".join(_lines(scene)) + "\n"
+
+
+def _lines(scene: Scene) -> Iterator[str]:
+    yield "flowchart LR"
+    if any(edge.source == LABEL for edge in scene.edges):
+        yield f'  {_LABEL}(["label"])'
+    for node in scene.nodes:
+        kind = f":::{_CLASSES[node.role][0]}" if node.role else ""
+        yield f'  {_id(node.name)}["{_described(node)}"]{kind}'
+    for edge in scene.edges:
+        word = _escaped(edge.word)
+        yield f'  {_id(edge.source)} -- "{word}" --> {_id(edge.destination)}'
+    for index, edge in enumerate(scene.edges):
+        faded = ",opacity:0.4" if edge.left_out else ""
+        colours = f"stroke:{edge.colour},color:{edge.colour}"
+        yield f"  linkStyle {index} {colours},stroke-width:{edge.width:.1f}px{faded}"
+    for kind, style in _CLASSES.values():
+        yield f"  classDef {kind} {style}"
+
+
+def _id(name: str) -> str:
+    # With a prefix, for `end` and other names are words of the language.
+    return _LABEL if name == LABEL else f"n_{name}"
+
+
+def _described(node: SceneNode) -> str:
+    role = f" ({node.role})" if node.role else ""
+    parts = [f"<b>{node.name}</b>{role}", _escaped(node.model), node.accuracy]
+    return "<br/>".join(part for part in parts if part)
+
+
+def _escaped(text: str) -> str:
+    """Return a text in which nothing ends the quotes around it or is read as HTML."""
+    codes = {"#": "#35;", '"': "#quot;", "<": "#lt;", ">": "#gt;", "&": "#amp;"}
+    return "".join(codes.get(letter, letter) for letter in text)

@@ -1,0 +1,186 @@
+"""What a picture of a graph shows, whatever it is drawn with: nodes, edges, words, colours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..graph.registry import with_arguments
+from ..graph.topology import LABEL, Pair, nodes_that_matter
+from ..recipe.graph_config import EdgeConfig, GraphConfig
+
+Role = Literal["target", "frozen", "left out", ""]
+
+# Told apart with any kind of colour vision, and dark enough to be read on white.
+_COLOURS = {
+    "through": "#0060A8",
+    "linear": "#007A57",
+    "negative_linear": "#B84F00",
+    "correct": "#A1307F",
+}
+# For gates of other packages, in the order of their names.
+_MORE_COLOURS = ("#7A6000", "#5B4FC4", "#0B7A8C", "#8C2F39", "#555B66")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run measured.
+
+    Args:
+        top1: Top-1 by node, in percent.
+        passed: Share of the samples that the gate let through in the last epoch, in 0..1, by the
+            edge's source and destination.
+        split: The images that top-1 is on: `train`, `val` or `test`.
+    """
+
+    top1: Mapping[str, float] = field(default_factory=dict)
+    passed: Mapping[Pair, float] = field(default_factory=dict)
+    split: str = "test"
+
+
+@dataclass(frozen=True)
+class SceneNode:
+    """A node as it is shown.
+
+    Args:
+        name: Its name.
+        model: Its model.
+        role: The word that sets it apart, if any.
+        top1: Its top-1 in percent, where it is known.
+    """
+
+    name: str
+    model: str
+    role: Role
+    top1: float | None
+
+    @property
+    def accuracy(self) -> str:
+        """Top-1 in words; empty where it is not known."""
+        return "" if self.top1 is None else f"{self.top1:.2f} % top-1"
+
+
+@dataclass(frozen=True)
+class SceneEdge:
+    """An edge as it is shown.
+
+    Args:
+        source: Where it begins; may be `label`.
+        destination: Where it ends.
+        word: Its gate, with whatever else is not the default.
+        colour: Its gate's.
+        passed: Share of the samples that the gate let through, where it is known.
+        left_out: Whether its destination is left out of training.
+    """
+
+    source: str
+    destination: str
+    word: str
+    colour: str
+    passed: float | None
+    left_out: bool
+
+    @property
+    def pair(self) -> Pair:
+        """Both ends."""
+        return (self.source, self.destination)
+
+    @property
+    def width(self) -> float:
+        """How thick the arrow is, in points."""
+        return 1.4 if self.passed is None else 0.8 + 2.2 * self.passed
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A graph as it is shown.
+
+    Args:
+        nodes: The nodes, the target first.
+        edges: The edges that are not cut off.
+        caption: What accuracy and thickness mean; empty where there is neither.
+    """
+
+    nodes: tuple[SceneNode, ...]
+    edges: tuple[SceneEdge, ...]
+    caption: str
+
+
+def scene_of(graph: GraphConfig, results: Results | None = None) -> Scene:
+    """Return what a picture of a graph shows.
+
+    Args:
+        graph: The graph.
+        results: What a run of it measured.
+    """
+    results = results or Results()
+    live = {
+        (source, name): edge
+        for name, node in graph.nodes.items()
+        for source, edge in node.learns_from.items()
+        if edge.gate != "cutoff"
+    }
+    matter = nodes_that_matter(list(live), graph.target, graph.keep)
+    names = [graph.target, *(name for name in graph.nodes if name != graph.target)]
+    nodes = tuple(
+        SceneNode(
+            name, graph.nodes[name].model, _role(name, graph, live, matter), results.top1.get(name)
+        )
+        for name in names
+    )
+    colours = gate_colours(edge.gate for edge in live.values())
+    edges = tuple(
+        SceneEdge(
+            *pair,
+            word_of(edge, pair[0]),
+            colours[edge.gate],
+            results.passed.get(pair),
+            pair[1] not in matter,
+        )
+        for pair, edge in live.items()
+    )
+    return Scene(nodes, edges, _caption(results))
+
+
+def gate_colours(gates: Iterable[str]) -> dict[str, str]:
+    """Return a colour for every gate: one of its own for ours, for others the next."""
+    gates = set(gates)
+    others = sorted(gates - _COLOURS.keys())
+    more = {gate: _MORE_COLOURS[i % len(_MORE_COLOURS)] for i, gate in enumerate(others)}
+    return {gate: colour for gate, colour in (_COLOURS | more).items() if gate in gates}
+
+
+def word_of(edge: EdgeConfig, source: str) -> str:
+    """Return an edge's gate, with arguments, temperature and loss where they are not the default.
+
+    Neither gate nor loss need be installed where they are drawn.
+
+    Args:
+        edge: The edge.
+        source: Where it begins.
+    """
+    words = [with_arguments(edge.gate, edge.gate_kwargs)]
+    if edge.temperature != 1:
+        words.append(f"T={edge.temperature:g}")
+    default = "cross_entropy" if source == LABEL else "kl_div"
+    if edge.loss is not None and (edge.loss != default or edge.loss_kwargs):
+        words.append(with_arguments(edge.loss, edge.loss_kwargs))
+    return ", ".join(words)
+
+
+def _role(name: str, graph: GraphConfig, live: Iterable[Pair], matter: Iterable[str]) -> Role:
+    if name == graph.target:
+        return "target"
+    if name not in matter:
+        return "left out"
+    return "" if any(destination == name for _, destination in live) else "frozen"
+
+
+def _caption(results: Results) -> str:
+    parts = []
+    if results.top1:
+        parts.append(f"Top-1 on {results.split} images.")
+    if results.passed:
+        parts.append("Thickness: share of samples that the gate let through in the last epoch.")
+    return " ".join(parts)

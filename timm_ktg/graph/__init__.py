@@ -1,0 +1,1 @@
+"""The method: nodes that learn from each other, through losses and gates."""

@@ -1,0 +1,181 @@
+"""A node of the graph: anything that maps a batch of images to a `NodeOutput`."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import one_line
+from .inference import inference_copy
+from .losses import NodeOutput
+from .taps import OutputCapture
+
+Channels = tuple[float, ...]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A network of the graph.
+
+    Args:
+        name: A letter, then letters, digits and `_`.
+        model: Maps images [B, 3, H, W] to logits [B, C]; used as it is, never copied.
+        taps: Names of submodules whose outputs `NodeOutput.features` holds.
+        pretrained: The model holds trained weights. A node with no incoming edge is frozen and
+            must: a random teacher that never learns fails without a sound.
+        mean: Per-channel mean that the model expects its images normalised with, in 0..1; None:
+            the images are right as they come.
+        std: Per-channel standard deviation, likewise.
+
+    Raises:
+        ValueError: Only one of mean and std is given.
+    """
+
+    name: str
+    model: nn.Module
+    taps: tuple[str, ...] = ()
+    pretrained: bool = False
+    mean: Channels | None = None
+    std: Channels | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the normalisation is whole."""
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(
+                f"nodes.{self.name}: mean and std should be given together. "
+                f"Found mean {self.mean} and std {self.std}."
+            )
+
+
+class Member(nn.Module):
+    """A node at work: its model, the normalisation it expects, its taps, and whether it learns.
+
+    Args:
+        node: The node.
+        frozen: It does not learn: evaluation mode always, no gradients.
+        mean: Per-channel mean that the images come normalised with.
+        std: Per-channel standard deviation, likewise.
+
+    Raises:
+        ValueError: A tap names no module, or the node expects a normalisation and the images' own
+            is not known.
+    """
+
+    scale: Tensor | None
+    shift: Tensor | None
+
+    def __init__(
+        self, node: Node, frozen: bool, mean: Channels | None, std: Channels | None
+    ) -> None:
+        super().__init__()
+        self.model = node.model
+        self.frozen = frozen
+        self.mean, self.std = node.mean or mean, node.std or std
+        try:
+            self.capture = OutputCapture(node.model, node.taps)
+        except ValueError as error:
+            raise ValueError(f"nodes.{node.name}.taps: {error}") from None
+        scale, shift = _affine(node, mean, std)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
+        self._copy: _Copy | None = None
+        if frozen:
+            self.model.requires_grad_(False)
+            self.eval()
+
+    def train(self, mode: bool = True) -> Member:
+        """Set the mode; a frozen node stays in evaluation mode.
+
+        The authors' code leaves a frozen teacher's BatchNorm in training mode; this does not.
+        """
+        return super().train(mode and not self.frozen)
+
+    def speed_up(
+        self, images: Tensor, dtype: torch.dtype | None = None, torchcompile: bool = False
+    ) -> None:
+        """Compute with a copy of the model from now on; of a frozen node without taps.
+
+        Where none can be made, the model goes on to be used, and a warning says why.
+        It is made anew whenever `load_state_dict` loads weights into the model. Other changes of
+        the model do not reach the copy.
+
+        Args:
+            images: Images [B, 3, H, W] such as the node will get.
+            dtype: The type of autocast that the copy works under; outside it the model is used.
+                None: it works anywhere.
+            torchcompile: Compile the copy.
+        """
+        self._copy = _Copy(self.model, images, dtype, torchcompile)
+        self.model.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+            self._copy.renew
+        )
+
+    def forward(self, images: Tensor) -> NodeOutput:
+        """Return the node's output for images [B, 3, H, W]."""
+        if self.scale is not None and self.shift is not None:
+            images = images * self.scale + self.shift
+        self.capture.clear()
+        if not self.frozen:
+            return NodeOutput(self.model(images), self.capture.read())
+        if self._copy is not None and self._copy.works_on(images):
+            return NodeOutput(self._copy(images))
+        with torch.no_grad():
+            return NodeOutput(self.model(images), self.capture.read())
+
+
+class _Copy:
+    """The copy of a model that a frozen node computes with; no module, and so no submodule."""
+
+    def __init__(
+        self, model: nn.Module, images: Tensor, dtype: torch.dtype | None, torchcompile: bool
+    ) -> None:
+        self.images, self.dtype, self.torchcompile = images, dtype, torchcompile
+        self.model: nn.Module | None = None
+        self.renew(model)
+
+    def renew(self, model: nn.Module, keys: object = None) -> None:
+        """Make the copy of a model, which by then calls this when it has loaded weights."""
+        self.model = None  # or the copy would hold the one before, by a copy of that call
+        try:
+            self.model = inference_copy(model, self.images, self.dtype)
+        except Exception as error:  # a model's own code may raise anything
+            _logger.warning("A frozen node computes without a copy: %s", one_line(error))
+            return
+        if self.torchcompile:
+            self.model.compile()
+
+    def works_on(self, images: Tensor) -> bool:
+        """Say whether the copy can be used here and now."""
+        kind = images.device.type
+        under = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return self.model is not None and self.dtype in (None, under)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return logits [B, C] for images [B, 3, H, W]."""
+        assert self.model is not None
+        with torch.inference_mode():
+            logits: Tensor = self.model(images)
+        # Autograd cannot keep what inference mode made, and losses have it keep their sources.
+        return logits.clone()
+
+
+def _affine(
+    node: Node, mean: Channels | None, std: Channels | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return scale and shift [1, C, 1, 1] from the images' normalisation to the node's own."""
+    if node.mean is None or node.std is None or (node.mean, node.std) == (mean, std):
+        return None, None
+    if mean is None or std is None:
+        raise ValueError(
+            f"nodes.{node.name}: expects images normalised with mean {node.mean} and std "
+            f"{node.std}; say what they are normalised with (mean=, std= of the graph)."
+        )
+    given_mean, given_std = torch.tensor(mean), torch.tensor(std)
+    own_mean, own_std = torch.tensor(node.mean), torch.tensor(node.std)
+    scale = (given_std / own_std).view(1, -1, 1, 1)
+    return scale, ((given_mean - own_mean) / own_std).view(1, -1, 1, 1)

@@ -1,0 +1,201 @@
+"""One registry class, for gates and for losses: a decorator in this process, and entry points."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from typing import Any, TypeVar
+
+import torch
+
+from ..errors import did_you_mean
+
+Function = Callable[..., torch.Tensor]
+F = TypeVar("F", bound=Function)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A registered function with its arguments bound: what an edge holds.
+
+    Args:
+        name: Name under which the function is registered.
+        function: The function; its leading positional parameters are the data.
+        arguments: Values for its keyword-only parameters; the others keep their defaults.
+    """
+
+    name: str
+    function: Function
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, *data: Any, **call: Any) -> torch.Tensor:
+        """Call the function on `data` with the bound arguments and those of this `call`."""
+        return self.function(*data, **self.arguments, **call)
+
+    def __str__(self) -> str:
+        """Return the name and the bound arguments, as in `confident(threshold=0.9)`."""
+        return with_arguments(self.name, self.arguments)
+
+
+def with_arguments(name: str, arguments: Mapping[str, Any]) -> str:
+    """Return a name with arguments, as in `confident(threshold=0.9)`; nothing is looked up."""
+    listed = ", ".join(f"{key}={value}" for key, value in arguments.items())
+    return f"{name}({listed})" if listed else name
+
+
+def shown(function: Callable[..., Any] | None) -> str:
+    """Return what a gate or a loss is called in messages: its name, and what is bound to it."""
+    return (
+        str(function)
+        if isinstance(function, Bound)
+        else getattr(function, "__name__", str(function))
+    )
+
+
+class Registry:
+    """Functions by name.
+
+    Entry points are listed without being imported, and loaded when they are asked for: a broken
+    one is reported to whoever asks for it and does not take the others down.
+
+    Args:
+        kind: What is registered, in the singular, for messages: `gate`.
+        group: The entry-point group: `timm_ktg.gates`.
+        data: Names of the positional parameters that the graph passes.
+        call: Names of the keyword parameters that the graph passes; nobody else may bind them.
+    """
+
+    def __init__(
+        self, kind: str, group: str, data: tuple[str, ...], call: tuple[str, ...] = ()
+    ) -> None:
+        self.kind = kind
+        self.group = group
+        self.data = data
+        self.call = call
+        self._decorated: dict[str, Function] = {}
+
+    def register(self, function: F) -> F:
+        """Register a function under its own name; usable as a decorator.
+
+        Raises:
+            ValueError: The name is taken by another function, or the signature does not fit.
+        """
+        name = function.__name__
+        self._check_signature(name, function, self._options(function))
+        # A function may be decorated and be an entry point of its own distribution.
+        entries = [entry for entry in self._entries(name) if not _is_entry_of(function, entry)]
+        taken = [_distribution(entry) for entry in entries]
+        before = self._decorated.get(name)
+        # The same definition again, as when a notebook's cell runs twice, replaces the first.
+        if before is not None and _origin(before) != _origin(function):
+            taken.append(_origin(before))
+        if taken:
+            raise ValueError(
+                f"{self.kind} `{name}` is registered already, by {' and '.join(taken)}; "
+                f"{_origin(function)} should choose another name."
+            )
+        self._decorated[name] = function
+        return function
+
+    def names(self) -> list[str]:
+        """Return the names in alphabetical order, without importing any entry point."""
+        names = _installed(self.group, tuple(sys.path)).names
+        return sorted(names | self._decorated.keys())
+
+    def get(self, name: str) -> Function:
+        """Return the function registered as `name`.
+
+        Raises:
+            ValueError: The name is unknown, its entry point cannot be loaded, or two
+                distributions claim it.
+        """
+        if name in self._decorated:
+            return self._decorated[name]
+        entries = self._entries(name)
+        if not entries:
+            raise ValueError(
+                f"`{name}` is no {self.kind}. Registered: {', '.join(self.names())}."
+                f"{did_you_mean(name, self.names())}"
+            )
+        if len(entries) > 1:
+            owners = " and ".join(sorted(_distribution(entry) for entry in entries))
+            raise ValueError(
+                f"{self.kind} `{name}` is registered by {owners}. Uninstall one of them."
+            )
+        return self._load(entries[0])
+
+    def create(self, name: str, **arguments: Any) -> Bound:
+        """Return the function registered as `name` with `arguments` bound to it.
+
+        Raises:
+            ValueError: The name is unknown, or the function does not take these arguments.
+        """
+        function = self.get(name)
+        options = self._options(function)
+        for key in arguments:
+            if key not in options:
+                takes = f"It takes: {', '.join(options)}." if options else "It takes none."
+                raise ValueError(
+                    f"{self.kind} `{name}` takes no argument `{key}`. {takes}"
+                    f"{did_you_mean(key, options)}"
+                )
+        self._check_signature(name, function, arguments)
+        return Bound(name, function, arguments)
+
+    def _entries(self, name: str) -> list[EntryPoint]:
+        return list(_installed(self.group, tuple(sys.path)).select(name=name))
+
+    def _load(self, entry: EntryPoint) -> Function:
+        where = f"{self.kind} `{entry.name}` of {_distribution(entry)} ({entry.value})"
+        try:
+            function = entry.load()
+        except Exception as error:
+            raise ValueError(
+                f"{where} cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+        if not callable(function):
+            raise ValueError(f"{where} should be a function. Found {type(function).__name__}.")
+        return function  # type: ignore[no-any-return]
+
+    def _options(self, function: Function) -> list[str]:
+        """Return the keyword parameters that a user may bind."""
+        parameters = inspect.signature(function).parameters.values()
+        return [
+            parameter.name
+            for parameter in parameters
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in self.call
+        ]
+
+    def _check_signature(self, name: str, function: Function, bound: Iterable[str]) -> None:
+        """Raise ValueError unless the graph can call `function` once `bound` is bound."""
+        signature = inspect.signature(function)
+        try:
+            signature.bind(*self.data, **dict.fromkeys([*self.call, *bound]))
+        except TypeError as error:
+            expected = ", ".join([*self.data, "*", *self.call, "..."])
+            raise ValueError(
+                f"{self.kind} `{name}` should have the form {name}({expected}). "
+                f"Found {name}{signature}: {error}."
+            ) from None
+
+
+@lru_cache(maxsize=4)
+def _installed(group: str, path: tuple[str, ...]) -> EntryPoints:
+    """Return a group's entry points; kept for a search path, because a scan reads many files."""
+    return entry_points(group=group)
+
+
+def _origin(function: Function) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
+
+
+def _is_entry_of(function: Function, entry: EntryPoint) -> bool:
+    return entry.value.replace(":", ".") == _origin(function)
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return f"distribution `{entry.dist.name}`" if entry.dist else f"`{entry.value}`"

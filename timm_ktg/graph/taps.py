@@ -1,0 +1,86 @@
+"""Forward hooks that capture the outputs of named modules inside an unmodified model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import did_you_mean
+
+
+class _Keep:
+    """A hook that keeps the last output; an object, so that a deep copy of a model has its own."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.output: Any = None
+
+    def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        self.runs += 1
+        self.output = output
+
+    def clear(self) -> None:
+        self.runs, self.output = 0, None
+
+
+class OutputCapture:
+    """Captures what named submodules of a model return: register once, read after each forward.
+
+    The captured outputs keep their autograd graph; `read` hands them over and forgets them, so
+    that no step holds the activations of the one before.
+
+    Args:
+        model: The model; it is not changed beyond the hooks.
+        names: Module names as in `model.named_modules()`, such as `layer3` or `blocks.2.mlp`.
+
+    Raises:
+        ValueError: The model has no module of that name, or a name is given twice.
+    """
+
+    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
+        self.names = tuple(names)
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"taps should be different modules. Found {', '.join(self.names)}.")
+        modules = dict(model.named_modules())
+        for name in self.names:
+            if name not in modules or not name:
+                raise ValueError(
+                    f"`{name}` is no module of {type(model).__name__}.{did_you_mean(name, modules)}"
+                )
+        self._keeps = {name: _Keep() for name in self.names}
+        self._handles = [
+            modules[name].register_forward_hook(keep) for name, keep in self._keeps.items()
+        ]
+
+    def clear(self) -> None:
+        """Forget what was captured since the last `read`, as after a forward that failed."""
+        for keep in self._keeps.values():
+            keep.clear()
+
+    def read(self) -> dict[str, Tensor]:
+        """Return the outputs of the last forward by module name, and forget them.
+
+        Raises:
+            ValueError: Since the last `read`, a module ran twice or not at all, or returned
+                something other than one tensor.
+        """
+        runs = {name: keep.runs for name, keep in self._keeps.items()}
+        outputs = {name: keep.output for name, keep in self._keeps.items()}
+        self.clear()
+        for name, output in outputs.items():
+            if runs[name] != 1:
+                times = f"{runs[name]} times" if runs[name] else "not at all"
+                raise ValueError(f"Module `{name}` should run once in a forward. It ran {times}.")
+            if not isinstance(output, Tensor):
+                raise ValueError(
+                    f"Module `{name}` should return one tensor. Found {type(output).__name__}."
+                )
+        return outputs
+
+    def remove(self) -> None:
+        """Take the hooks off the model and forget what was captured."""
+        for handle in self._handles:
+            handle.remove()
+        self.clear()

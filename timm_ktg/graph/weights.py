@@ -1,0 +1,85 @@
+"""One node's weights in a file: for timm, and for nodes of other graphs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from ..errors import one_line
+from .node import Channels
+
+_METADATA = "timm_ktg"
+
+
+def export_node(
+    model: nn.Module, path: Path, mean: Channels | None = None, std: Channels | None = None
+) -> None:
+    """Write a node's weights as timm reads them: `timm.create_model(..., checkpoint_path=path)`.
+
+    Args:
+        model: The node's model.
+        path: A `.safetensors` file.
+        mean: Per-channel mean that the model expects its images normalised with; kept in the
+            file's metadata for graphs that use the node.
+        std: Per-channel standard deviation, likewise.
+    """
+    # One key, because safetensors writes several in an order of chance.
+    metadata = {_METADATA: json.dumps({"mean": mean, "std": std})}
+    # Cloned, because safetensors refuses tensors that share memory or are not contiguous.
+    state = {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in model.state_dict().items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, path, metadata=metadata)
+
+
+def load_weights(model: nn.Module, path: str) -> dict[str, Channels]:
+    """Load a file of weights into a model, all of them.
+
+    Args:
+        model: The model.
+        path: What `export_node` or timm wrote.
+
+    Returns:
+        `mean` and `std` that the weights were trained with, if the file tells.
+
+    Raises:
+        ValueError: The file holds no weights, or not those of this model.
+    """
+    try:
+        state = load_state_dict(path)
+    except Exception as error:
+        raise ValueError(f"`{path}` cannot be read: {one_line(error)}") from error
+    problems = list(_mismatches(model.state_dict(), state))
+    if problems:
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise ValueError(
+            f"`{path}` should hold the weights of this model. Found {problems[0]}{more}."
+        )
+    model.load_state_dict(state)
+    return _normalisation(path)
+
+
+def _mismatches(own: dict[str, Tensor], given: dict[str, Tensor]) -> Iterator[str]:
+    for key, value in own.items():
+        if key in given and given[key].shape != value.shape:
+            yield f"{key} {list(given[key].shape)} for {list(value.shape)}"
+    yield from (f"no {key}" for key in own if key not in given)
+    yield from (f"{key}, which the model has not" for key in given if key not in own)
+
+
+def _normalisation(path: str) -> dict[str, Channels]:
+    if not path.endswith(".safetensors"):
+        return {}
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    told = json.loads(metadata.get(_METADATA, "{}"))
+    return {key: tuple(value) for key, value in told.items() if value is not None}

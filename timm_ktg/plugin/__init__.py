@@ -1,0 +1,1 @@
+"""A graph in a training loop of your own."""

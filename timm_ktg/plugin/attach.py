@@ -1,0 +1,250 @@
+"""The graph in somebody else's training loop: other models teach yours, and little else changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim import Optimizer
+
+from ..graph.graph import GraphLosses, KnowledgeTransferGraph
+from ..graph.losses import NodeOutput
+from .clock import Clock
+
+if TYPE_CHECKING:
+    from ..recipe.recipe import Recipe
+
+_SEVERAL = (
+    "attach works in one process, on the bare model. With several, build a KnowledgeTransferGraph "
+    "of all models and wrap it whole: accelerator.prepare(graph, optimizer), or "
+    "DistributedDataParallel(graph); then call graph(images) and graph.losses(...)."
+)
+
+
+def attach(
+    model: nn.Module,
+    graph: KnowledgeTransferGraph | Recipe | str | Path,
+    optimizer: Optimizer,
+    total_updates: int,
+    group: dict[str, Any] | None = None,
+) -> Attachment:
+    """Let the other nodes of a graph teach a model in the training loop that it has already.
+
+    Whenever the model runs in training mode, the other nodes run on the same images. The optimizer
+    takes over their parameters, and its steps advance the clock of the gates.
+
+    Args:
+        model: The target, as the loop calls it.
+        graph: A graph whose target is this very model; or a recipe, its path or its bundled name,
+            whose target this model then stands for.
+        optimizer: The loop's optimizer, before a scheduler is made for it.
+        total_updates: k_end, the optimizer updates of the whole run.
+        group: Options of the auxiliaries' parameter group, such as lr; None: those of the model's.
+
+    Returns:
+        A handle, whose `loss(labels)` takes the place of the loop's criterion.
+
+    Raises:
+        ValueError: The model is wrapped for several processes, is not the graph's target, or the
+            optimizer's groups leave open which options the auxiliaries should get.
+
+    Example:
+        >>> handle = attach(model, "digits", optimizer, total_updates=epochs * len(loader))
+        >>> for images, labels in loader:
+        ...     model(images)
+        ...     handle.loss(labels).backward()
+        ...     optimizer.step()
+    """
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    several = distributed and torch.distributed.get_world_size() > 1
+    if several or isinstance(model, DistributedDataParallel | DataParallel):
+        raise ValueError(_SEVERAL)
+    if not isinstance(graph, KnowledgeTransferGraph):
+        graph = _graph_around(model, graph)
+    if graph.model(graph.target) is not model:
+        raise ValueError(
+            f"The graph's target `{graph.target}` should be the model that is attached. "
+            "Found another one; give Node() the same object."
+        )
+    return Attachment(model, graph, optimizer, total_updates, group)
+
+
+def _graph_around(model: nn.Module, named: Recipe | str | Path) -> KnowledgeTransferGraph:
+    # Imported here, because most who import the package need no recipes.
+    from ..recipe.build import build_edges, build_graph, build_nodes
+    from ..recipe.recipe import Recipe, load_recipe
+
+    recipe = named if isinstance(named, Recipe) else load_recipe(str(named))
+    num_classes = getattr(model, "num_classes", None)
+    if not isinstance(num_classes, int):
+        raise ValueError(
+            "A recipe needs to know the number of classes. The model should have `num_classes`; "
+            "or build the graph by hand."
+        )
+    nodes = build_nodes(recipe, num_classes, given={recipe.graph.target: model})
+    edges = build_edges(recipe, num_classes)
+    return build_graph(recipe, nodes, edges, recipe.data.mean, recipe.data.std)
+
+
+class Attachment:
+    """What `attach` returns; made by it.
+
+    Args:
+        model: The target.
+        graph: The graph.
+        optimizer: The loop's optimizer.
+        total_updates: The updates of the whole run.
+        group: Options of the auxiliaries' parameter group.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: KnowledgeTransferGraph,
+        optimizer: Optimizer,
+        total_updates: int,
+        group: dict[str, Any] | None,
+    ) -> None:
+        self.graph = graph
+        self.auxiliaries = tuple(name for name in graph.members if name != graph.target)
+        self._optimizer: Optimizer = getattr(optimizer, "optimizer", optimizer)
+        self._outputs: dict[str, NodeOutput] | None = None
+        device = next(model.parameters()).device
+        for name in self.auxiliaries:
+            graph.member(name).to(device)
+        self.clock = Clock(optimizer, total_updates)
+        try:
+            self._groups = self._add_groups(group)
+        except ValueError:
+            self.clock.stop()
+            raise
+        self._hooks = [
+            model.register_forward_pre_hook(self._before),
+            model.register_forward_hook(self._after, with_kwargs=True),
+        ]
+
+    def __repr__(self) -> str:
+        """Return who teaches whom, and how far the run is."""
+        done = f"{self.clock.updates}/{self.clock.total_updates} updates"
+        return f"Attachment({', '.join(self.auxiliaries)} -> {self.graph.target}, {done})"
+
+    def losses(self, labels: Tensor) -> GraphLosses:
+        """Return the losses of the model's last forward in training mode, in all their parts.
+
+        Args:
+            labels: Class indices [B], or class probabilities [B, C] (mixup, cutmix).
+
+        Raises:
+            ValueError: The model has not run in training mode since the last call.
+        """
+        if self._outputs is None:
+            raise ValueError(
+                "The model should run in training mode, with gradients, before each loss."
+            )
+        outputs, self._outputs = self._outputs, None
+        return self.graph.losses(outputs, labels, self.clock.progress)
+
+    def loss(self, labels: Tensor) -> Tensor:
+        """Return the sum of all nodes' losses, a scalar to call `backward` on; see `losses`."""
+        return self.losses(labels).total
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the clock and the auxiliaries, to be saved beside model and optimizer."""
+        members = {name: self.graph.model(name).state_dict() for name in self.auxiliaries}
+        return {
+            "updates": self.clock.updates,
+            "total_updates": self.clock.total_updates,
+            "auxiliaries": members,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            ValueError: It is of a run of another length, whose gates were elsewhere at this update.
+        """
+        if state["total_updates"] != self.clock.total_updates:
+            raise ValueError(
+                f"total_updates should be {state['total_updates']}, as when the state was saved. "
+                f"Found {self.clock.total_updates}."
+            )
+        self.clock.updates = state["updates"]
+        for name in self.auxiliaries:
+            self.graph.model(name).load_state_dict(state["auxiliaries"][name])
+
+    def remove(self) -> None:
+        """Leave the model and the optimizer as they were before."""
+        self.clock.stop()
+        for hook in self._hooks:
+            hook.remove()
+        self.graph.member(self.graph.target).capture.remove()
+        self._outputs = None
+        for group in self._groups:
+            for parameter in group["params"]:
+                self._optimizer.state.pop(parameter, None)
+        kept = [
+            group
+            for group in self._optimizer.param_groups
+            if not any(group is own for own in self._groups)
+        ]
+        self._optimizer.param_groups[:] = kept
+
+    def _before(self, *_: Any) -> None:
+        self.graph.member(self.graph.target).capture.clear()
+
+    def _after(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if not (model.training and torch.is_grad_enabled()):
+            return
+        if not isinstance(output, Tensor):
+            raise ValueError(f"The model should return logits. Found {type(output).__name__}.")
+        images = args[0] if args else next(iter(kwargs.values()))
+        target = self.graph.member(self.graph.target)
+        outputs = {self.graph.target: NodeOutput(output, target.capture.read())}
+        for name in self.auxiliaries:
+            member = self.graph.member(name)
+            if not member.training:
+                member.train()
+            outputs[name] = member(images)
+        self._outputs = outputs
+
+    def _add_groups(self, options: dict[str, Any] | None) -> list[dict[str, Any]]:
+        """Give the auxiliaries' parameters to the optimizer, node by node."""
+        before = list(self._optimizer.param_groups)
+        if any("initial_lr" in group for group in before):
+            raise ValueError(
+                "attach should come before the scheduler, and before a saved state is loaded into "
+                "the optimizer, or the auxiliaries miss both. Found `initial_lr` in its groups, "
+                "which a scheduler leaves there."
+            )
+        for name in self.auxiliaries:
+            if name in self.graph.learning:
+                parameters = list(self.graph.model(name).parameters())
+                for group in _groups_like(before, parameters, options):
+                    self._optimizer.add_param_group({**group, "node": name})
+        return self._optimizer.param_groups[len(before) :]
+
+
+def _groups_like(
+    groups: list[dict[str, Any]], parameters: list[nn.Parameter], options: dict[str, Any] | None
+) -> list[dict[str, Any]]:
+    """Return groups of these parameters with the options that the groups of the model have."""
+    if options is not None:
+        return [{**options, "params": parameters}]
+    own = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+    if len(own) == 1:
+        return [{**own[0], "params": parameters}]
+    # timm's split: biases and norms, whatever has one dimension, without weight decay.
+    own.sort(key=lambda group: float(group.get("weight_decay", 0)))
+    rest = [{k: v for k, v in group.items() if k != "weight_decay"} for group in own]
+    if len(own) == 2 and own[0].get("weight_decay") == 0 and rest[0] == rest[1]:
+        flat = [parameter for parameter in parameters if parameter.ndim <= 1]
+        other = [parameter for parameter in parameters if parameter.ndim > 1]
+        split = ((own[0], flat), (own[1], other))
+        return [{**group, "params": each} for group, each in split if each]
+    raise ValueError(
+        f"The optimizer has {len(own)} groups of different options. Say which the auxiliaries "
+        "should get: attach(..., group={'lr': ..., 'weight_decay': ...})."
+    )

@@ -1,0 +1,178 @@
+"""The graph as a training task of timm, for loops that are written against timm's contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.task import TrainingTask
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from ..graph.graph import KnowledgeTransferGraph
+from .clock import Clock
+
+
+class KnowledgeTransferTask(TrainingTask):
+    """Trains a knowledge transfer graph under timm's contract for training tasks.
+
+    Args:
+        graph: The graph.
+        optimizer: An optimizer over the graph's parameters, such as
+            `timm.optim.create_optimizer_v2(graph, ...)`; its steps advance the clock of the gates.
+        total_updates: k_end, the optimizer updates of the whole run.
+        device: Device of the task.
+        dtype: Floating-point type of the task.
+        verbose: Log what timm's tasks log.
+
+    Raises:
+        ValueError: The optimizer does not hold the parameters of every node that learns.
+    """
+
+    def __init__(
+        self,
+        graph: KnowledgeTransferGraph,
+        optimizer: Optimizer,
+        total_updates: int,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        verbose: bool = True,
+    ) -> None:
+        super().__init__(device=device, dtype=dtype, verbose=verbose)
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for name in graph.learning:
+            if any(id(parameter) not in held for parameter in graph.model(name).parameters()):
+                raise ValueError(
+                    f"The optimizer should hold the parameters of the whole graph. Found node "
+                    f"`{name}` left out; make it by create_optimizer_v2(graph, ...)."
+                )
+        self.trainable_module: nn.Module = graph
+        self.clock = Clock(optimizer, total_updates)
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Return the losses of a batch.
+
+        Args:
+            input: Images [B, 3, H, W].
+            target: Class indices [B], or class probabilities [B, C]; timm's word for labels.
+
+        Returns:
+            `loss`, the sum over nodes; `output`, the logits [B, C] of the graph's target; and, for
+            logging, `loss/<node>` and `loss/<source>-><destination>`.
+        """
+        graph = self._graph()
+        outputs = self.trainable_module(input)
+        losses = graph.losses(outputs, target, self.clock.progress)
+        nodes = {f"loss/{name}": loss.detach() for name, loss in losses.nodes.items()}
+        edges = {f"loss/{edge}": losses.edges[edge.pair] for edge in graph.edges}
+        output = outputs[graph.target].logits
+        return {"loss": losses.total, "output": output, **nodes, **edges}
+
+    def prepare_distributed(
+        self, device_ids: list[int] | None = None, **ddp_kwargs: Any
+    ) -> KnowledgeTransferTask:
+        """Wrap the whole graph for several processes, as timm's loop asks for it.
+
+        Args:
+            device_ids: Device of this process.
+            ddp_kwargs: Further arguments of DistributedDataParallel.
+        """
+        self.trainable_module = DistributedDataParallel(
+            self.trainable_module, device_ids=device_ids, **ddp_kwargs
+        )
+        return self
+
+    def compile(  # type: ignore[override] # timm's signature, not torch's
+        self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
+    ) -> nn.Module:
+        """Compile the models of all nodes without taps in place; returns the target's.
+
+        Args:
+            backend: Back-end of torch.compile.
+            mode: Mode of torch.compile.
+            compile_kwargs: Further arguments of torch.compile.
+        """
+        graph = self._graph()
+        for name in graph.untapped:
+            graph.model(name).compile(backend=backend, mode=mode, **compile_kwargs)
+        return graph.model(graph.target)
+
+    def get_eval_model(
+        self, module: nn.Module | None = None, ema: bool = False
+    ) -> nn.Module | None:
+        """Return the target's model, which is what is validated and exported.
+
+        Args:
+            module: A wrapped graph; None: the task's own.
+            ema: The task's moving average instead; None if there is none.
+        """
+        if module is None:
+            module = self.get_trainable_module(ema=ema)
+        if module is None:
+            return None
+        graph = _unwrapped(module)
+        return graph.model(graph.target)
+
+    def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
+        """Return the parameters of all nodes that learn.
+
+        Args:
+            exclude_head: Leave out every node's last two, as timm does for its classifier.
+        """
+        graph = self._graph()
+        end = -2 if exclude_head else None
+        nodes = (list(graph.model(name).parameters())[:end] for name in graph.learning)
+        return [parameter for parameters in nodes for parameter in parameters]
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """Return the clock and the auxiliaries' weights.
+
+        Args:
+            module: A wrapped graph; None: the task's own.
+            ema: The task's moving average instead.
+        """
+        module = module if module is not None else self.get_trainable_module(ema=ema)
+        if module is None:
+            return {}
+        graph = _unwrapped(module)
+        auxiliaries = {
+            name: graph.model(name).state_dict() for name in graph.members if name != graph.target
+        }
+        return {"updates": self.clock.updates, "auxiliaries": auxiliaries}
+
+    def load_task_state(
+        self,
+        state: dict[str, Any] | None,
+        strict: bool = True,
+        module: nn.Module | None = None,
+        ema: bool = False,
+    ) -> None:
+        """Load what `get_task_state` returned.
+
+        Args:
+            state: The state; None or empty: nothing is loaded.
+            strict: Refuse weights that do not fit.
+            module: A wrapped graph; None: the task's own.
+            ema: The task's moving average instead.
+        """
+        module = module if module is not None else self.get_trainable_module(ema=ema)
+        if not state or module is None:
+            return
+        graph = _unwrapped(module)
+        if not ema:
+            self.clock.updates = state["updates"]
+        for name, weights in state["auxiliaries"].items():
+            graph.model(name).load_state_dict(weights, strict=strict)
+
+    def _graph(self) -> KnowledgeTransferGraph:
+        return _unwrapped(self.trainable_module)
+
+
+def _unwrapped(module: nn.Module) -> KnowledgeTransferGraph:
+    """Return the graph inside timm's and torch's wrappers, all of which call it `module`."""
+    while not isinstance(module, KnowledgeTransferGraph):
+        inner = module.module
+        assert isinstance(inner, nn.Module)
+        module = inner
+    return module

@@ -1,0 +1,131 @@
+"""The main job: `accelerate launch -m timm_ktg.train [RECIPE] [--section.field value ...]`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from ..errors import RecipeError
+from ..recipe.command_line import Command, parse_command
+from ..recipe.recipe import Recipe, save_recipe
+from ..records.run_directory import (
+    RunDirectory,
+    check_output_dir,
+    create_run_directory,
+    write_seeds,
+)
+from ..tracking.trackers import check_tracking
+from .metrics import TrainingError
+from .program import run_program
+from .run import Summary, create_accelerator, run_training, settled
+from .seeds import run_seeds, show_seeds
+from .show import show_graph, show_result
+from .training import build_training
+
+PROGRAM = "accelerate launch -m timm_ktg.train"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the main job.
+
+    Args:
+        argv: The arguments; None: those of the command line.
+
+    Returns:
+        The exit code: 0, 1 if a run cannot go on, 2 if what was asked for is wrong, 130 if it was
+        interrupted.
+    """
+    return run_program(
+        lambda: _parsed(sys.argv[1:] if argv is None else argv),
+        run,
+        "--resume with the run's directory goes on with it.",
+        (TrainingError,),
+    )
+
+
+def _parsed(argv: Sequence[str]) -> Command:
+    command = parse_command(argv, PROGRAM)
+    check_tracking(command.recipe.tracking, command.seeds)
+    if command.output_dir and not (command.resume or command.dry_run):
+        check_output_dir(command.output_dir, command.overwrite)
+    return command
+
+
+def run(command: Command) -> None:
+    """Train, evaluate and export the graph of a recipe, for one seed or for several.
+
+    Raises:
+        RecipeError: What was asked for is wrong.
+        TrainingError: A loss is not finite, or an update cannot be recorded as asked.
+    """
+    start = time.perf_counter()
+    accelerator = create_accelerator(command.recipe)
+    if not accelerator.is_main_process:
+        logging.getLogger("timm_ktg").setLevel(logging.ERROR)  # one process warns for all
+    recipe = settled(command.recipe, accelerator)
+    accelerator.print(f"Reading {recipe.data.dataset}, building {len(recipe.graph.nodes)} nodes.")
+    training = build_training(recipe, accelerator)
+    if accelerator.is_main_process:
+        show_graph(training.graph, {name: n.model for name, n in recipe.graph.nodes.items()})
+        if training.graph.threads:
+            print(f"{training.graph.threads.count} nodes at a time, a thread each.")
+    if command.dry_run:
+        accelerator.print("Dry run: everything is built and checked, nothing was trained.")
+        return
+    directory = _open(command, recipe, accelerator)
+    if command.seeds:
+        del training  # each seed builds its own
+        accelerator.free_memory()
+        summary = run_seeds(recipe, command.seeds, directory, accelerator.is_main_process)
+        if accelerator.is_main_process:
+            show_seeds(summary, directory)
+    else:
+        result = run_training(training, directory, command.resume is not None, start)
+        if accelerator.is_main_process:
+            _show(result, directory)
+    accelerator.end_training()
+
+
+def _open(command: Command, recipe: Recipe, accelerator: Accelerator) -> RunDirectory:
+    """Return the run's directory, made by the main process and known to all."""
+    if command.resume:
+        return RunDirectory(command.resume)
+    made: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            directory = create_run_directory(command.name, command.output_dir, command.overwrite)
+            save_recipe(recipe, directory.recipe)
+            if command.seeds:
+                write_seeds(directory.path, command.seeds)
+            made = [directory]
+        except RecipeError as error:
+            made = [error]
+    broadcast_object_list(made)
+    if isinstance(made[0], RecipeError):
+        raise made[0]
+    assert isinstance(made[0], RunDirectory)
+    return made[0]
+
+
+def _show(summary: Summary, directory: RunDirectory) -> None:
+    show_result(
+        summary,
+        [
+            ("recipe", str(directory.recipe)),
+            ("metrics", str(directory.metrics)),
+            ("summary", str(directory.summary)),
+            ("pictures", f"{directory.graph}, {directory.curves.name}"),
+            ("weights", str(directory.nodes / "<node>.safetensors")),
+            ("resume", f"{PROGRAM} --resume {directory.path}"),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""What is checked when a graph is built: that it works with the images and on all processes."""
+
+from __future__ import annotations
+
+import hashlib
+from types import CodeType
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+
+from ..errors import RecipeError, one_line
+from ..graph.graph import KnowledgeTransferGraph
+from ..graph.registry import Bound, shown
+from ..recipe.recipe import Recipe
+
+
+def check_batch_size(recipe: Recipe, processes: int) -> None:
+    """Raise RecipeError if a batch does not divide into the parts it is computed in."""
+    parts = processes * recipe.train.grad_accum_steps
+    if recipe.train.batch_size % parts:
+        raise RecipeError(
+            [
+                f"train.batch_size: should be a multiple of {parts}, the processes ({processes}) "
+                f"times grad_accum_steps. Found {recipe.train.batch_size}."
+            ]
+        )
+
+
+@torch.no_grad()
+def check_outputs(
+    graph: KnowledgeTransferGraph, size: tuple[int, int], num_classes: int, device: torch.device
+) -> None:
+    """Raise RecipeError with all nodes that do not map such images to logits [B, C]."""
+    problems = []
+    images = torch.zeros(2, 3, *size, device=device)
+    graph.eval()
+    for name, member in graph.members.items():
+        try:
+            shape = list(member(images).logits.shape)
+        except Exception as error:  # a model may raise anything at images it was not made for
+            problems.append(
+                f"graph.nodes.{name}: cannot take images of {size[0]}x{size[1]}: {one_line(error)}"
+            )
+            continue
+        if shape != [2, num_classes]:
+            problems.append(
+                f"graph.nodes.{name}: should map 2 images to logits [2, {num_classes}]. "
+                f"Found {shape}."
+            )
+    if problems:
+        raise RecipeError(problems)
+
+
+def check_processes_agree(graph: KnowledgeTransferGraph) -> None:
+    """Raise RecipeError if this graph is not the same, gates' code included, on all processes."""
+    edges = {
+        str(
+            edge
+        ): f"{shown(edge.gate)} {code_of(edge.gate)}, {shown(edge.loss)} {code_of(edge.loss)}"
+        for edge in graph.edges
+    }
+    everywhere = gather_object([edges])
+    for number, others in enumerate(everywhere):
+        different = sorted(set(everywhere[0].items()) ^ set(others.items()))
+        if different:
+            edge = different[0][0]
+            raise RecipeError(
+                [
+                    f"graph: all processes should have the same gates and losses. On {edge}, "
+                    f"process 0 has {everywhere[0].get(edge)} and process {number} has "
+                    f"{others.get(edge)}."
+                ]
+            )
+
+
+def code_of(function: Any) -> str:
+    """Return what tells a function's code from another's, under one version of Python."""
+    function = function.function if isinstance(function, Bound) else function
+    code = getattr(function, "__code__", None)
+    seen = _parts(code) if code else repr(type(function))
+    values = [
+        *(getattr(function, "__defaults__", None) or ()),
+        *(getattr(function, "__kwdefaults__", None) or {}).values(),
+    ]
+    defaults = [code_of(value) if callable(value) else repr(value) for value in values]
+    return hashlib.sha256(f"{seen} {defaults}".encode()).hexdigest()[:8]
+
+
+def _parts(constant: Any) -> str:
+    """Return a constant of code as text, without addresses and the order of sets."""
+    if isinstance(constant, CodeType):
+        inner = [_parts(each) for each in constant.co_consts]
+        return f"{constant.co_code!r} {constant.co_names} {inner}"
+    return str(sorted(map(repr, constant))) if isinstance(constant, frozenset) else repr(constant)

@@ -1,0 +1,223 @@
+"""Updates that are recorded once and then replayed as one launch."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from timm.optim import get_optimizer_class
+
+from ..errors import first_line, located
+from ..recipe.train_config import TrainConfig
+from .metrics import EpochMeter, TrainingError
+from .update import Batch, EagerUpdate
+
+_logger = logging.getLogger(__name__)
+
+FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # on CUDA in all releases of torch
+OTHER_STEPS = ("foreach", "differentiable")  # which exclude the fused one
+
+WARM_UP = 3  # updates before the recording, in which libraries choose their algorithms
+
+Replay = Callable[[], None]
+
+
+class Recorder(Protocol):
+    """Records what a device is asked to do, and has it do that again."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Make one for a device."""
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Return a context for the updates before the recording."""
+
+    def record(self, update: Callable[[], None]) -> Replay:
+        """Record an update without doing it, and return what does it."""
+
+
+class CudaRecorder:
+    """Records CUDA graphs.
+
+    Reference:
+        https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = _stream(device)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Let work run on the stream of the recording."""
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._stream), warnings.catch_warnings():
+                # Of a `capturable` optimizer, that its step is not being recorded.
+                warnings.filterwarnings("ignore", ".*capturable=True")
+                yield
+        finally:
+            current.wait_stream(self._stream)
+
+    def record(self, update: Callable[[], None]) -> Replay:
+        """Record an update; other threads, as those that load images, go on meanwhile."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            update()
+        return graph.replay
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of all recordings, for libraries keep memory for each that they meet."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+RECORDERS: Mapping[str, type[Recorder]] = {"cuda": CudaRecorder}  # by the kind of device
+
+# Before, a recording that failed left the allocator in a state that the next failure may crash on,
+# so `auto` tries none.
+FAILS_CLEANLY = torch.__version__ >= "2.15"
+
+
+class CapturedUpdate:
+    """Updates that are replayed, from the one after the warm-up on.
+
+    What an update reads lies where it lay at the recording: the batch, its number, the progress
+    and the learning rates (in float32) are copied there first. A batch of another shape than the
+    first, as the last of an epoch, is computed operator by operator, as are those of the warm-up.
+    Weights, the optimizer's state and the graph's copies of frozen nodes must stay where they are
+    from the recording on; what is loaded is loaded before.
+
+    Args:
+        update: Does an update; its optimizer is made with `capture_arguments`.
+        device: Where.
+        required: Raise if an update cannot be recorded; else it is said, and updates go on
+            operator by operator.
+    """
+
+    def __init__(self, update: EagerUpdate, device: torch.device, required: bool) -> None:
+        self.update, self.required = update, required
+        self._recorder = RECORDERS[device.type](device)
+        self._number = torch.zeros((), device=device)
+        # Of double precision, as the number that an update without a recording gets.
+        self._progress = torch.zeros((), device=device, dtype=torch.float64)
+        self._rates = [torch.zeros((), device=device) for _ in update.optimizer.param_groups]
+        self._batch: Batch = ()
+        self._done = 0
+        self._replay: Replay | None = None
+        self._given_up = False
+
+    @property
+    def meter(self) -> EpochMeter:
+        """What takes note of the updates."""
+        return self.update.meter
+
+    def __call__(self, batch: Batch, number: int, progress: float) -> None:
+        """Do one; see `Update`."""
+        self._number.fill_(number)
+        self._progress.fill_(progress)
+        groups = self.update.optimizer.param_groups
+        for group, rate in zip(groups, self._rates, strict=True):
+            rate.fill_(group["lr"])
+        if not self._batch:
+            self._batch = tuple(each.clone() for each in batch)
+        if self._done >= WARM_UP and not self._given_up and _shapes(batch) == _shapes(self._batch):
+            for kept, given in zip(self._batch, batch, strict=True):
+                kept.copy_(given)
+            if self._replay is None:
+                self._replay = self._recorded()
+            if self._replay is not None:
+                self._replay()
+                return
+        with self._recorder.aside(), self._rates_on_device():
+            self.update(batch, self._number, self._progress)
+        self._done += 1
+
+    def _recorded(self) -> Replay | None:
+        try:
+            with self._rates_on_device():
+                return self._recorder.record(
+                    lambda: self.update(self._batch, self._number, self._progress)
+                )
+        except RuntimeError as error:
+            problem = f"train.capture: an update cannot be recorded: {first_line(_cause(error))}"
+            if self.required:
+                raise TrainingError(problem) from error
+            self._given_up = True
+            _logger.warning("%s Going on without.", problem)
+            return None
+
+    @contextmanager
+    def _rates_on_device(self) -> Iterator[None]:
+        """Let the optimizer read the learning rates from the device."""
+        groups = self.update.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        for group, rate in zip(groups, self._rates, strict=True):
+            group["lr"] = rate
+        try:
+            yield
+        finally:
+            for group, number in zip(groups, rates, strict=True):
+                group["lr"] = number
+
+
+def capture_problem(train: TrainConfig, accelerator: Accelerator) -> str | None:
+    """Return why updates cannot be recorded, None if nothing is known against it.
+
+    Raises:
+        RecipeError: A package that the optimizer needs is missing.
+    """
+    kind = accelerator.device.type
+    if kind not in RECORDERS:
+        return f"needs a device of {', '.join(RECORDERS)}. Found {kind}."
+    if train.capture == "auto" and not FAILS_CLEANLY:
+        return f"needs torch 2.15 or newer, unless it is `always`. Found {torch.__version__}."
+    if accelerator.num_processes > 1:
+        return f"needs a single process. Found {accelerator.num_processes}."
+    if accelerator.mixed_precision == "fp16":
+        return "does not go with fp16, whose scaler reads back whether gradients are finite."
+    if train.torchcompile:
+        return "does not go with train.torchcompile."
+    arguments = capture_arguments(train.opt)
+    if not arguments:
+        return f"needs an optimizer with a fused step: sgd, adam, adamw. Found {train.opt}."
+    wanted = {**{name: False for name in OTHER_STEPS}, **arguments}
+    for name, value in wanted.items():
+        if train.opt_kwargs.get(name, value) not in (value, None):
+            return f"goes without train.opt_kwargs `{name}: {train.opt_kwargs[name]}`."
+    return None
+
+
+def capture_arguments(opt: str) -> dict[str, bool]:
+    """Return the arguments by which an optimizer of torch's reads all that it needs on the device.
+
+    Args:
+        opt: timm's name of the optimizer.
+
+    Returns:
+        The arguments; none if it does not read all that there.
+
+    Raises:
+        RecipeError: A package that it needs is missing.
+    """
+    with located("train.opt"):
+        kind = get_optimizer_class(opt, bind_defaults=False)
+    taken = inspect.signature(kind).parameters if kind in FUSED else ()
+    return {name: True for name in ("fused", "capturable") if name in taken}
+
+
+def _shapes(batch: Batch) -> Sequence[torch.Size]:
+    return [each.shape for each in batch]
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return what was raised first; that a recording ended too early is only what follows."""
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return error if before is None else _cause(before)

@@ -1,0 +1,142 @@
+"""What a run measures, and what each measure is called."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..graph.gates import dominant
+from ..graph.graph import GraphLosses, KnowledgeTransferGraph
+from ..graph.losses import NodeOutput
+from ..graph.registry import shown
+from ..records.metrics import Metrics
+
+TOP = (1, 5)
+
+
+class TrainingError(RuntimeError):
+    """A run cannot go on: a loss is not finite, or an update cannot be recorded as asked."""
+
+
+def correct_counts(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return how many of a batch are in the top 1 and in the top 5 (of fewer classes, in all).
+
+    Args:
+        logits: [B, C].
+        labels: Class indices [B], or class probabilities [B, C]; then the dominant class counts.
+
+    Returns:
+        Counts [2].
+    """
+    ranked = logits.topk(min(max(TOP), logits.shape[-1]), dim=-1).indices
+    hits = ranked == dominant(labels)[:, None]
+    return torch.stack([hits[:, :top].sum() for top in TOP])
+
+
+class EpochMeter:
+    """Sums an epoch's measures on the device; they are read once, when it is over.
+
+    Args:
+        graph: The graph that is measured.
+        accelerator: Adds up over processes, and knows the device.
+    """
+
+    def __init__(self, graph: KnowledgeTransferGraph, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.nodes = graph.learning
+        self.edges = {edge.pair: edge for edge in graph.edges}
+        self.counted = tuple(graph.members)
+        columns = len(self.nodes) + 2 * len(self.edges)
+        self._sums = torch.zeros(columns, device=accelerator.device)
+        self._correct = torch.zeros(len(self.counted), len(TOP), device=accelerator.device)
+        self._first_bad = torch.full((len(self.edges),), math.inf, device=accelerator.device)
+        self._images = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+
+    def reset(self) -> None:
+        """Begin an epoch."""
+        for sums in (self._sums, self._correct, self._images):
+            sums.zero_()
+        self._first_bad.fill_(math.inf)
+
+    def update(
+        self,
+        losses: GraphLosses,
+        outputs: dict[str, NodeOutput],
+        labels: Tensor,
+        update: float | Tensor,
+    ) -> None:
+        """Add a batch, by what happens on the device alone.
+
+        Args:
+            losses: Its losses.
+            outputs: Its outputs.
+            labels: Its labels, [B] or [B, C].
+            update: Number of the optimizer update it belongs to, from 1; a scalar of float32.
+        """
+        edges = torch.stack([losses.edges[pair] for pair in self.edges])
+        nodes = torch.stack([losses.nodes[name].detach() for name in self.nodes])
+        passed = torch.stack([losses.passed[pair] for pair in self.edges])
+        self._sums += torch.cat([nodes, edges, passed]) * len(labels)
+        logits = (outputs[name].logits.detach() for name in self.counted)
+        self._correct += torch.stack([correct_counts(each, labels) for each in logits])
+        bad = torch.where(edges.isfinite(), math.inf, update)
+        torch.minimum(self._first_bad, bad, out=self._first_bad)
+        self._images += len(labels)
+
+    @property
+    def images(self) -> int:
+        """Images seen on this process."""
+        return int(self._images.item())
+
+    def read(self) -> Metrics:
+        """Return the epoch's means over all processes.
+
+        Raises:
+            TrainingError: A loss was not finite; names the edge, its node and the update.
+        """
+        first_bad = self.accelerator.gather(self._first_bad[None]).amin(0).tolist()
+        sums, correct, count = self.accelerator.reduce(
+            (self._sums, self._correct, self._images), reduction="sum"
+        )
+        self._raise_if_bad(first_bad)
+        means = (sums / count).tolist()
+        edges = [str(edge) for edge in self.edges.values()]
+        names = [f"train/loss/{name}" for name in (*self.nodes, *edges)]
+        names += [f"train/passed/{edge}" for edge in edges]
+        return dict(zip(names, means, strict=True)) | accuracies(
+            "train", self.counted, correct, count
+        )
+
+    def _raise_if_bad(self, first_bad: Sequence[float]) -> None:
+        update = min(first_bad)
+        if update == math.inf:
+            return
+        edges = [
+            edge for edge, bad in zip(self.edges.values(), first_bad, strict=True) if bad == update
+        ]
+        named = ", ".join(f"{edge} (gate {shown(edge.gate)})" for edge in edges)
+        nodes = ", ".join(sorted({edge.destination for edge in edges}))
+        raise TrainingError(
+            f"The loss of node {nodes} is not finite at update {update:.0f}, on {named}."
+        )
+
+
+def accuracies(split: str, names: Sequence[str], correct: Tensor, count: Tensor) -> Metrics:
+    """Return top-1 and top-5 of every node in percent, by the name of the measure.
+
+    Args:
+        split: `train`, `val` or `test`.
+        names: Nodes [M].
+        correct: Counts [M, 2].
+        count: Images, a scalar.
+    """
+    shares = (100 * correct.cpu().double() / count.cpu().double()).tolist()
+    return {
+        f"{split}/top{top}/{name}": share
+        for name, row in zip(names, shares, strict=True)
+        for top, share in zip(TOP, row, strict=True)
+    }
