@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState, GradientState
 from timm_ktg.graph import gates, losses
 from timm_ktg.train.__main__ import main
 
+from . import training_cases
 from .recipe_cases import Refused, Values, rows, write
 
 
@@ -55,11 +56,22 @@ def workplace(
     GradientState._reset_state()
 
 
+@pytest.fixture(autouse=True)
+def isolated_registries() -> Iterator[None]:
+    """Forget, after every test, the gates and losses that it registers."""
+    with gates.registry.isolated(), losses.registry.isolated():
+        yield
+
+
 @pytest.fixture
-def own_functions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget the gates and losses that a test registers."""
-    for registry in (gates._registry, losses._registry):
-        monkeypatch.setattr(registry, "_decorated", dict(registry._decorated))
+def workbench() -> Iterator[None]:
+    """Register the gates and losses of `training_cases`, and leave no state of accelerate."""
+    training_cases.register_cases()
+    training_cases.progress.clear()
+    training_cases.calls["erratic"] = 0
+    training_cases.reset_accelerate()
+    yield
+    training_cases.reset_accelerate()
 
 
 @pytest.fixture

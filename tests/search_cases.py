@@ -73,8 +73,7 @@ def make_shown_search(folder: Path) -> Path:
         **search_values(gates=["through", "linear", infinite], trials=8, frozen=True),
         "tracking": {"wandb": True, "mode": "offline", "project": "pets"},
     }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gates._registry, "_decorated", {})
+    with gates.registry.isolated(), pytest.MonkeyPatch.context() as patch:
         register_cases()
         # The sweep is made once, online; here the study is given one before its first trial.
         patch.setattr("timm_ktg.search.program.make_card", partial(make_card, sweep="sweep1"))

@@ -46,8 +46,7 @@ def test_graph_by_hand_has_a_loss_for_each_node() -> None:
     assert names["losses"].total.isfinite()
 
 
-def test_gate_of_your_own_is_registered_and_keeps_its_contract(monkeypatch: Any) -> None:
-    monkeypatch.setattr("timm_ktg.graph.gates._registry._decorated", {})
+def test_gate_of_your_own_is_registered_and_keeps_its_contract() -> None:
     _, gate = blocks("python")
     exec(gate, {"ktg": timm_ktg, "__name__": "readme"})
     timm_ktg.check_gate(timm_ktg.create_gate("confident", threshold=0.5))

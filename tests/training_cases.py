@@ -139,19 +139,6 @@ def reset_accelerate() -> None:
     GradientState._reset_state()
 
 
-@pytest.fixture(autouse=True)
-def workbench(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Register this module's gates and losses for one test, and leave no state of accelerate."""
-    monkeypatch.setattr(gates._registry, "_decorated", {})
-    monkeypatch.setattr(losses._registry, "_decorated", {})
-    register_cases()
-    progress.clear()
-    calls["erratic"] = 0
-    reset_accelerate()
-    yield
-    reset_accelerate()
-
-
 @pytest.fixture
 def one_process_group(tmp_path: Path) -> Iterator[None]:
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
@@ -245,7 +232,7 @@ def interrupted_in(epoch: int) -> Iterator[None]:
 
     def start(training: Training) -> Iterable[Any]:
         batches = start_epoch(training)
-        return batches if training.done.epochs + 1 < epoch else three(batches)
+        return batches if training.state.epochs + 1 < epoch else three(batches)
 
     def three(batches: Iterable[Any]) -> Iterator[Any]:
         yield from islice(batches, 3)

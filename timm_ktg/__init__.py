@@ -9,14 +9,12 @@ from .graph.gates import EdgeContext, Gate, check_gate, create_gate, list_gates,
 from .graph.graph import GraphLosses, KnowledgeTransferGraph
 from .graph.losses import EdgeLoss, NodeOutput, create_loss, list_losses, register_loss
 from .graph.node import Node
-from .graph.taps import OutputCapture
-from .plugin.attach import Attachment, attach
+from .plugin.attach import attach
 from .plugin.task import KnowledgeTransferTask
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Attachment",
     "Edge",
     "EdgeContext",
     "EdgeLoss",
@@ -26,7 +24,6 @@ __all__ = [
     "KnowledgeTransferTask",
     "Node",
     "NodeOutput",
-    "OutputCapture",
     "attach",
     "check_gate",
     "create_gate",

@@ -66,5 +66,5 @@ def random_graph(seed: int) -> GraphConfig:
 def results_of_graph(graph: GraphConfig) -> Results:
     draw = random.Random(0)
     top1 = {name: draw.uniform(0, 100) for name in graph.nodes}
-    pairs = [(source, name) for name, node in graph.nodes.items() for source in node.learns_from]
-    return Results(top1, {pair: draw.random() for pair in pairs}, "test")
+    names = [link.name for link in graph.edges]
+    return Results(top1, {name: draw.random() for name in names}, "test")

@@ -11,13 +11,14 @@ from PIL import Image
 
 import timm_ktg.train.pictures
 from tests.draw.picture_cases import checked_graph
-from tests.training_cases import workbench as workbench
 from timm_ktg.draw.curves import draw_curves, plot_curves
 from timm_ktg.draw.scene import scene_of
 from timm_ktg.errors import RecipeError
 from timm_ktg.records.metrics import Metrics
 from timm_ktg.records.run_directory import RunDirectory
 from timm_ktg.train.pictures import RunPictures
+
+pytestmark = pytest.mark.usefixtures("workbench")
 
 GRAPH = checked_graph(
     {
@@ -78,7 +79,7 @@ def test_panels_show_every_node_and_every_edge() -> None:
         *("label → student: through", "helper → student: correct"),
         *("teacher → student: correct", "label → helper: linear"),
     ]
-    colours = {edge.word: edge.colour.lower() for edge in scene_of(GRAPH).edges}
+    colours = {edge.word: edge.color.lower() for edge in scene_of(GRAPH).edges}
     for line, name in zip(passed.lines, legend_of(passed), strict=True):
         assert to_hex(line.get_color()) == colours[name.split(": ")[1]]
         assert list(line.get_ydata()) == pytest.approx([0.5, 0.75, 1 - 0.5 / 3])

@@ -21,14 +21,15 @@ from tests.draw.picture_cases import (
     random_graph,
     results_of_graph,
 )
-from tests.training_cases import workbench as workbench
 from timm_ktg import register_gate
 from timm_ktg.draw.paint import paint
 from timm_ktg.draw.picture import Results, draw_graph, main, mermaid_of, results_of, svg_of
-from timm_ktg.draw.scene import gate_colours, scene_of
+from timm_ktg.draw.scene import gate_colors, scene_of
 from timm_ktg.errors import RecipeError
 from timm_ktg.recipe.graph_config import GraphConfig
 from timm_ktg.recipe.recipe import load_recipe
+
+pytestmark = pytest.mark.usefixtures("workbench")
 
 KD = checked_graph(
     {
@@ -89,7 +90,7 @@ def test_texts_and_boxes_of_any_graph_do_not_overlap(seed: int) -> None:
     assert_nothing_overlaps(paint(scene_of(graph, results_of_graph(graph))))
 
 
-def test_every_edge_has_the_word_and_the_colour_of_its_gate() -> None:
+def test_every_edge_has_the_word_and_the_color_of_its_gate() -> None:
     graph = complete_graph(3)
     scene = scene_of(graph)
     figure = paint(scene)
@@ -98,9 +99,9 @@ def test_every_edge_has_the_word_and_the_colour_of_its_gate() -> None:
     assert len(scene.edges) == len(words) == 9
     for edge, word in zip(scene.edges, words, strict=True):
         gate = graph.nodes[edge.destination].learns_from[edge.source].gate
-        assert word.get_text().startswith(gate) and word.get_color() == edge.colour
+        assert word.get_text().startswith(gate) and word.get_color() == edge.color
         arrow = arrows[f"edge-{edge.source}-{edge.destination}"]
-        assert to_hex(arrow.get_edgecolor()) == edge.colour.lower()
+        assert to_hex(arrow.get_edgecolor()) == edge.color.lower()
     confident_word = "confident(threshold=0.95),\nT=4.5"
     assert confident_word in words_of(figure) and "linear, T=2" in words_of(figure)
 
@@ -113,20 +114,20 @@ def test_loss_other_than_the_default_belongs_to_the_word() -> None:
     assert words == {"label": "through", "b": "correct, T=2, cross_entropy"}
 
 
-def test_gates_of_one_picture_have_different_colours() -> None:
+def test_gates_of_one_picture_have_different_colors() -> None:
     ours = ["through", "linear", "negative_linear", "correct"]
-    colours = gate_colours([*ours, "their_a", "their_b"])
-    assert len(set(colours.values())) == 6
-    assert gate_colours(["through"])["through"] == colours["through"]
-    assert gate_colours(["their_b", "their_a"])["their_a"] == colours["their_a"]
+    colors = gate_colors([*ours, "their_a", "their_b"])
+    assert len(set(colors.values())) == 6
+    assert gate_colors(["through"])["through"] == colors["through"]
+    assert gate_colors(["their_b", "their_a"])["their_a"] == colors["their_a"]
 
 
 def test_roles_are_said_and_what_is_cut_off_is_not_drawn() -> None:
     scene = scene_of(KD)
     roles = {node.name: node.role for node in scene.nodes}
     assert roles == {"student": "target", "teacher": "frozen", "idle": "left out"}
-    assert ("idle", "student") not in {edge.pair for edge in scene.edges}
-    assert {edge.pair for edge in scene.edges if edge.left_out} == {
+    assert ("idle", "student") not in {edge.link.pair for edge in scene.edges}
+    assert {edge.link.pair for edge in scene.edges if edge.left_out} == {
         ("label", "idle"),
         ("student", "idle"),
     }
@@ -146,7 +147,7 @@ def test_node_that_is_kept_is_not_left_out() -> None:
 
 
 def test_results_stand_under_nodes_and_make_arrows_thick() -> None:
-    passed = {("label", "student"): 1.0, ("teacher", "student"): 0.25}
+    passed = {"label->student": 1.0, "teacher->student": 0.25}
     figure = paint(scene_of(KD, Results({"student": 93.456, "teacher": 71.0}, passed, "val")))
     words = words_of(figure)
     assert {"93.46 % top-1", "71.00 % top-1"} <= set(words)
@@ -254,7 +255,7 @@ def a_run(path: str, graph: GraphConfig) -> Path:
 
 def test_results_of_a_run_are_its_last_epochs_until_it_has_a_summary() -> None:
     run = a_run("run", KD)
-    passed = {("teacher", "student"): 0.5, ("label", "student"): 1.0}
+    passed = {"teacher->student": 0.5, "label->student": 1.0}
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "train/to')  # while it is written
     assert results_of(run) == Results({"student": 60.0}, passed, "train")

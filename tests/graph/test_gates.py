@@ -10,7 +10,6 @@ from torch import Tensor
 
 import timm_ktg as ktg
 from tests.nets import CLASSES, Array, array, hard_labels, output, soft_labels
-from timm_ktg.graph import gates as gates_module
 
 few = settings(deadline=None, max_examples=15, database=None)
 OWN = ["correct", "cutoff", "linear", "negative_linear", "through"]
@@ -166,7 +165,6 @@ def test_registered_gate_keeps_the_contract(name: str, num_classes: int) -> None
 
 
 def test_gate_of_ones_own_keeps_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gates_module._registry, "_decorated", {})
 
     @ktg.register_gate
     def confident(losses: Tensor, context: ktg.EdgeContext, *, threshold: float = 0.8) -> Tensor:
@@ -226,7 +224,6 @@ def test_check_gate_says_what_is_wrong(broken: str) -> None:
 
 
 def test_check_gate_names_the_gate_and_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gates_module._registry, "_decorated", {})
 
     @ktg.register_gate
     def averaged(losses: Tensor, context: ktg.EdgeContext, *, share: float = 1.0) -> Tensor:

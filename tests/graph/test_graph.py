@@ -90,19 +90,19 @@ def test_losses_are_those_of_equation_3(
     right = array(b).argmax(-1) == top
     assert 0 < right.sum() < 8, "the gate should have something to decide"
     edges = {
-        ("label", "a"): ce_reference(a, labels),
-        ("b", "a"): np.where(right, kl_reference(b, a), 0),
-        ("c", "a"): kl_reference(c, a, 3.0) * k,
-        ("label", "b"): ce_reference(b, labels) * k,
-        ("a", "b"): kl_reference(a, b) * (1 - k),
-        ("a", "c"): kl_reference(a, c, 2.0),
+        "label->a": ce_reference(a, labels),
+        "b->a": np.where(right, kl_reference(b, a), 0),
+        "c->a": kl_reference(c, a, 3.0) * k,
+        "label->b": ce_reference(b, labels) * k,
+        "a->b": kl_reference(a, b) * (1 - k),
+        "a->c": kl_reference(a, c, 2.0),
     }
     means = {pair: each.mean() for pair, each in edges.items()}
     share = 0.5 if reduction == "mean" else 1.0  # a has two network sources
     nodes = {
-        "a": means["label", "a"] + share * (means["b", "a"] + means["c", "a"]),
-        "b": means["label", "b"] + means["a", "b"],
-        "c": means["a", "c"],
+        "a": means["label->a"] + share * (means["b->a"] + means["c->a"]),
+        "b": means["label->b"] + means["a->b"],
+        "c": means["a->c"],
     }
     assert {pair: each.item() for pair, each in losses.edges.items()} == pytest.approx(
         means, rel=1e-5, abs=1e-9
@@ -112,7 +112,7 @@ def test_losses_are_those_of_equation_3(
     )
     assert losses.total.item() == pytest.approx(sum(nodes.values()), rel=1e-5)
     assert {pair: each.item() for pair, each in losses.passed.items()} == pytest.approx(
-        dict.fromkeys(edges, 1.0) | {("b", "a"): right.mean(), ("a", "b"): float(k < 1)}
+        dict.fromkeys(edges, 1.0) | {"b->a": right.mean(), "a->b": float(k < 1)}
     )
 
 
@@ -140,8 +140,8 @@ def test_edge_loss_is_the_mean_over_the_whole_batch() -> None:
     graph = graph_of(edge("b", "a", "correct"), edge("label", "b"))
     # b says 0 four times, which is right once: 0.130812 / 4, not 0.130812 / 1.
     losses = losses_of(graph, {"a": [FLAT] * 4, "b": [SHARP] * 4}, torch.tensor([1, 0, 1, 1]))
-    assert losses.edges["b", "a"].item() == pytest.approx(0.032703, abs=1e-6)
-    assert losses.passed["b", "a"].item() == 0.25
+    assert losses.edges["b->a"].item() == pytest.approx(0.032703, abs=1e-6)
+    assert losses.passed["b->a"].item() == 0.25
 
 
 def test_sample_without_a_loss_counts_as_passed() -> None:
@@ -149,7 +149,7 @@ def test_sample_without_a_loss_counts_as_passed() -> None:
     # The second sample is stopped; the third is too, but there both nodes agree already.
     logits = {"a": [FLAT, FLAT, SHARP, FLAT], "b": [SHARP] * 4}
     losses = losses_of(graph, logits, torch.tensor([0, 1, 1, 0]))
-    assert losses.passed["b", "a"].item() == 0.75
+    assert losses.passed["b->a"].item() == 0.75
 
 
 def test_parts_for_logging_are_detached_and_the_rest_is_not() -> None:

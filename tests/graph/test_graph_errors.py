@@ -30,7 +30,10 @@ def test_sound_graph_is_built() -> None:
     ("wrong", "problem"),
     [
         (edge("a", "a"), "edges.a->a: `a` cannot learn from itself."),
-        (edge("b", "a", "linear"), "edges.b->a: the edge is there twice."),
+        (
+            edge("b", "a", "linear"),
+            "edges.b->a/kl_div: two edges should not have the same name.",
+        ),
         (edge("bb", "a"), "edges.bb->a: `bb` is no node. Nodes: a, b. Did you mean `b`?"),
         (edge("a", "zzz"), "edges.a->zzz: `zzz` is no node. Nodes: a, b."),
         (edge("a", "label"), "edges.a->label: `label` cannot learn."),
@@ -110,8 +113,8 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
         [
             "nodes.3d",
             "edges.a->a",
-            "edges.x->a",
-            "edges.x->a",
+            "edges.x->a/kl_div",
+            "edges.x->a/kl_div",
             "edges.a->label",
             "target",
             "keep",

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from tests.nets import ConvNet, edge, graph_of, hard_labels, images, same
 from tests.training_cases import TinyNet, build, recipe_values, same_state, state_of
-from tests.training_cases import workbench as workbench
 from timm_ktg import KnowledgeTransferGraph, Node
 from timm_ktg.graph.inference import inference_copy
 from timm_ktg.graph.weights import export_node
-from timm_ktg.train.training import evaluate, start_epoch, train_epoch
+from timm_ktg.train.loop import evaluate, start_epoch, train_epoch
+
+pytestmark = pytest.mark.usefixtures("workbench")
 
 
 def trained(model: nn.Module, size: int = 32) -> nn.Module:

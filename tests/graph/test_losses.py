@@ -10,7 +10,6 @@ from torch import Tensor
 
 import timm_ktg as ktg
 from tests.nets import array, ce_reference, hard_labels, kl_reference, output, soft_labels
-from timm_ktg.graph import losses as losses_module
 
 few = settings(deadline=None, max_examples=25, database=None)
 NO_LABELS = torch.zeros(1, dtype=torch.int64)
@@ -209,11 +208,6 @@ def test_loss_under_autocast_is_that_of_float32(name: str, labels: Tensor) -> No
 # The registry of losses
 
 
-@pytest.fixture
-def clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses_module._registry, "_decorated", {})
-
-
 def test_node_output_detaches_its_logits_and_features() -> None:
     attached = ktg.NodeOutput(logits(0).requires_grad_(), {"f": logits(1).requires_grad_()})
     detached = attached.detach()
@@ -226,7 +220,6 @@ def test_node_output_has_no_features_unless_given() -> None:
     assert dict(output(logits(0)).features) == {}
 
 
-@pytest.mark.usefixtures("clean_registry")
 def test_loss_of_ones_own_is_registered_and_bound() -> None:
     @ktg.register_loss
     def squared(
@@ -251,7 +244,6 @@ def test_temperature_of_a_loss_cannot_be_bound() -> None:
         ktg.create_loss("kl_div", temperature=2.0)
 
 
-@pytest.mark.usefixtures("clean_registry")
 def test_loss_without_temperature_is_refused() -> None:
     def cold(source: ktg.NodeOutput, destination: ktg.NodeOutput, labels: Tensor) -> Tensor:
         raise NotImplementedError

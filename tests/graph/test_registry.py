@@ -20,12 +20,6 @@ def registry() -> Registry:
     return Registry("gate", GROUP, data=("losses", "context"))
 
 
-@pytest.fixture
-def gates_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers with the package is forgotten after it."""
-    monkeypatch.setattr(gates._registry, "_decorated", {})
-
-
 Install = Callable[..., Path]
 
 
@@ -82,10 +76,10 @@ HALF = "def half(losses, context, *, share=0.5):\n    return losses * share\n"
 def test_own_functions_come_in_by_entry_points(group: str, module: Any, listed: list[str]) -> None:
     own = [e for e in entry_points(group=group) if e.dist and e.dist.name == "timm_ktg"]
     assert sorted({entry.name for entry in own}) == listed
-    assert set(listed) <= set(module._registry.names())
+    assert set(listed) <= set(module.registry.names())
     for name in listed:
-        assert name not in module._registry._decorated
-        assert module._registry.get(name) is getattr(module, name)
+        assert name not in module.registry._decorated
+        assert module.registry.get(name) is getattr(module, name)
 
 
 # The decorator
@@ -136,7 +130,6 @@ def test_two_functions_of_one_name_are_an_error_that_names_both(registry: Regist
     assert registry.get("half") is half
 
 
-@pytest.mark.usefixtures("gates_anew")
 def test_name_of_an_installed_gate_is_an_error_that_names_both() -> None:
     def through(losses: torch.Tensor, context: Any) -> torch.Tensor:
         return losses
@@ -147,7 +140,6 @@ def test_name_of_an_installed_gate_is_an_error_that_names_both() -> None:
     assert f"{__name__}.test_name_of_an_installed" in str(raised.value)
 
 
-@pytest.mark.usefixtures("gates_anew")
 def test_same_definition_again_replaces_the_first() -> None:
     # As when the cell of a notebook is changed and runs again.
     cell = "@ktg.register_gate\ndef mine(losses, context):\n    return losses * {}\n"
@@ -224,7 +216,6 @@ def test_reserved_argument_cannot_be_bound() -> None:
 # Other distributions
 
 
-@pytest.mark.usefixtures("gates_anew")
 def test_gate_of_another_distribution_is_listed_without_importing_it(install: Install) -> None:
     install("ktg_half", {"half": "ktg_half:half"}, HALF, group="timm_ktg.gates")
     assert "half" in ktg.list_gates()
@@ -283,7 +274,6 @@ def test_distribution_that_is_found_twice_is_no_error(registry: Registry, instal
     assert registry.create("half")(torch.ones(1), None).tolist() == [0.5]
 
 
-@pytest.mark.usefixtures("gates_anew")
 def test_function_may_be_decorated_and_an_entry_point(install: Install) -> None:
     # A gate that moves from a script into a package keeps its decorator.
     source = f"import timm_ktg as ktg\n\n@ktg.register_gate\n{HALF}"

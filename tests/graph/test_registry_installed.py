@@ -68,7 +68,7 @@ losses.total.backward()
 kl = ktg.create_loss("kl_div")
 each = kl(outputs["teacher"], outputs["student"], None, temperature=1.0)
 found["loss"], found["expected"] = losses.total.item(), each[1].item() / 2
-found["passed"] = losses.passed["teacher", "student"].item()
+found["passed"] = losses.passed["teacher->student"].item()
 found["gradient"] = student[1].weight.grad.abs().sum().item()
 print(json.dumps(found))
 """

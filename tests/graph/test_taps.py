@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.nets import ConvNet, images
-from timm_ktg import NodeOutput, OutputCapture
-from timm_ktg.graph.node import Member, Node
+from timm_ktg import NodeOutput
+from timm_ktg.graph.node import Network, Node
+from timm_ktg.graph.taps import Taps
 
 
 class Twice(nn.Module):
@@ -34,9 +35,9 @@ def hooks(model: nn.Module) -> int:
 
 def test_captured_outputs_are_those_of_a_manual_forward() -> None:
     model, x = ConvNet().eval(), images()
-    capture = OutputCapture(model, ("stem", "act", "head"))
+    taps = Taps(model, ("stem", "act", "head"))
     logits = model(x)
-    captured = capture.read()
+    captured = taps.read()
     stem = model.stem[1](model.stem[0](x))
     act = model.act(stem)
     assert list(captured) == ["stem", "act", "head"]
@@ -48,14 +49,14 @@ def test_captured_outputs_are_those_of_a_manual_forward() -> None:
 
 def test_nested_module_is_captured_by_its_dotted_name() -> None:
     model, x = ConvNet(), images()
-    capture = OutputCapture(model, ("stem.0",))
+    taps = Taps(model, ("stem.0",))
     model(x)
-    assert torch.equal(capture.read()["stem.0"], model.stem[0](x))
+    assert torch.equal(taps.read()["stem.0"], model.stem[0](x))
 
 
 def test_model_with_hooks_is_untouched() -> None:
     plain, tapped, x = ConvNet(), ConvNet(), images()
-    OutputCapture(tapped, ("stem", "act"))
+    Taps(tapped, ("stem", "act"))
     assert torch.equal(tapped(x), plain(x))
     assert list(tapped.state_dict()) == list(plain.state_dict())
     for name, value in plain.state_dict().items():
@@ -63,60 +64,60 @@ def test_model_with_hooks_is_untouched() -> None:
     assert [name for name, _ in tapped.named_modules()] == [n for n, _ in plain.named_modules()]
 
 
-@pytest.mark.parametrize("leave", [OutputCapture.read, OutputCapture.clear, OutputCapture.remove])
-def test_outputs_that_were_read_are_not_kept(leave: Callable[[OutputCapture], Any]) -> None:
+@pytest.mark.parametrize("leave", [Taps.read, Taps.clear, Taps.remove])
+def test_outputs_that_were_read_are_not_kept(leave: Callable[[Taps], Any]) -> None:
     model = ConvNet()
-    capture = OutputCapture(model, ("stem",))
+    taps = Taps(model, ("stem",))
     alive: list[weakref.ref[Tensor]] = []
     model.stem.register_forward_hook(lambda m, a, out: alive.append(weakref.ref(out)))
     model(images())
-    assert alive[0]() is not None, "the capture should have held it until now"
-    leave(capture)
+    assert alive[0]() is not None, "the taps should have held it until now"
+    leave(taps)
     assert alive[0]() is None
 
 
 def test_many_steps_read_one_output_each() -> None:
     model = ConvNet()
-    capture = OutputCapture(model, ("stem",))
+    taps = Taps(model, ("stem",))
     for batch in (1, 2, 3):
         model(images(batch))
-        assert capture.read()["stem"].shape[0] == batch
+        assert taps.read()["stem"].shape[0] == batch
 
 
 def test_forwards_that_nobody_reads_do_not_pile_up() -> None:
     # graph.model("a")(x) over a whole evaluation, say.
     model = ConvNet()
-    capture = OutputCapture(model, ("stem",))
+    taps = Taps(model, ("stem",))
     alive: list[weakref.ref[Tensor]] = []
     model.stem.register_forward_hook(lambda m, a, out: alive.append(weakref.ref(out)))
     for _ in range(5):
         model(images())
     assert sum(ref() is not None for ref in alive) <= 1
-    capture.remove()
+    taps.remove()
 
 
 def test_missing_name_suggests_the_nearest() -> None:
     expected = "`heed` is no module of ConvNet. Did you mean `head`"
     with pytest.raises(ValueError, match=expected):
-        OutputCapture(ConvNet(), ("act", "heed"))
+        Taps(ConvNet(), ("act", "heed"))
 
 
 def test_missing_name_leaves_no_hook_behind() -> None:
     model = ConvNet()
     with pytest.raises(ValueError, match="is no module"):
-        OutputCapture(model, ("act", "acct"))
+        Taps(model, ("act", "acct"))
     assert hooks(model) == 0
 
 
 @pytest.mark.parametrize("name", ["", "stem.2", "weight"])
 def test_name_of_no_submodule_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"`{name}` is no module of ConvNet"):
-        OutputCapture(ConvNet(), (name,))
+        Taps(ConvNet(), (name,))
 
 
 def test_same_name_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="different modules. Found act, act"):
-        OutputCapture(ConvNet(), ("act", "act"))
+        Taps(ConvNet(), ("act", "act"))
 
 
 @pytest.mark.parametrize(
@@ -129,40 +130,40 @@ def test_same_name_twice_is_refused() -> None:
 )
 def test_output_that_is_not_one_tensor_is_refused_at_reading(name: str, sentence: str) -> None:
     model = Twice()
-    capture = OutputCapture(model, (name,))
+    taps = Taps(model, (name,))
     for _ in range(2):  # reading has cleared, so the second step says the same
         model(images())
         with pytest.raises(ValueError, match=sentence):
-            capture.read()
+            taps.read()
 
 
 def test_second_read_of_one_forward_is_refused() -> None:
     model = ConvNet()
-    capture = OutputCapture(model, ("act",))
+    taps = Taps(model, ("act",))
     model(images())
-    capture.read()
+    taps.read()
     with pytest.raises(ValueError, match="It ran not at all"):
-        capture.read()
+        taps.read()
 
 
 def test_remove_takes_all_hooks_off() -> None:
     model = ConvNet()
-    capture = OutputCapture(model, ("stem", "stem.0", "act"))
-    other = OutputCapture(model, ("act",))
+    taps = Taps(model, ("stem", "stem.0", "act"))
+    other = Taps(model, ("act",))
     assert hooks(model) == 4
-    capture.remove()
+    taps.remove()
     assert hooks(model) == 1
     model(images())
     assert list(other.read()) == ["act"]
     with pytest.raises(ValueError, match="It ran not at all"):
-        capture.read()
+        taps.read()
 
 
 def test_gradients_flow_through_captured_outputs() -> None:
     model = ConvNet()
-    capture = OutputCapture(model, ("act",))
+    taps = Taps(model, ("act",))
     model(images())
-    capture.read()["act"].sum().backward()
+    taps.read()["act"].sum().backward()
     assert model.stem[0].weight.grad is not None
     assert model.stem[0].weight.grad.abs().sum() > 0
     assert model.head.weight.grad is None
@@ -170,34 +171,34 @@ def test_gradients_flow_through_captured_outputs() -> None:
 
 def test_capture_works_in_eval_mode_without_gradients() -> None:
     model = ConvNet().eval()
-    capture = OutputCapture(model, ("act",))
+    taps = Taps(model, ("act",))
     with torch.no_grad():
         model(images())
-    captured = capture.read()["act"]
+    captured = taps.read()["act"]
     assert captured.shape == (8, 8, 6, 6)
     assert not captured.requires_grad
 
 
 def test_capture_reads_right_after_a_failed_forward_was_cleared() -> None:
     model = ConvNet()
-    capture = OutputCapture(model, ("stem",))
+    taps = Taps(model, ("stem",))
     good, model.head = model.head, nn.Linear(3, 3)
     with pytest.raises(RuntimeError):
         model(images())
-    capture.clear()
+    taps.clear()
     model.head = good
     model(images(2))
-    assert capture.read()["stem"].shape[0] == 2
+    assert taps.read()["stem"].shape[0] == 2
 
 
-def test_member_reads_right_after_a_failed_forward() -> None:
+def test_network_reads_right_after_a_failed_forward() -> None:
     model = ConvNet()
-    member = Member(Node("a", model, taps=("stem",)), False, None, None)
+    network = Network(Node("a", model, taps=("stem",)), False, None, None)
     good, model.head = model.head, nn.Linear(3, 3)
     with pytest.raises(RuntimeError):
-        member(images())
+        network(images())
     model.head = good
-    found: NodeOutput = member(images(2))
+    found: NodeOutput = network(images(2))
     assert found.features["stem"].shape[0] == 2
 
 
@@ -222,9 +223,9 @@ def test_timm_model_is_tapped(
     model = timm.create_model(name, num_classes=4, **options).eval()
     x = torch.randn(2, 3, 32, 32)
     expected = model(x)
-    capture = OutputCapture(model, taps)
+    tapped = Taps(model, taps)
     assert torch.equal(model(x), expected)
-    captured = capture.read()
+    captured = tapped.read()
     assert [tuple(captured[tap].shape) for tap in taps] == shapes
     if name == "test_vit":
         assert torch.equal(captured["norm"], model.forward_features(x))

@@ -105,7 +105,7 @@ def teacher(helper: Values, **data: Any) -> tuple[Any, Any]:
     values = recipe(TWO, helper, data=data)
     graph = build_training(check_recipe(values), Accelerator()).graph
     assert graph.frozen == ("helper",)
-    return graph, graph.member("helper")
+    return graph, graph.network("helper")
 
 
 def test_frozen_node_sees_images_normalised_as_it_learned_them() -> None:

@@ -18,9 +18,11 @@ import timm_ktg as ktg
 from tests.nets import ConvNet, edge, graph_of, hard_labels, images
 from tests.training_cases import one_process_group as one_process_group
 from tests.training_cases import same_state, state_of
-from tests.training_cases import workbench as workbench
-from timm_ktg import Attachment, KnowledgeTransferGraph, Node, attach
+from timm_ktg import KnowledgeTransferGraph, Node, attach
+from timm_ktg.plugin.attach import Attachment
 from timm_ktg.recipe.recipe import load_recipe
+
+pytestmark = pytest.mark.usefixtures("workbench")
 
 STEPS = 6
 MUTUAL = [

@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 from tests.nets import ConvNet, gradients, hard_labels, images
 from tests.plugin.test_attach import MUTUAL, STEPS, attached, loop, parts, sgd, steps
 from tests.training_cases import same_state, state_of
-from tests.training_cases import workbench as workbench
 from timm_ktg import KnowledgeTransferGraph, Node, attach
+
+pytestmark = pytest.mark.usefixtures("workbench")
 
 
 def plain_loop(model: nn.Module, optimizer: Optimizer, first: int = 0, last: int = STEPS) -> None:

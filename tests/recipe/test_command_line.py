@@ -89,8 +89,7 @@ TRAIN = {
     "clip_mode": ("agc", "agc"),
     "mixed_precision": ("bf16", "bf16"),
     "torchcompile": ("true", True),
-    "node_threads": ("2", 2),
-    "capture": ("auto", "auto"),
+    "cuda_graph": ("auto", "auto"),
     "channels_last": ("true", True),
 }
 NODE = {
@@ -148,7 +147,7 @@ def test_tables_name_every_field() -> None:
     ids=["data in memory", "data by timm", "train", "node", "edge"],
 )
 def test_any_field_can_be_overridden(
-    where: str, fields: dict[str, tuple[str, Any]], timms_style: bool, own_functions: None
+    where: str, fields: dict[str, tuple[str, Any]], timms_style: bool
 ) -> None:
     def confident(losses: Any, context: Any, *, threshold: float = 0.8) -> Any:
         return losses

@@ -26,7 +26,7 @@ from ..recipe_cases import (
     write,
 )
 
-pytestmark = pytest.mark.usefixtures("workplace", "own_functions")
+pytestmark = pytest.mark.usefixtures("workplace")
 
 STUDENT = "graph.nodes.student"
 HELPER = "graph.nodes.helper"

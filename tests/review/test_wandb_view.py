@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from tests.search_cases import search_values
-from tests.training_cases import workbench as workbench
 from tests.wandb_log import nobody as nobody
 from timm_ktg.recipe.search_config import SearchConfig
 from timm_ktg.review.__main__ import main as review
 from timm_ktg.review.wandb_view import build_view
 from timm_ktg.search.sampler import build_choices
 from timm_ktg.search.tracking import sweep_config
+
+pytestmark = pytest.mark.usefixtures("workbench")
 
 SNAPSHOT = Path(__file__).with_name("wandb_view.json")
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from tests.search_cases import result_in, run_search, search_values
-from tests.training_cases import workbench as workbench
 from tests.training_cases import write_recipe
 
 boto3 = pytest.importorskip("boto3")

@@ -7,7 +7,7 @@ import torch
 
 import timm_ktg as ktg
 from tests.search_cases import search_values
-from tests.training_cases import workbench as workbench
+from timm_ktg.graph import gates
 from timm_ktg.recipe.recipe import check_section
 from timm_ktg.recipe.search_config import SearchRecipe
 from timm_ktg.search.program import identity_of, without_storage
@@ -28,14 +28,14 @@ def test_gate_whose_code_has_changed_is_another_one() -> None:
     found = []
     for factor in (1.0, 2.0):
 
-        @ktg.register_gate
         def changing(
             losses: torch.Tensor, context: ktg.EdgeContext, *, by: float = factor
         ) -> torch.Tensor:
             return losses * by
 
-        found.append(identity_of(recipe(gates=["changing"]))["search.gates"])
-        ktg.gates._registry._decorated.clear()
+        with gates.registry.isolated():
+            ktg.register_gate(changing)
+            found.append(identity_of(recipe(gates=["changing"]))["search.gates"])
     assert found[0] != found[1]
 
 

@@ -13,7 +13,6 @@ import timm_ktg as ktg
 from tests.search_cases import result_in, run_search, search_values, study_in
 from tests.train.test_distributed import logs, start_two
 from tests.training_cases import NO_AUGMENTATION, Values, finish, start, write_recipe
-from tests.training_cases import workbench as workbench
 from timm_ktg.search import team
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from tests.search_cases import result_in, run_search, search_values, study_in
 from tests.training_cases import Values, write_recipe
-from tests.training_cases import workbench as workbench
 from timm_ktg.recipe.recipe import Recipe
 from timm_ktg.review.study_data import read_study
 from timm_ktg.search.objective import Builder

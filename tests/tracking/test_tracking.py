@@ -23,7 +23,6 @@ from tests.training_cases import (
     train_run,
     write_recipe,
 )
-from tests.training_cases import workbench as workbench
 from tests.wandb_log import epochs_of, logs_in
 from tests.wandb_log import nobody as nobody
 from timm_ktg.recipe.command_line import parse_command

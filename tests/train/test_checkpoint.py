@@ -22,7 +22,6 @@ from tests.training_cases import (
     summary_of,
     train_run,
 )
-from tests.training_cases import workbench as workbench
 from timm_ktg.graph.weights import export_node, load_weights
 from timm_ktg.train.checkpoint import newest_state
 

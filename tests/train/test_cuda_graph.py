@@ -27,16 +27,16 @@ from tests.training_cases import (
     train_run,
     write_recipe,
 )
-from tests.training_cases import workbench as workbench
 from timm_ktg.graph import gates
 from timm_ktg.graph.weights import export_node
 from timm_ktg.records.metrics import Metrics
-from timm_ktg.train import cuda_graph as capture
-from timm_ktg.train.training import Training, evaluate, start_epoch, train_epoch
+from timm_ktg.train import cuda_graph
+from timm_ktg.train.loop import evaluate, start_epoch, train_epoch
+from timm_ktg.train.training import Training
 
 EPOCHS = 3
 # Of an epoch's batches the last is smaller than the one that was recorded.
-REPLAYS = EPOCHS * (UPDATES - 1) - capture.WARM_UP
+REPLAYS = EPOCHS * (UPDATES - 1) - cuda_graph.WARM_UP
 
 FADING = {**MUTUAL["b"], "learns_from": {"label": "linear", "a": "negative_linear"}}
 NORM = {
@@ -48,15 +48,15 @@ NORM = {
 @pytest.fixture
 def tape(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Tape]]:
     """Lets a CPU record."""
-    monkeypatch.setitem(capture.RECORDERS, "cpu", Tape)
-    monkeypatch.setattr(capture, "FAILS_CLEANLY", True)  # whatever torch this is
+    monkeypatch.setitem(cuda_graph.RECORDERS, "cpu", Tape)
+    monkeypatch.setattr(cuda_graph, "FAILS_CLEANLY", True)  # whatever torch this is
     monkeypatch.setattr(Tape, "replays", 0)
     yield Tape
 
 
 def values(mode: str, nodes: Any = MUTUAL, data: Any = None, **train: Any) -> dict[str, Any]:
     # The fused step is another kernel, whose last bit may differ.
-    fused: dict[str, Any] = {"opt_kwargs": {"fused": True}, "epochs": EPOCHS, "capture": mode}
+    fused: dict[str, Any] = {"opt_kwargs": {"fused": True}, "epochs": EPOCHS, "cuda_graph": mode}
     return recipe_values(nodes, data, **(fused | train))
 
 
@@ -144,14 +144,14 @@ def test_run_goes_on_where_updates_are_recorded_and_where_not(
     settled = values("auto", **train)
     whole = metrics_of(train_run(tmp_path / "whole", settled))
     begun = stop_run(tmp_path / "begun", settled, epoch=2)
-    monkeypatch.setattr(capture, "RECORDERS", {"cpu": Tape})
-    monkeypatch.setattr(capture, "FAILS_CLEANLY", True)
+    monkeypatch.setattr(cuda_graph, "RECORDERS", {"cpu": Tape})
+    monkeypatch.setattr(cuda_graph, "FAILS_CLEANLY", True)
     monkeypatch.setattr(Tape, "replays", 0)
     assert run_main("--resume", begun) == 0
     assert Tape.replays == REPLAYS - (UPDATES - 1)
     other = stop_run(tmp_path / "other", settled, epoch=2)
     replays = Tape.replays
-    monkeypatch.setattr(capture, "RECORDERS", {})
+    monkeypatch.setattr(cuda_graph, "RECORDERS", {})
     assert run_main("--resume", other) == 0
     assert Tape.replays == replays
     for run in (begun, other):
@@ -192,7 +192,7 @@ def test_gate_that_reads_values_back_is_said_where_recording_was_asked_for(
     recipe = write_recipe(tmp_path / "r.yaml", values("always", READING))
     assert run_main(recipe, "--output-dir", tmp_path / "run") == 1
     (line,) = capsys.readouterr().err.splitlines()[-1:]
-    assert "train.capture: an update cannot be recorded: operation not permitted when" in line
+    assert "train.cuda_graph: an update cannot be recorded: operation not permitted when" in line
 
 
 def test_run_goes_on_without_a_recording_that_is_not_possible(
@@ -227,7 +227,7 @@ def test_recording_that_cannot_be_is_refused_or_left(
     recipe = write_recipe(tmp_path / "r.yaml", values("always", **train))
     assert run_main(recipe, "--output-dir", tmp_path / "run") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "train.capture" in line and all(word in line for word in words)
+    assert "train.cuda_graph" in line and all(word in line for word in words)
     if "torchcompile" not in train:
         trained(values("auto", **train, epochs=1))
     assert tape.replays == 0
@@ -236,7 +236,7 @@ def test_recording_that_cannot_be_is_refused_or_left(
 def test_recording_is_not_tried_where_its_failure_may_crash(
     tape: type[Tape], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(capture, "FAILS_CLEANLY", False)
+    monkeypatch.setattr(cuda_graph, "FAILS_CLEANLY", False)
     with caplog.at_level(logging.WARNING):
         trained(values("auto", epochs=1))
     assert tape.replays == 0 and "needs torch 2.15" in caplog.text
@@ -249,15 +249,15 @@ def test_reason_of_a_failure_is_what_was_raised_first() -> None:
     follows, alone = RuntimeError("follows"), RuntimeError("alone")
     follows.__context__ = first
     alone.__context__, alone.__suppress_context__ = first, True
-    assert capture._cause(follows) is first
-    assert capture._cause(alone) is alone
+    assert cuda_graph._cause(follows) is first
+    assert cuda_graph._cause(alone) is alone
 
 
 def test_cpu_does_not_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = write_recipe(tmp_path / "r.yaml", values("always"))
     assert run_main(recipe, "--output-dir", tmp_path / "run") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "train.capture: needs a device of cuda. Found cpu." in line
+    assert "train.cuda_graph: needs a device of cuda. Found cpu." in line
     _, expected = trained(values("never", opt_kwargs={}))
     _, found = trained(values("auto", opt_kwargs={}))
     assert found == expected

@@ -38,11 +38,11 @@ from tests.training_cases import (
     train_run,
     write_recipe,
 )
-from tests.training_cases import workbench as workbench
 from timm_ktg.records.metrics import Metrics
 from timm_ktg.train import checks
 from timm_ktg.train import training as training_module
-from timm_ktg.train.training import Training, evaluate, start_epoch, train_epoch
+from timm_ktg.train.loop import evaluate, start_epoch, train_epoch
+from timm_ktg.train.training import Training
 
 OPTIONS: Values = {"grad_accum_steps": 2, "clip_grad": 1.0, "momentum": 0.9, "weight_decay": 0.01}
 

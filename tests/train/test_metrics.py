@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from sklearn.metrics import top_k_accuracy_score
 
 from tests.nets import edge, graph_of, hard_labels, images, soft_labels
-from tests.training_cases import workbench as workbench
 from timm_ktg import GraphLosses, KnowledgeTransferGraph
 from timm_ktg.train.metrics import EpochMeter, TrainingError, accuracies, correct_counts
 
@@ -73,7 +72,7 @@ def test_epoch_means_weigh_every_image_alike() -> None:
         hard = labels if labels.ndim == 1 else labels.argmax(1)
         right = {name: outputs[name].logits.argmax(1) == hard for name in ("a", "b")}
         sums["a"] += float(losses.nodes["a"].detach()) * len(labels)
-        sums["label->a"] += float(losses.edges["label", "a"]) * len(labels)
+        sums["label->a"] += float(losses.edges["label->a"]) * len(labels)
         sums["passed b->a"] += float(right["b"].sum())
         sums["top1 a"] += float(right["a"].sum())
     metrics = meter.read()
@@ -105,9 +104,9 @@ def test_first_loss_that_is_not_finite_is_named(bad: float) -> None:
     for update in range(1, 6):
         for outputs, labels, losses in batches(graph):
             if update >= 3:
-                losses.edges["b", "a"].fill_(bad)
+                losses.edges["b->a"].fill_(bad)
             if update >= 4:
-                losses.edges["label", "b"].fill_(bad)
+                losses.edges["label->b"].fill_(bad)
             meter.update(losses, outputs, labels, update)
     with pytest.raises(TrainingError) as caught:
         meter.read()

@@ -26,7 +26,6 @@ from tests.training_cases import (
     stop_run,
     train_run,
 )
-from tests.training_cases import workbench as workbench
 from timm_ktg.train import run as running
 
 EPOCHS = 4

@@ -16,7 +16,6 @@ from tests.training_cases import (
     train_run,
     write_recipe,
 )
-from tests.training_cases import workbench as workbench
 from timm_ktg.errors import RecipeError
 from timm_ktg.recipe.recipe import check_recipe
 from timm_ktg.records.run_directory import RunDirectory

@@ -50,9 +50,7 @@ def test_table_shows_every_edge_with_its_gate_and_every_role(
     ]
 
 
-def test_table_shows_the_arguments_of_a_gate(
-    own_functions: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_table_shows_the_arguments_of_a_gate(capsys: pytest.CaptureFixture[str]) -> None:
     def confident(losses: object, context: object, *, threshold: float = 0.8) -> object:
         return losses
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.training_cases import build, recipe_values
-from tests.training_cases import workbench as workbench
 from timm_ktg.graph.gates import list_gates
 from timm_ktg.graph.losses import list_losses
+from timm_ktg.train.loop import start_epoch, train_epoch
 from timm_ktg.train.metrics import EpochMeter
-from timm_ktg.train.training import Training, start_epoch, train_epoch
+from timm_ktg.train.training import Training
 
 # What copies a value to the host, or makes a tensor whose shape depends on values.
 WAITING = (

@@ -37,7 +37,6 @@ from tests.training_cases import (
     weights_of,
     write_recipe,
 )
-from tests.training_cases import workbench as workbench
 from timm_ktg import EdgeContext, register_gate
 
 EDGES = ("label->a", "b->a", "label->b", "a->b")

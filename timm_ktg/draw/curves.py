@@ -127,11 +127,11 @@ def _accuracies(epochs: Sequence[Metrics], scene: Scene) -> Iterator[Line]:
 def _shares(epochs: Sequence[Metrics], scene: Scene) -> Iterator[Line]:
     """Yield the share passed on every edge, in its gate's colour; like gates differ in dashes."""
     shares = [by_name(epoch, "train/passed/") for epoch in epochs]
-    styles = {edge.colour: cycle(_STYLES) for edge in scene.edges}
+    styles = {edge.color: cycle(_STYLES) for edge in scene.edges}
     for edge in scene.edges:
-        name = f"{edge.source}->{edge.destination}"
+        name = edge.link.name
         if any(name in epoch for epoch in shares):
-            style = {"color": edge.colour, "linestyle": next(styles[edge.colour]), "linewidth": 1.3}
+            style = {"color": edge.color, "linestyle": next(styles[edge.color]), "linewidth": 1.3}
             shown = f"{edge.source} → {edge.destination}: {edge.word}"
             yield Line(shown, [epoch.get(name) for epoch in shares], style)
 

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from ..graph.topology import LABEL, Pair
+from ..graph.topology import LABEL, Link
 from .geometry import Curve, Points, Rect, Size, around
 
 UNDER = 4.0  # between a box and what stands under it
@@ -52,7 +52,7 @@ class Sizes:
     """
 
     nodes: Mapping[str, NodeSize]
-    words: Mapping[Pair, Size]
+    words: Mapping[Link, Size]
     chip: Size
 
 
@@ -89,15 +89,15 @@ class Layout:
 
     Args:
         nodes: Nodes by name.
-        chips: The label's, by the node that learns from it.
+        chips: The label's, by the edge that begins there.
         arrows: By edge.
         words: By edge.
     """
 
     nodes: Mapping[str, NodePlace]
-    chips: Mapping[str, Rect]
-    arrows: Mapping[Pair, Curve]
-    words: Mapping[Pair, Rect]
+    chips: Mapping[Link, Rect]
+    arrows: Mapping[Link, Curve]
+    words: Mapping[Link, Rect]
 
     @property
     def bounds(self) -> Rect:
@@ -126,17 +126,16 @@ def _attempt(sizes: Sizes, scale: float) -> Layout | None:
     """Return the layout at a scale, or None where not everything finds room."""
     nodes = _places(sizes, scale)
     chips, arrows, words = {}, {}, {}
-    for pair, word in sizes.words.items():
-        if pair[0] == LABEL:
-            placed = _label(nodes[pair[1]], word, sizes.chip)
-            chips[pair[1]], arrows[pair], words[pair] = placed
+    between = [link for link in sizes.words if link.source != LABEL]
+    for link in (link for link in sizes.words if link.source == LABEL):
+        placed = _label(nodes[link.destination], sizes, link)
+        chips[link], arrows[link], words[link] = placed
     fixed = [*(place.whole for place in nodes.values()), *chips.values(), *words.values()]
     if any(rect.grown(_GAP).overlaps(other) for rect, other in combinations(fixed, 2)):
         return None
-    between = {pair: size for pair, size in sizes.words.items() if pair[0] != LABEL}
-    for pair in between:
-        arrows[pair] = _arrow(nodes[pair[0]], nodes[pair[1]], pair[::-1] in between)
-    found = _place_words({pair: arrows[pair] for pair in between}, between, fixed)
+    for link in between:
+        arrows[link] = _arrow(nodes[link.source], nodes[link.destination], _lane(link, between))
+    found = _place_words({link: arrows[link] for link in between}, sizes.words, fixed)
     return None if found is None else Layout(nodes, chips, arrows, words | found)
 
 
@@ -175,36 +174,55 @@ def _outward(angle: float) -> complex:
     return complex(math.copysign(1, math.cos(angle)), 0)
 
 
-def _label(node: NodePlace, word: Size, chip: Size) -> tuple[Rect, Curve, Rect]:
-    """Return the label's chip beside a node, the arrow between them, and the arrow's word."""
+def _label(node: NodePlace, sizes: Sizes, link: Link) -> tuple[Rect, Curve, Rect]:
+    """Return the label's chip beside a node, the arrow between them, and the arrow's word.
+
+    Where the label teaches a node by several edges, their chips lie side by side, so far apart that
+    the words halfway to the node do not touch.
+    """
+    word, chip = sizes.words[link], sizes.chip
 
     def along(size: Size) -> float:
         return size.width if node.direction.real else size.height
 
+    def across(size: Size) -> float:
+        return size.height if node.direction.real else size.width
+
+    links = [other for other in sizes.words if other.pair == link.pair]
+    step = 2 * (max(across(sizes.words[other]) for other in links) + 2 * _GAP)
+    shift = 1j * node.direction * step * (links.index(link) - (len(links) - 1) / 2)
     length = along(word) + 2 * _LABEL_ARROW
     reach = along(node.box.size) / 2
     if node.direction == -1j:  # below: from what stands under the box
         reach = node.box.center.imag - node.whole.bottom + 2
     border = node.box.center + node.direction * reach
-    start, middle = border + node.direction * length, border + node.direction * length / 2
+    start = border + node.direction * length + shift
+    middle = (border + start) / 2
     center = start + node.direction * along(chip) / 2
     return Rect(center, chip), Curve(start, middle, border), Rect(middle, word)
 
 
-def _arrow(source: NodePlace, destination: NodePlace, returned: bool) -> Curve:
-    """Return the arrow between two nodes; if one comes back, bent and a little aside."""
+def _lane(link: Link, links: Sequence[Link]) -> int:
+    """Return how far an arrow bends away from others between the same nodes; alone, not at all."""
+    alike = [other for other in links if other.pair == link.pair]
+    returned = any(other.pair == link.pair[::-1] for other in links)
+    return alike.index(link) + 1 if returned or len(alike) > 1 else 0
+
+
+def _arrow(source: NodePlace, destination: NodePlace, lane: int) -> Curve:
+    """Return the arrow between two nodes; in a lane from 1 on, bent and a little aside."""
     start, end = source.box.center, destination.box.center
     middle = (start + end) / 2
-    if returned:
+    if lane:
         left = 1j * (end - start)
-        aside = _ASIDE * left / abs(left)
-        start, middle, end = start + aside, middle + aside + _BEND * left, end + aside
+        aside = lane * _ASIDE * left / abs(left)
+        start, middle, end = start + aside, middle + aside + lane * _BEND * left, end + aside
     return Curve(start, middle, end).outside(source.shape, destination.shape)
 
 
 def _place_words(
-    arrows: Mapping[Pair, Curve], sizes: Mapping[Pair, Size], fixed: Sequence[Rect]
-) -> dict[Pair, Rect] | None:
+    arrows: Mapping[Link, Curve], sizes: Mapping[Link, Size], fixed: Sequence[Rect]
+) -> dict[Link, Rect] | None:
     """Return a place on its arrow for every word, or None where one finds no room.
 
     Args:
@@ -212,16 +230,16 @@ def _place_words(
         sizes: How large the words are.
         fixed: What is in place already.
     """
-    lines = {pair: arrow.points(48) for pair, arrow in arrows.items()}
-    placed: dict[Pair, Rect] = {}
+    lines = {link: arrow.points(48) for link, arrow in arrows.items()}
+    placed: dict[Link, Rect] = {}
     # The shortest arrows have the least choice.
-    for pair in sorted(arrows, key=lambda pair: abs(arrows[pair].end - arrows[pair].start)):
-        options = list(_options(arrows[pair], sizes[pair], [*fixed, *placed.values()]))
+    for link in sorted(arrows, key=lambda link: abs(arrows[link].end - arrows[link].start)):
+        options = list(_options(arrows[link], sizes[link], [*fixed, *placed.values()]))
         if not options:
             return None
-        others = [line for other, line in lines.items() if other != pair]
+        others = [line for other, line in lines.items() if other != link]
         costs = [_cost(off, rect, others) for off, rect in options]
-        placed[pair] = options[costs.index(min(costs))][1]
+        placed[link] = options[costs.index(min(costs))][1]
     return placed
 
 

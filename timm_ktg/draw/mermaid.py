@@ -36,8 +36,8 @@ def _lines(scene: Scene) -> Iterator[str]:
         yield f'  {_id(edge.source)} -- "{word}" --> {_id(edge.destination)}'
     for index, edge in enumerate(scene.edges):
         faded = ",opacity:0.4" if edge.left_out else ""
-        colours = f"stroke:{edge.colour},color:{edge.colour}"
-        yield f"  linkStyle {index} {colours},stroke-width:{edge.width:.1f}px{faded}"
+        colors = f"stroke:{edge.color},color:{edge.color}"
+        yield f"  linkStyle {index} {colors},stroke-width:{edge.width:.1f}px{faded}"
     for kind, style in _CLASSES.values():
         yield f"  classDef {kind} {style}"
 

@@ -52,12 +52,12 @@ def paint(scene: Scene) -> Figure:
     axes.set_ylim(bounds.bottom, bounds.top)
     axes.set_axis_off()
     for edge in scene.edges:
-        _paint_arrow(axes, edge, layout.arrows[edge.pair])
+        _paint_arrow(axes, edge, layout.arrows[edge.link])
     for node in scene.nodes:
         _paint_node(axes, node, layout.nodes[node.name])
     _paint_label(axes, layout)
     for edge in scene.edges:
-        _paint_word(axes, edge, layout.words[edge.pair])
+        _paint_word(axes, edge, layout.words[edge.link])
     if scene.caption:
         axes.text(*_xy(caption.center), **_caption(scene).style)
     return figure
@@ -89,7 +89,7 @@ def _sizes(scene: Scene) -> Sizes:
     (chip,) = measure([CHIP])
     return Sizes(
         {node.name: _node_size(node) for node in scene.nodes},
-        dict(zip([edge.pair for edge in scene.edges], words, strict=True)),
+        dict(zip([edge.link for edge in scene.edges], words, strict=True)),
         Size(chip.width + 12, chip.height + 8),
     )
 
@@ -116,8 +116,9 @@ def _paint_lines(axes: Any, pieces: Sequence[Piece], x: float, top: float) -> No
 
 
 def _paint_label(axes: Any, layout: Layout) -> None:
-    for name, chip in layout.chips.items():
-        _paint_box(axes, chip, "#E4E8ED", "#E4E8ED", 1, "-", gid=f"label-{name}")
+    for link, chip in layout.chips.items():
+        gid = _gid("label", link.destination, link.tag)
+        _paint_box(axes, chip, "#E4E8ED", "#E4E8ED", 1, "-", gid)
         axes.text(*_xy(chip.center), **CHIP.style, zorder=5)
 
 
@@ -153,12 +154,12 @@ def _paint_arrow(axes: Any, edge: SceneEdge, curve: Curve) -> None:
             arrowstyle="-|>,head_length=0.5,head_width=0.25",
             mutation_scale=10 + 1.5 * edge.width,
             linewidth=edge.width,
-            color=edge.colour,
+            color=edge.color,
             alpha=0.3 if edge.left_out else 1,
             joinstyle="miter",
             capstyle="butt",
             zorder=2,
-            gid=f"edge-{edge.source}-{edge.destination}",
+            gid=_gid("edge", *edge.link[:3]),
         )
     )
 
@@ -167,7 +168,12 @@ def _paint_word(axes: Any, edge: SceneEdge, place: Rect) -> None:
     word = axes.text(*_xy(place.center), **word_piece(edge).style, zorder=4)
     word.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
     word.set_alpha(0.5 if edge.left_out else 1)
-    word.set_gid(f"word-{edge.source}-{edge.destination}")
+    word.set_gid(_gid("word", *edge.link[:3]))
+
+
+def _gid(*parts: str) -> str:
+    """Return the id of an element, from those parts that are not empty."""
+    return "-".join(part for part in parts if part)
 
 
 def _caption(scene: Scene) -> Piece:

@@ -119,9 +119,9 @@ def _draw(recipe: str, output: Path | None, run: Path | None) -> None:
 
 def _check_same_graph(graph: GraphConfig, results: Results, where: str) -> None:
     """Raise RecipeError if a run is of another graph."""
-    edges = {(source, name) for name, node in graph.nodes.items() for source in node.learns_from}
+    edges = {link.name for link in graph.edges}
     others = [name for name in results.top1 if name not in graph.nodes]
-    others += [f"{source}->{name}" for source, name in results.passed.keys() - edges]
+    others += results.passed.keys() - edges
     if others:
         found = ", ".join(sorted(others))
         raise RecipeError([f"{where}: should be a run of this graph. Found another's: {found}."])

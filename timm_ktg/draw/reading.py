@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError
-from ..graph.topology import Pair
 from ..recipe.graph_config import GraphConfig
 from ..recipe.recipe import Recipe, check_section, read_recipe
 from ..records.metrics import Metrics
@@ -65,7 +64,7 @@ def results_of(run: Path) -> Results:
         RecipeError: It holds no measures, or they cannot be read.
     """
     last = read_epochs(run)[-1]
-    passed = {_pair(key): share for key, share in last.items() if key.startswith(_PASSED)}
+    passed = by_name(last, _PASSED)
     summary = RunDirectory(run).summary
     if not summary.is_file():
         split = "val" if any(key.startswith("val/top1/") for key in last) else "train"
@@ -83,11 +82,6 @@ def by_name(metrics: Metrics, prefix: str) -> dict[str, float]:
     return {
         key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)
     }
-
-
-def _pair(key: str) -> Pair:
-    source, _, destination = key.removeprefix(_PASSED).partition("->")
-    return source, destination
 
 
 def _without_files(graph: Any) -> Any:

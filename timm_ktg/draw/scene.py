@@ -1,4 +1,4 @@
-"""What a picture of a graph shows, whatever it is drawn with: nodes, edges, words, colours."""
+"""What a picture of a graph shows, whatever it is drawn with: nodes, edges, words, colors."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..graph.edge import default_loss
 from ..graph.registry import with_arguments
-from ..graph.topology import LABEL, Pair, nodes_that_matter
+from ..graph.topology import Link, Topology
 from ..recipe.graph_config import EdgeConfig, GraphConfig
 
 Role = Literal["target", "frozen", "left out", ""]
 
-# Told apart with any kind of colour vision, and dark enough to be read on white.
-_COLOURS = {
+# Told apart with any kind of color vision, and dark enough to be read on white.
+_COLORS = {
     "through": "#0060A8",
     "linear": "#007A57",
     "negative_linear": "#B84F00",
     "correct": "#A1307F",
 }
 # For gates of other packages, in the order of their names.
-_MORE_COLOURS = ("#7A6000", "#5B4FC4", "#0B7A8C", "#8C2F39", "#555B66")
+_MORE_COLORS = ("#7A6000", "#5B4FC4", "#0B7A8C", "#8C2F39", "#555B66")
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,12 @@ class Results:
     Args:
         top1: Top-1 by node, in percent.
         passed: Share of the samples that the gate let through in the last epoch, in 0..1, by the
-            edge's source and destination.
+            edge's name.
         split: The images that top-1 is on: `train`, `val` or `test`.
     """
 
     top1: Mapping[str, float] = field(default_factory=dict)
-    passed: Mapping[Pair, float] = field(default_factory=dict)
+    passed: Mapping[str, float] = field(default_factory=dict)
     split: str = "test"
 
 
@@ -66,25 +67,28 @@ class SceneEdge:
     """An edge as it is shown.
 
     Args:
-        source: Where it begins; may be `label`.
-        destination: Where it ends.
-        word: Its gate, with whatever else is not the default.
-        colour: Its gate's.
+        link: Its ends and its name.
+        word: Its gate, with everything else that is not the default.
+        color: Its gate's.
         passed: Share of the samples that the gate let through, where it is known.
         left_out: Whether its destination is left out of training.
     """
 
-    source: str
-    destination: str
+    link: Link
     word: str
-    colour: str
+    color: str
     passed: float | None
     left_out: bool
 
     @property
-    def pair(self) -> Pair:
-        """Both ends."""
-        return (self.source, self.destination)
+    def source(self) -> str:
+        """Where it begins; may be `label`."""
+        return self.link.source
+
+    @property
+    def destination(self) -> str:
+        """Where it ends."""
+        return self.link.destination
 
     @property
     def width(self) -> float:
@@ -115,40 +119,32 @@ def scene_of(graph: GraphConfig, results: Results | None = None) -> Scene:
         results: What a run of it measured.
     """
     results = results or Results()
-    live = {
-        (source, name): edge
-        for name, node in graph.nodes.items()
-        for source, edge in node.learns_from.items()
-        if edge.gate != "cutoff"
-    }
-    matter = nodes_that_matter(list(live), graph.target, graph.keep)
+    topology, configs = graph.topology, graph.edges
     names = [graph.target, *(name for name in graph.nodes if name != graph.target)]
     nodes = tuple(
-        SceneNode(
-            name, graph.nodes[name].model, _role(name, graph, live, matter), results.top1.get(name)
-        )
+        SceneNode(name, graph.nodes[name].model, _role(name, topology), results.top1.get(name))
         for name in names
     )
-    colours = gate_colours(edge.gate for edge in live.values())
+    colors = gate_colors(configs[link].gate for link in topology.live)
     edges = tuple(
         SceneEdge(
-            *pair,
-            word_of(edge, pair[0]),
-            colours[edge.gate],
-            results.passed.get(pair),
-            pair[1] not in matter,
+            link,
+            word_of(configs[link], link.source),
+            colors[configs[link].gate],
+            results.passed.get(link.name),
+            link.destination in topology.left_out,
         )
-        for pair, edge in live.items()
+        for link in topology.live
     )
     return Scene(nodes, edges, _caption(results))
 
 
-def gate_colours(gates: Iterable[str]) -> dict[str, str]:
-    """Return a colour for every gate: one of its own for ours, for others the next."""
+def gate_colors(gates: Iterable[str]) -> dict[str, str]:
+    """Return a color for every gate: one of its own for ours, for others the next."""
     gates = set(gates)
-    others = sorted(gates - _COLOURS.keys())
-    more = {gate: _MORE_COLOURS[i % len(_MORE_COLOURS)] for i, gate in enumerate(others)}
-    return {gate: colour for gate, colour in (_COLOURS | more).items() if gate in gates}
+    others = sorted(gates - _COLORS.keys())
+    more = {gate: _MORE_COLORS[i % len(_MORE_COLORS)] for i, gate in enumerate(others)}
+    return {gate: color for gate, color in (_COLORS | more).items() if gate in gates}
 
 
 def word_of(edge: EdgeConfig, source: str) -> str:
@@ -163,18 +159,17 @@ def word_of(edge: EdgeConfig, source: str) -> str:
     words = [with_arguments(edge.gate, edge.gate_kwargs)]
     if edge.temperature != 1:
         words.append(f"T={edge.temperature:g}")
-    default = "cross_entropy" if source == LABEL else "kl_div"
-    if edge.loss is not None and (edge.loss != default or edge.loss_kwargs):
+    if edge.loss is not None and (edge.loss != default_loss(source) or edge.loss_kwargs):
         words.append(with_arguments(edge.loss, edge.loss_kwargs))
     return ", ".join(words)
 
 
-def _role(name: str, graph: GraphConfig, live: Iterable[Pair], matter: Iterable[str]) -> Role:
-    if name == graph.target:
+def _role(name: str, topology: Topology) -> Role:
+    if name == topology.target:
         return "target"
-    if name not in matter:
+    if name in topology.left_out:
         return "left out"
-    return "" if any(destination == name for _, destination in live) else "frozen"
+    return "frozen" if name in topology.frozen else ""
 
 
 def _caption(results: Results) -> str:

@@ -25,13 +25,13 @@ class Piece:
     Args:
         text: What it says, in one line or several.
         points: Size of the letters.
-        colour: Of the letters.
+        color: Of the letters.
         bold: Whether they are bold.
     """
 
     text: str
     points: float
-    colour: str = INK
+    color: str = INK
     bold: bool = False
 
     @property
@@ -40,7 +40,7 @@ class Piece:
         return {
             "s": self.text,
             "size": self.points,
-            "color": self.colour,
+            "color": self.color,
             "weight": "bold" if self.bold else "normal",
             "family": "DejaVu Sans",  # comes with matplotlib
             "ha": "center",
@@ -60,8 +60,8 @@ def box_pieces(node: SceneNode) -> list[Piece]:
     if node.role == "left out":
         role, ink, pale = [Piece(node.role, 7, PALE)], FADED, FADED
     else:
-        colour = TARGET if node.role == "target" else PALE
-        role, ink, pale = [Piece(node.role, 7.5, colour, bold=True)], INK, PALE
+        color = TARGET if node.role == "target" else PALE
+        role, ink, pale = [Piece(node.role, 7.5, color, bold=True)], INK, PALE
     name = Piece(_broken(node.name, _NAME), 10.5, ink, bold=True)
     model = Piece(_broken(node.model, _NAME), 7.5, pale)
     return [*role, name, model] if node.role else [name, model]
@@ -69,13 +69,13 @@ def box_pieces(node: SceneNode) -> list[Piece]:
 
 def under_pieces(node: SceneNode) -> list[Piece]:
     """Return what stands under a node's box: its top-1, where it is known."""
-    colour = TARGET if node.role == "target" else INK
-    return [Piece(node.accuracy, 8, colour, bold=True)] if node.accuracy else []
+    color = TARGET if node.role == "target" else INK
+    return [Piece(node.accuracy, 8, color, bold=True)] if node.accuracy else []
 
 
 def word_piece(edge: SceneEdge) -> Piece:
     """Return an edge's word."""
-    return Piece(_broken(edge.word, _WORD), 8, edge.colour)
+    return Piece(_broken(edge.word, _WORD), 8, edge.color)
 
 
 def _broken(text: str, letters: int) -> str:

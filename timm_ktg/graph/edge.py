@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..errors import ContractError
 from .gates import EdgeContext, Gate, create_gate, cutoff
-from .losses import EdgeLoss, create_loss, problem_of
+from .losses import EdgeLoss, NodeOutput, create_loss, problem_of
 from .registry import Bound, shown
-from .topology import LABEL, Pair
+from .topology import CUTOFF, LABEL, Link, Pair, tags_of
 
 
 @dataclass(frozen=True)
 class Edge:
     """The destination learns from the source.
+
+    Loss and gate are functions, or modules if they have parameters of their own: an `nn.Module`, or
+    what `create_loss` makes of a registered class of modules.
 
     Args:
         source: Name of a node, or `label`.
@@ -23,6 +27,8 @@ class Edge:
         gate: Decides which samples' loss passes.
         loss: What is measured; None: `cross_entropy` from the label, `kl_div` from a network.
         temperature: T > 0 of an edge between networks; 1 on an edge from the label.
+        tag: What tells the edge from others between the same two nodes; where it is left empty and
+            there are others, the graph takes the name of the loss.
 
     Raises:
         ValueError: The temperature is out of its range.
@@ -33,6 +39,7 @@ class Edge:
     gate: Gate = field(default_factory=lambda: create_gate("through"))
     loss: EdgeLoss | None = None
     temperature: float = 1.0
+    tag: str = ""
 
     def __post_init__(self) -> None:
         """Check the temperature and settle the loss."""
@@ -44,12 +51,16 @@ class Edge:
         if not self.temperature > 0:  # not a number is not above 0 either
             raise ValueError(f"{self}: temperature should be above 0. Found {self.temperature}.")
         if self.loss is None:
-            loss = create_loss("cross_entropy" if self.source == LABEL else "kl_div")
-            object.__setattr__(self, "loss", loss)
+            object.__setattr__(self, "loss", create_loss(default_loss(self.source)))
 
     def __str__(self) -> str:
-        """Return `source->destination`, the edge's name in messages and metrics."""
-        return f"{self.source}->{self.destination}"
+        """Return the edge's name."""
+        return self.name
+
+    @property
+    def name(self) -> str:
+        """`source->destination`, or `source->destination/tag`; the edge's name everywhere."""
+        return self.link.name
 
     @property
     def pair(self) -> Pair:
@@ -57,35 +68,94 @@ class Edge:
         return (self.source, self.destination)
 
     @property
-    def is_cut_off(self) -> bool:
-        """Whether the gate is `cutoff`: the edge then does not exist."""
+    def link(self) -> Link:
+        """The edge by its ends."""
         function = self.gate.function if isinstance(self.gate, Bound) else self.gate
-        return function is cutoff
+        gate = CUTOFF if function is cutoff else shown(self.gate)
+        return Link(self.source, self.destination, self.tag, gate)
 
-    def measure(self, context: EdgeContext) -> Tensor:
-        """Return the losses l_st [B], before the gate.
+
+class EdgeModule(nn.Module):
+    """An edge at work; it owns the parameters of its loss and its gate, if they have any.
+
+    A registered class of modules is built when the shapes at both ends are known, by `build`. Its
+    constructor takes example outputs of source and destination, and the arguments that were bound.
+
+    Args:
+        edge: The edge.
+    """
+
+    def __init__(self, edge: Edge) -> None:
+        super().__init__()
+        assert edge.loss is not None
+        self.edge = edge
+        self.loss: EdgeLoss = edge.loss
+        self.gate: Gate = edge.gate
+
+    @property
+    def is_built(self) -> bool:
+        """Whether loss and gate can be called."""
+        return not any(isinstance(p, Bound) and p.is_class for p in (self.loss, self.gate))
+
+    def build(self, source: NodeOutput, destination: NodeOutput, seed: int | None = None) -> None:
+        """Build the loss and the gate if they are registered classes of modules.
+
+        Args:
+            source: An output of the source, for its shapes and its device.
+            destination: Likewise of the destination.
+            seed: Seed of the initial weights; None: the global generator's state decides.
+        """
+        device = destination.logits.device
+        with torch.random.fork_rng(enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            for name in ("loss", "gate"):
+                part = getattr(self, name)
+                if isinstance(part, Bound) and part.is_class:
+                    module = part.built(source.detach(), destination.detach())
+                    assert isinstance(module, nn.Module)
+                    setattr(self, name, module.to(device))
+
+    def forward(self, context: EdgeContext) -> tuple[Tensor, Tensor]:
+        """Return the losses l_st [B], and what the gate lets through of them, G(l_st) [B].
+
+        Args:
+            context: Both ends' outputs, the labels, and how far the run is.
 
         Raises:
-            ContractError: The loss returned another shape, or something detached.
+            ContractError: The loss or the gate returned another shape, or something detached.
         """
-        assert self.loss is not None
         losses = self.loss(
-            context.source, context.destination, context.labels, temperature=self.temperature
+            context.source, context.destination, context.labels, temperature=self.edge.temperature
         )
-        logits = context.destination.logits
-        problem = problem_of(losses, len(logits), attached=logits.requires_grad)
-        if problem:
-            raise ContractError(f"{self}: loss `{shown(self.loss)}` should return {problem}.")
-        return losses
-
-    def gated(self, losses: Tensor, context: EdgeContext) -> Tensor:
-        """Return what the gate lets through of the losses, G(l_st) [B].
-
-        Raises:
-            ContractError: The gate returned another shape, or something detached from the losses.
-        """
+        self._check("loss", losses, context, attached=context.destination.logits.requires_grad)
         gated = self.gate(losses, context)
-        problem = problem_of(gated, len(losses), attached=losses.requires_grad)
+        self._check("gate", gated, context, attached=losses.requires_grad)
+        return losses, gated
+
+    def _check(self, part: str, values: Tensor, context: EdgeContext, attached: bool) -> None:
+        problem = problem_of(values, len(context.destination.logits), attached)
         if problem:
-            raise ContractError(f"{self}: gate `{shown(self.gate)}` should return {problem}.")
-        return gated
+            name = shown(getattr(self.edge, part))
+            raise ContractError(f"{self.edge}: {part} `{name}` should return {problem}.")
+
+
+def default_loss(source: str) -> str:
+    """Return the name of the loss that an edge has unless it names another."""
+    return "cross_entropy" if source == LABEL else "kl_div"
+
+
+def tagged(edges: list[Edge]) -> list[Edge]:
+    """Return the edges with a tag wherever several without one join the same two nodes."""
+    bare = [edge for edge in edges if not edge.tag]
+    names = [loss_name(edge) for edge in bare]
+    tags = dict(zip(map(id, bare), tags_of([edge.pair for edge in bare], names), strict=True))
+    return [replace(edge, tag=tags[id(edge)]) if tags.get(id(edge)) else edge for edge in edges]
+
+
+def loss_name(edge: Edge) -> str:
+    """Return the name of an edge's loss, without its arguments."""
+    loss = edge.loss
+    if isinstance(loss, Bound):
+        return loss.name
+    return getattr(loss, "__name__", type(loss).__name__)

@@ -1,18 +1,19 @@
 """What an edge lets through: functions from one loss a sample to one loss a sample, [B] -> [B].
 
 A gate has the form `gate(losses, context, *, ...) -> [B]` and is pure: it neither keeps state nor
-draws random numbers, and works on each sample before any reduction.
+draws random numbers, and works on each sample before any reduction. A gate with parameters of its
+own is a class of modules; see `Registry`.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from .losses import NodeOutput, problem_of
-from .registry import Bound, Function, Registry, shown
+from .registry import Bound, Registry, shown
 
 
 class EdgeContext(NamedTuple):
@@ -81,22 +82,8 @@ def correct(losses: Tensor, context: EdgeContext) -> Tensor:
     return losses.where(right, 0.0)
 
 
-_registry = Registry("gate", "timm_ktg.gates", data=("losses", "context"))
-
-
-def register_gate(function: Function) -> Function:
-    """Register a gate under its own name; a decorator. See `Registry.register`."""
-    return _registry.register(function)
-
-
-def list_gates() -> list[str]:
-    """Return the names of all gates, without importing those of other packages."""
-    return _registry.names()
-
-
-def create_gate(name: str, **arguments: Any) -> Bound:
-    """Return the gate registered as `name` with its arguments bound. See `Registry.create`."""
-    return _registry.create(name, **arguments)
+registry = Registry("gate", "timm_ktg.gates", data=("losses", "context"))
+register_gate, list_gates, create_gate = registry.register, registry.names, registry.create
 
 
 def check_gate(gate: Gate, num_classes: int = 10) -> None:
@@ -117,6 +104,8 @@ def check_gate(gate: Gate, num_classes: int = 10) -> None:
         hard = torch.randint(num_classes, (batch,), generator=generator)
         soft = torch.rand(batch, num_classes, generator=generator).softmax(-1)
         logits = 3 * torch.randn(2, batch, num_classes, generator=generator)
+        if isinstance(gate, Bound):
+            gate = gate.built(NodeOutput(logits[0]), NodeOutput(logits[1]))
         for labels in (hard, soft):
             for progress in (1e-3, 0.5, 1.0):
                 context = EdgeContext(

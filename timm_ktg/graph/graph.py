@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import did_you_mean
-from .edge import Edge
+from .edge import Edge, EdgeModule, tagged
 from .gates import EdgeContext
 from .losses import NodeOutput
-from .node import Channels, Member, Node
-from .node_threads import NodeThreads
-from .topology import (
-    LABEL,
-    Pair,
-    edge_problems,
-    name_problem,
-    nodes_that_matter,
-    target_problem,
-)
+from .node import Channels, GraphNode, Network, Node
+from .topology import LABEL, Topology
 
 _logger = logging.getLogger(__name__)
 
@@ -35,14 +27,14 @@ class GraphLosses(NamedTuple):
     Args:
         total: What to call `backward` on: the sum of all nodes' losses, a scalar.
         nodes: L_t of every node that learns (Eq. 3), scalars.
-        edges: L_st of every edge (Eq. 2), detached scalars.
+        edges: L_st by the name of every edge (Eq. 2), detached scalars.
         passed: Share of samples in 0..1 whose loss an edge's gate did not stop, detached scalars.
     """
 
     total: Tensor
     nodes: dict[str, Tensor]
-    edges: dict[Pair, Tensor]
-    passed: dict[Pair, Tensor]
+    edges: dict[str, Tensor]
+    passed: dict[str, Tensor]
 
 
 class KnowledgeTransferGraph(nn.Module):
@@ -51,19 +43,26 @@ class KnowledgeTransferGraph(nn.Module):
     Edges whose gate is `cutoff` are dropped, and nodes that then have no path to the target are
     left out. What remains without an incoming edge is frozen.
 
+    Losses and gates with parameters of their own belong to the node that learns by them. If a graph
+    has any that are registered by class, call `build_edges` before you make an optimizer.
+
     Args:
-        nodes: The networks.
-        edges: Who learns from whom.
+        nodes: The networks, and other kinds of nodes.
+        edges: Who learns from whom. Several edges may join the same two nodes.
         target: Name of the node that the user wants.
-        reduction: How a node's losses from networks add up: `sum` (Eq. 3), or `mean` as in Zhang et
-            al. 2018 (deep mutual learning). The label's loss is always added whole.
+        reduction: How a node's losses from networks add up: `sum` (Eq. 3), or `mean` over the
+            sources, as in Zhang et al. 2018 (deep mutual learning). The label's loss is always
+            added whole.
         keep: Names of nodes to train even if they cannot influence the target.
-        mean: Per-channel mean that the images given to the graph are normalised with; needed when a
+        mean: Per-channel mean that the images given to the graph are normalized with; needed when a
             node expects another one.
         std: Per-channel standard deviation, likewise.
 
     Attributes:
-        threads: Runs the nodes side by side on a CPU; None: they run one after another.
+        topology: Who learns, is frozen or is left out.
+        edges: The edges that train something, each with its name.
+        members: The nodes at work, by name.
+        edge_modules: The edges at work, by name.
 
     Raises:
         ValueError: Everything that is wrong with the graph, a line each.
@@ -74,7 +73,7 @@ class KnowledgeTransferGraph(nn.Module):
 
     def __init__(
         self,
-        nodes: Sequence[Node],
+        nodes: Sequence[GraphNode],
         edges: Sequence[Edge],
         target: str,
         reduction: Reduction = "sum",
@@ -83,59 +82,113 @@ class KnowledgeTransferGraph(nn.Module):
         std: Channels | None = None,
     ) -> None:
         super().__init__()
-        _raise_if_any([*_problems(nodes, edges, target, keep), *_reduction_problem(reduction)])
-        edges = [edge for edge in edges if not edge.is_cut_off]
-        matter = nodes_that_matter([edge.pair for edge in edges], target, keep)
-        left_out = [node.name for node in nodes if node.name not in matter]
-        if left_out:
+        edges = tagged(list(edges))
+        traits = tuple(node.traits for node in nodes)
+        links = tuple(edge.link for edge in edges)
+        self.topology = topology = Topology(traits, links, target, tuple(keep))
+        problems = dict.fromkeys([*_problems(topology, nodes), *_reduction_problem(reduction)])
+        if problems:
+            raise ValueError("\n".join(problems))
+        if topology.left_out:
             _logger.warning(
-                "Left out of training, for they cannot influence the target `%s`: %s.",
+                "Left out of training, because they cannot influence the target `%s`: %s.",
                 target,
-                ", ".join(left_out),
+                ", ".join(topology.left_out),
             )
-        self.threads: NodeThreads | None = None
         self.target = target
         self.reduction = reduction
-        self.left_out = tuple(left_out)
-        self.edges = tuple(edge for edge in edges if edge.destination in matter)
-        nodes = [node for node in nodes if node.name in matter]
-        learners = {edge.destination for edge in self.edges}
-        _raise_if_any(
-            [
-                f"nodes.{node.name}: a node that learns from nothing is frozen and should hold "
-                "trained weights (pretrained=True). Found pretrained=False."
-                for node in nodes
-                if node.name not in learners and not node.pretrained
-            ]
-        )
+        active = {link.name for link in topology.active}
+        self.edges = tuple(edge for edge in edges if edge.name in active)
+        self.edge_modules = nn.ModuleDict({edge.name: EdgeModule(edge) for edge in self.edges})
         self.members = nn.ModuleDict(
-            {node.name: Member(node, node.name not in learners, mean, std) for node in nodes}
+            {
+                node.traits.name: node.at_work(node.traits.name in topology.frozen, mean, std)
+                for node in nodes
+                if node.traits.name in topology.matter
+            }
         )
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """Names of the nodes that do not learn."""
-        return tuple(name for name in self.members if self.member(name).frozen)
+        """Names of the networks that do not learn."""
+        return self.topology.frozen
 
     @property
     def learning(self) -> tuple[str, ...]:
         """Names of the nodes that learn."""
-        return tuple(name for name in self.members if not self.member(name).frozen)
+        return self.topology.learning
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of the nodes that cannot influence the target."""
+        return self.topology.left_out
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        """The nodes that are networks, by name."""
+        return {name: node for name, node in self.members.items() if isinstance(node, Network)}
 
     @property
     def untapped(self) -> tuple[str, ...]:
-        """Names of the nodes without taps: those that torch.compile can take, which skips hooks."""
-        return tuple(name for name in self.members if not self.member(name).capture.names)
+        """Networks without taps: those that torch.compile, which skips hooks, can take."""
+        return tuple(name for name, network in self.networks.items() if not network.taps.names)
+
+    @property
+    def unbuilt(self) -> tuple[str, ...]:
+        """Names of the edges that wait for `build_edges`."""
+        return tuple(edge.name for edge in self.edges if not self._edge(edge.name).is_built)
+
+    def network(self, name: str) -> Network:
+        """Return the network `name` at work."""
+        network = self.members[name]
+        assert isinstance(network, Network)
+        return network
 
     def model(self, name: str) -> nn.Module:
-        """Return the model of the node `name`, the very one that was given."""
-        return self.member(name).model
+        """Return the model of the network `name`, the very one that was given."""
+        return self.network(name).model
 
-    def member(self, name: str) -> Member:
-        """Return the node `name` at work."""
-        member = self.members[name]
-        assert isinstance(member, Member)
-        return member
+    def owned_modules(self) -> dict[str, tuple[nn.Module, ...]]:
+        """Return what every node that learns trains: its model, and the edges that lead to it."""
+        return {
+            name: (
+                self.model(name),
+                *(self._edge(edge.name) for edge in self.edges if edge.destination == name),
+            )
+            for name in self.learning
+        }
+
+    def parameter_owners(self) -> dict[str, list[nn.Parameter]]:
+        """Return every trained parameter by its owner: the node that learns, edges included.
+
+        This is what to make an optimizer of, to clip node by node, and to save.
+
+        Raises:
+            ValueError: An edge is not built yet.
+        """
+        if self.unbuilt:
+            raise ValueError(_unbuilt(", ".join(self.unbuilt)))
+        return {
+            name: [parameter for module in modules for parameter in module.parameters()]
+            for name, modules in self.owned_modules().items()
+        }
+
+    def build_edges(
+        self, outputs: Mapping[str, NodeOutput], seed_of: Callable[[str], int] | None = None
+    ) -> None:
+        """Build the losses and gates that are registered as classes of modules.
+
+        Args:
+            outputs: What `forward` returned for a few images; only shapes and devices matter.
+            seed_of: Returns the seed of an edge's initial weights, by its name; None: the global
+                generator's state decides.
+        """
+        for edge in self.edges:
+            destination = outputs[edge.destination]
+            label = destination.logits.new_zeros(len(destination.logits), dtype=torch.int64)
+            known = {LABEL: _label_output(label, destination.logits), **outputs}
+            seed = seed_of(edge.name) if seed_of else None
+            self._edge(edge.name).build(known[edge.source], destination, seed)
 
     def speed_up_frozen(
         self, images: Tensor, dtype: torch.dtype | None = None, torchcompile: bool = False
@@ -146,21 +199,22 @@ class KnowledgeTransferGraph(nn.Module):
         reach the copies by `load_state_dict` only.
 
         Args:
-            images: Images [B, 3, H, W] such as the graph will get.
+            images: Images [B, 3, H, W] like those that the graph will get.
             dtype: The type of autocast that the graph will work under; None: there is none.
             torchcompile: Compile the copies.
         """
         for name in set(self.frozen) & set(self.untapped):
-            self.member(name).speed_up(images, dtype, torchcompile)
+            self.network(name).speed_up(images, dtype, torchcompile)
 
     def forward(self, images: Tensor) -> dict[str, NodeOutput]:
         """Return every node's output for the same images [B, 3, H, W]."""
-        if self.threads is not None:
-            return self.threads({name: self.member(name) for name in self.members}, images)
-        return {name: member(images) for name, member in self.members.items()}
+        outputs: dict[str, NodeOutput] = {}
+        for name in self.topology.order:
+            outputs[name] = self.members[name](images, outputs)
+        return outputs
 
     def losses(
-        self, outputs: dict[str, NodeOutput], labels: Tensor, progress: float | Tensor = 1.0
+        self, outputs: Mapping[str, NodeOutput], labels: Tensor, progress: float | Tensor = 1.0
     ) -> GraphLosses:
         """Return the losses of a batch.
 
@@ -172,72 +226,93 @@ class KnowledgeTransferGraph(nn.Module):
 
         Raises:
             ContractError: A gate or a loss returned something other than [B] attached losses.
+            ValueError: An edge is not built yet.
         """
         sources = {name: output.detach() for name, output in outputs.items()}
         sources[LABEL] = _label_output(labels, next(iter(outputs.values())).logits)
-        terms: dict[Pair, Tensor] = {}
-        passed: dict[Pair, Tensor] = {}
+        terms: dict[str, Tensor] = {}
+        passed: dict[str, Tensor] = {}
         for edge in self.edges:
+            module = self._edge(edge.name)
+            if not module.is_built:
+                raise ValueError(_unbuilt(edge.name))
             context = EdgeContext(sources[edge.source], outputs[edge.destination], labels, progress)
-            losses = edge.measure(context)
-            gated = edge.gated(losses, context)
-            terms[edge.pair] = gated.mean()  # Eq. 2, over the whole batch, stopped samples included
+            losses, gated = module(context)
+            terms[edge.name] = gated.mean()  # Eq. 2, over the whole batch, stopped samples included
             # A sample that has no loss to stop counts as passed.
-            passed[edge.pair] = ((gated != 0) | (losses == 0)).float().mean().detach()
+            passed[edge.name] = ((gated != 0) | (losses == 0)).float().mean().detach()
         nodes = {name: self._node_loss(name, terms) for name in self.learning}
-        edges = {pair: term.detach() for pair, term in terms.items()}
+        edges = {name: term.detach() for name, term in terms.items()}
         return GraphLosses(torch.stack(list(nodes.values())).sum(), nodes, edges, passed)
 
-    def _node_loss(self, name: str, terms: dict[Pair, Tensor]) -> Tensor:
+    def _edge(self, name: str) -> EdgeModule:
+        module = self.edge_modules[name]
+        assert isinstance(module, EdgeModule)
+        return module
+
+    def _node_loss(self, name: str, terms: Mapping[str, Tensor]) -> Tensor:
         """Return L_t, the sum over incoming edges (Eq. 3)."""
-        label = [terms[pair] for pair in terms if pair == (LABEL, name)]
-        networks = [terms[pair] for pair in terms if pair[1] == name and pair[0] != LABEL]
-        loss = torch.stack([*label, *networks]).sum()
+        label: list[Tensor] = []
+        networks: dict[str, list[Tensor]] = {}
+        for edge in self.edges:
+            if edge.destination == name and edge.source == LABEL:
+                label.append(terms[edge.name])
+            elif edge.destination == name:
+                networks.setdefault(edge.source, []).append(terms[edge.name])
         if self.reduction == "mean" and networks:
-            loss = torch.stack([*label, torch.stack(networks).mean()]).sum()
-        return loss
+            sums = [torch.stack(each).sum() for each in networks.values()]
+            return torch.stack([*label, torch.stack(sums).mean()]).sum()
+        return torch.stack([*label, *(term for each in networks.values() for term in each)]).sum()
 
 
-def _problems(
-    nodes: Sequence[Node], edges: Sequence[Edge], target: str, keep: Collection[str]
-) -> Iterator[str]:
-    names = [node.name for node in nodes]
-    pairs = [edge.pair for edge in edges]
-    for name in names:
-        problem = name_problem(name)
+def _problems(topology: Topology, nodes: Sequence[GraphNode]) -> Iterator[str]:
+    for where, what, _ in topology.problems():
+        yield f"{'.'.join(where)}: {what}"
+    for name in dict.fromkeys(topology.names):
         if hasattr(nn.ModuleDict(), name):
-            problem = f"`{name}` is a name that torch keeps for itself; choose another."
-        if problem or names.count(name) > 1:
-            yield f"nodes.{name}: {problem or 'two nodes should not have the same name.'}"
-    for (source, destination), problem in edge_problems(names, pairs):
-        yield f"edges.{source}->{destination}: {problem}"
-    problem = target_problem(names, [edge.pair for edge in edges if not edge.is_cut_off], target)
-    if problem:
-        yield f"target: {problem}"
-    for name in keep:
-        if name not in names:
-            yield f"keep: `{name}` is no node.{did_you_mean(name, names)}"
-    models = [id(node.model) for node in nodes]
-    for node in nodes:
-        if models.count(id(node.model)) > 1:
-            yield f"nodes.{node.name}: should have a model of its own. Found it in two nodes."
+            yield f"nodes.{name}: `{name}` is a name that torch keeps for itself; choose another."
+    networks = [node for node in nodes if isinstance(node, Node)]
+    yield from _sharing_problems(networks)
     classes = {
-        node.name: node.model.num_classes for node in nodes if hasattr(node.model, "num_classes")
+        node.name: node.model.num_classes for node in networks if hasattr(node.model, "num_classes")
     }
     if len(set(classes.values())) > 1:
         counts = ", ".join(f"{name}: {count}" for name, count in classes.items())
         yield f"nodes: all should have the same number of classes. Found {counts}."
 
 
+def _sharing_problems(networks: Sequence[Node]) -> Iterator[str]:
+    """Yield the nodes that share something: one that is frozen would freeze the other's, too."""
+    owned = [(node, _names_by_id(node.model)) for node in networks]
+    for (first, ours), (second, theirs) in combinations(owned, 2):
+        shared = ours.keys() & theirs.keys()
+        if first.model is second.model:
+            for name in (first.name, second.name):
+                yield f"nodes.{name}: should have a model of its own. Found it in two nodes."
+        elif shared:
+            found = ", ".join(sorted(theirs[each] for each in shared)[:3])
+            yield (
+                f"nodes.{second.name}: should have a model of its own. Found {found} in "
+                f"`{first.name}`, too."
+            )
+
+
+def _names_by_id(model: nn.Module) -> dict[int, str]:
+    """Return the names of a model's parameters by what tells a parameter from all others."""
+    return {id(parameter): name for name, parameter in model.named_parameters()}
+
+
+def _unbuilt(edges: str) -> str:
+    return (
+        f"{edges}: a loss or a gate has parameters and is not built yet; call "
+        "graph.build_edges(graph(images)) before you make the optimizer."
+    )
+
+
 def _reduction_problem(reduction: str) -> list[str]:
     if reduction in get_args(Reduction):
         return []
     return [f"reduction: should be one of {', '.join(get_args(Reduction))}. Found `{reduction}`."]
-
-
-def _raise_if_any(problems: list[str]) -> None:
-    if problems:
-        raise ValueError("\n".join(problems))
 
 
 def _label_output(labels: Tensor, like: Tensor) -> NodeOutput:

@@ -1,7 +1,8 @@
 """What an edge measures: functions of two nodes' outputs and the labels, to one loss a sample [B].
 
 A loss has the form `loss(source, destination, labels, *, temperature, ...) -> [B]`, where `source`
-and `destination` are `NodeOutput`s and the source is detached.
+and `destination` are `NodeOutput`s and the source is detached. A loss with parameters of its own is
+a class of modules whose `forward` has that form; see `Registry`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
-from .registry import Bound, Function, Registry
+from .registry import Registry
 
 
 class NodeOutput(NamedTuple):
@@ -116,24 +117,7 @@ def kl_div(
     return divergence * temperature**2
 
 
-_registry = Registry(
-    "loss",
-    "timm_ktg.losses",
-    data=("source", "destination", "labels"),
-    call=("temperature",),
+registry = Registry(
+    "loss", "timm_ktg.losses", data=("source", "destination", "labels"), call=("temperature",)
 )
-
-
-def register_loss(function: Function) -> Function:
-    """Register an edge's loss under its own name; a decorator. See `Registry.register`."""
-    return _registry.register(function)
-
-
-def list_losses() -> list[str]:
-    """Return the names of all losses, without importing those of other packages."""
-    return _registry.names()
-
-
-def create_loss(name: str, **arguments: Any) -> Bound:
-    """Return the loss registered as `name` with its arguments bound. See `Registry.create`."""
-    return _registry.create(name, **arguments)
+register_loss, list_losses, create_loss = registry.register, registry.names, registry.create

@@ -1,9 +1,11 @@
-"""A node of the graph: anything that maps a batch of images to a `NodeOutput`."""
+"""The nodes of a graph: networks, and anything else that maps a batch of images to an output."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +13,34 @@ from torch import Tensor, nn
 from ..errors import one_line
 from .inference import inference_copy
 from .losses import NodeOutput
-from .taps import OutputCapture
+from .taps import Taps
+from .topology import Traits
 
 Channels = tuple[float, ...]
 
 _logger = logging.getLogger(__name__)
+
+
+class GraphNode(Protocol):
+    """What a graph is made of; `Node` is the kind that holds a network."""
+
+    @property
+    def traits(self) -> Traits:
+        """What the topology needs to know."""
+
+    def at_work(self, frozen: bool, mean: Channels | None, std: Channels | None) -> nn.Module:
+        """Return a module that maps `(images, outputs)` to a `NodeOutput`.
+
+        `outputs` holds the outputs of the nodes that this one needs, by name.
+
+        Args:
+            frozen: The node does not learn.
+            mean: Per-channel mean that the images come normalized with.
+            std: Per-channel standard deviation, likewise.
+
+        Raises:
+            ValueError: The node does not fit.
+        """
 
 
 @dataclass(frozen=True)
@@ -27,8 +52,8 @@ class Node:
         model: Maps images [B, 3, H, W] to logits [B, C]; used as it is, never copied.
         taps: Names of submodules whose outputs `NodeOutput.features` holds.
         pretrained: The model holds trained weights. A node with no incoming edge is frozen and
-            must: a random teacher that never learns fails without a sound.
-        mean: Per-channel mean that the model expects its images normalised with, in 0..1; None:
+            must: a random teacher that never learns fails silently.
+        mean: Per-channel mean that the model expects its images normalized with, in 0..1; None:
             the images are right as they come.
         std: Per-channel standard deviation, likewise.
 
@@ -44,25 +69,34 @@ class Node:
     std: Channels | None = None
 
     def __post_init__(self) -> None:
-        """Check that the normalisation is whole."""
+        """Check that the normalization is whole."""
         if (self.mean is None) != (self.std is None):
             raise ValueError(
                 f"nodes.{self.name}: mean and std should be given together. "
                 f"Found mean {self.mean} and std {self.std}."
             )
 
+    @property
+    def traits(self) -> Traits:
+        """What the topology needs to know."""
+        return Traits(self.name, has_weights=self.pretrained)
 
-class Member(nn.Module):
-    """A node at work: its model, the normalisation it expects, its taps, and whether it learns.
+    def at_work(self, frozen: bool, mean: Channels | None, std: Channels | None) -> Network:
+        """Return the node at work; see `Network`."""
+        return Network(self, frozen, mean, std)
+
+
+class Network(nn.Module):
+    """A network at work: its model, the normalization it expects, its taps, whether it learns.
 
     Args:
         node: The node.
         frozen: It does not learn: evaluation mode always, no gradients.
-        mean: Per-channel mean that the images come normalised with.
+        mean: Per-channel mean that the images come normalized with.
         std: Per-channel standard deviation, likewise.
 
     Raises:
-        ValueError: A tap names no module, or the node expects a normalisation and the images' own
+        ValueError: A tap names no module, or the node expects a normalization and the images' own
             is not known.
     """
 
@@ -77,7 +111,7 @@ class Member(nn.Module):
         self.frozen = frozen
         self.mean, self.std = node.mean or mean, node.std or std
         try:
-            self.capture = OutputCapture(node.model, node.taps)
+            self.taps = Taps(node.model, node.taps)
         except ValueError as error:
             raise ValueError(f"nodes.{node.name}.taps: {error}") from None
         scale, shift = _affine(node, mean, std)
@@ -88,7 +122,7 @@ class Member(nn.Module):
             self.model.requires_grad_(False)
             self.eval()
 
-    def train(self, mode: bool = True) -> Member:
+    def train(self, mode: bool = True) -> Network:
         """Set the mode; a frozen node stays in evaluation mode.
 
         The authors' code leaves a frozen teacher's BatchNorm in training mode; this does not.
@@ -98,16 +132,16 @@ class Member(nn.Module):
     def speed_up(
         self, images: Tensor, dtype: torch.dtype | None = None, torchcompile: bool = False
     ) -> None:
-        """Compute with a copy of the model from now on; of a frozen node without taps.
+        """Compute with a copy of the model from now on; for a frozen node without taps.
 
-        Where none can be made, the model goes on to be used, and a warning says why.
-        It is made anew whenever `load_state_dict` loads weights into the model. Other changes of
-        the model do not reach the copy.
+        Where no copy can be made, the model goes on being used, and a warning says why. The copy is
+        renewed whenever `load_state_dict` loads weights into the model. Other changes of the model
+        do not reach it.
 
         Args:
-            images: Images [B, 3, H, W] such as the node will get.
+            images: Images [B, 3, H, W] like those that the node will get.
             dtype: The type of autocast that the copy works under; outside it the model is used.
-                None: it works anywhere.
+                None: the copy works anywhere.
             torchcompile: Compile the copy.
         """
         self._copy = _Copy(self.model, images, dtype, torchcompile)
@@ -115,17 +149,19 @@ class Member(nn.Module):
             self._copy.renew
         )
 
-    def forward(self, images: Tensor) -> NodeOutput:
-        """Return the node's output for images [B, 3, H, W]."""
+    def forward(
+        self, images: Tensor, outputs: Mapping[str, NodeOutput] | None = None
+    ) -> NodeOutput:
+        """Return the output for images [B, 3, H, W]; a network needs no other node's."""
         if self.scale is not None and self.shift is not None:
             images = images * self.scale + self.shift
-        self.capture.clear()
+        self.taps.clear()
         if not self.frozen:
-            return NodeOutput(self.model(images), self.capture.read())
+            return NodeOutput(self.model(images), self.taps.read())
         if self._copy is not None and self._copy.works_on(images):
             return NodeOutput(self._copy(images))
         with torch.no_grad():
-            return NodeOutput(self.model(images), self.capture.read())
+            return NodeOutput(self.model(images), self.taps.read())
 
 
 class _Copy:
@@ -139,7 +175,7 @@ class _Copy:
         self.renew(model)
 
     def renew(self, model: nn.Module, keys: object = None) -> None:
-        """Make the copy of a model, which by then calls this when it has loaded weights."""
+        """Copy the model; it calls this again whenever it has loaded weights."""
         self.model = None  # or the copy would hold the one before, by a copy of that call
         try:
             self.model = inference_copy(model, self.images, self.dtype)
@@ -167,13 +203,13 @@ class _Copy:
 def _affine(
     node: Node, mean: Channels | None, std: Channels | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return scale and shift [1, C, 1, 1] from the images' normalisation to the node's own."""
+    """Return scale and shift [1, C, 1, 1] from the images' normalization to the node's own."""
     if node.mean is None or node.std is None or (node.mean, node.std) == (mean, std):
         return None, None
     if mean is None or std is None:
         raise ValueError(
-            f"nodes.{node.name}: expects images normalised with mean {node.mean} and std "
-            f"{node.std}; say what they are normalised with (mean=, std= of the graph)."
+            f"nodes.{node.name}: expects images normalized with mean {node.mean} and std "
+            f"{node.std}; say what they are normalized with (mean=, std= of the graph)."
         )
     given_mean, given_std = torch.tensor(mean), torch.tensor(std)
     own_mean, own_std = torch.tensor(node.mean), torch.tensor(node.std)

@@ -1,10 +1,11 @@
-"""One registry class, for gates and for losses: a decorator in this process, and entry points."""
+"""A registry of gates or of losses: a decorator in this process, and entry points."""
 
 from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
@@ -14,17 +15,20 @@ import torch
 
 from ..errors import did_you_mean
 
-Function = Callable[..., torch.Tensor]
+Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
+
+EXAMPLES = ("source", "destination")  # what the constructor of a class of modules takes
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A registered function with its arguments bound: what an edge holds.
+    """A registered function, or class of modules, with its arguments bound: what an edge holds.
 
     Args:
         name: Name under which the function is registered.
-        function: The function; its leading positional parameters are the data.
+        function: The function, whose leading positional parameters are the data; or a class of
+            modules, which an edge builds when it knows the shapes at its ends.
         arguments: Values for its keyword-only parameters; the others keep their defaults.
     """
 
@@ -34,7 +38,25 @@ class Bound:
 
     def __call__(self, *data: Any, **call: Any) -> torch.Tensor:
         """Call the function on `data` with the bound arguments and those of this `call`."""
-        return self.function(*data, **self.arguments, **call)
+        result: torch.Tensor = self.function(*data, **self.arguments, **call)
+        return result
+
+    @property
+    def is_class(self) -> bool:
+        """Whether this is a class of modules, which `built` has to make an object of."""
+        return isinstance(self.function, type)
+
+    def built(self, source: Any, destination: Any) -> Callable[..., torch.Tensor]:
+        """Return what to call: this very function, or a new module for the shapes at both ends.
+
+        Args:
+            source: An output of the source.
+            destination: An output of the destination.
+        """
+        if not self.is_class:
+            return self
+        module: Callable[..., torch.Tensor] = self.function(source, destination, **self.arguments)
+        return module
 
     def __str__(self) -> str:
         """Return the name and the bound arguments, as in `confident(threshold=0.9)`."""
@@ -57,10 +79,14 @@ def shown(function: Callable[..., Any] | None) -> str:
 
 
 class Registry:
-    """Functions by name.
+    """Functions, and classes of modules, by name.
 
-    Entry points are listed without being imported, and loaded when they are asked for: a broken
-    one is reported to whoever asks for it and does not take the others down.
+    A class is for what has parameters of its own. Its constructor takes an example output of the
+    source and of the destination, and its arguments by keyword; its `forward` has the form that a
+    function has.
+
+    Entry points are listed without being imported, and loaded when they are asked for, so that a
+    broken one is reported to the one who asks for it and does not take the others down.
 
     Args:
         kind: What is registered, in the singular, for messages: `gate`.
@@ -100,6 +126,15 @@ class Registry:
             )
         self._decorated[name] = function
         return function
+
+    @contextmanager
+    def isolated(self) -> Iterator[None]:
+        """Forget, at the end of the block, what was registered inside it; for tests."""
+        before = dict(self._decorated)
+        try:
+            yield
+        finally:
+            self._decorated = before
 
     def names(self) -> list[str]:
         """Return the names in alphabetical order, without importing any entry point."""
@@ -172,11 +207,22 @@ class Registry:
 
     def _check_signature(self, name: str, function: Function, bound: Iterable[str]) -> None:
         """Raise ValueError unless the graph can call `function` once `bound` is bound."""
+        if isinstance(function, type):
+            self._check_form(name, function, EXAMPLES, bound)
+            # Of the class, so that `self` is one parameter more.
+            forward: Function = getattr(function, "forward", function)
+            self._check_form(f"{name}.forward", forward, ("self", *self.data), self.call)
+        else:
+            self._check_form(name, function, self.data, [*self.call, *bound])
+
+    def _check_form(
+        self, name: str, function: Function, data: tuple[str, ...], keywords: Iterable[str]
+    ) -> None:
         signature = inspect.signature(function)
         try:
-            signature.bind(*self.data, **dict.fromkeys([*self.call, *bound]))
+            signature.bind(*data, **dict.fromkeys(keywords))
         except TypeError as error:
-            expected = ", ".join([*self.data, "*", *self.call, "..."])
+            expected = ", ".join([*data, "*", *self.call, "..."])
             raise ValueError(
                 f"{self.kind} `{name}` should have the form {name}({expected}). "
                 f"Found {name}{signature}: {error}."

@@ -1,4 +1,4 @@
-"""Forward hooks that capture the outputs of named modules inside an unmodified model."""
+"""Taps: the outputs of named modules inside a model, which stays as it is."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Keep:
         self.runs, self.output = 0, None
 
 
-class OutputCapture:
+class Taps:
     """Captures what named submodules of a model return: register once, read after each forward.
 
     The captured outputs keep their autograd graph; `read` hands them over and forgets them, so

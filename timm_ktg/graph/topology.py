@@ -1,41 +1,236 @@
-"""The bare graph: names and pairs of names, before any model is built."""
+"""Who teaches whom, by name alone: the one place that says what follows from a graph's shape."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+from typing import NamedTuple
 
 from ..errors import did_you_mean
 
 LABEL = "label"
+CUTOFF = "cutoff"  # the gate of an edge that does not exist
 
 Pair = tuple[str, str]
+Location = tuple[str, ...]
+
+_TAG = re.compile(r"[A-Za-z0-9_]+")
 
 
-def edge_problems(nodes: Collection[str], edges: Iterable[Pair]) -> list[tuple[Pair, str]]:
-    """Return the edges that cannot be, each with the reason.
+class Link(NamedTuple):
+    """An edge by its ends.
 
     Args:
-        nodes: Names of the networks.
-        edges: (source, destination); the source may be `label`, the destination may not.
+        source: Name of a node, or `label`.
+        destination: Name of a node.
+        tag: What tells the edge from others between the same two; empty if it is the only one.
+        gate: Name of its gate.
     """
-    problems, seen = [], set[Pair]()
-    names = ", ".join(sorted(nodes))
-    for edge in edges:
-        source, destination = edge
-        if edge in seen:
-            problems.append((edge, "the edge is there twice."))
-        elif source == destination:
-            problems.append((edge, f"`{source}` cannot learn from itself."))
-        elif destination == LABEL:
-            problems.append((edge, f"`{LABEL}` cannot learn."))
+
+    source: str
+    destination: str
+    tag: str = ""
+    gate: str = "through"
+
+    @property
+    def name(self) -> str:
+        """`source->destination`, or `source->destination/tag`."""
+        return f"{self.source}->{self.destination}" + (f"/{self.tag}" if self.tag else "")
+
+    @property
+    def pair(self) -> Pair:
+        """Both ends."""
+        return (self.source, self.destination)
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the gate is `cutoff`: the edge then does not exist."""
+        return self.gate == CUTOFF
+
+
+class Traits(NamedTuple):
+    """What a topology needs to know of a node.
+
+    Args:
+        name: Its name.
+        has_weights: It starts from trained weights; a network that does not learn has to.
+        needs: Names of the nodes whose outputs it is made from. A network needs none. A node that
+            needs others has no weights of its own, does not learn, and is not frozen either.
+    """
+
+    name: str
+    has_weights: bool = False
+    needs: tuple[str, ...] = ()
+
+
+class Problem(NamedTuple):
+    """Something that is wrong.
+
+    Args:
+        where: `("nodes", name)`, `("edges", name of the edge)`, `("target",)` or `("keep",)`.
+        what: A sentence.
+        edge: The edge, if it is one that is wrong.
+    """
+
+    where: Location
+    what: str
+    edge: Link | None = None
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Nodes and edges by name, before any model is built.
+
+    Says who matters, who learns, who is frozen, who is left out, and what is wrong. It may be made
+    of anything, wrong names included; ask for `problems` first.
+
+    Args:
+        nodes: The nodes.
+        edges: Who learns from whom, edges that are cut off included.
+        target: Name of the node that the user wants.
+        keep: Names of nodes to train even if they cannot influence the target.
+    """
+
+    nodes: tuple[Traits, ...]
+    edges: tuple[Link, ...]
+    target: str
+    keep: tuple[str, ...] = ()
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of all nodes."""
+        return tuple(node.name for node in self.nodes)
+
+    @cached_property
+    def live(self) -> tuple[Link, ...]:
+        """The edges that are not cut off."""
+        return tuple(edge for edge in self.edges if not edge.is_cut_off)
+
+    @cached_property
+    def matter(self) -> frozenset[str]:
+        """Nodes with a path to the target, or to one that is kept, and those themselves."""
+        inputs: dict[str, set[str]] = {node.name: set(node.needs) for node in self.nodes}
+        for source, destination, *_ in self.live:
+            if source != LABEL:
+                inputs.setdefault(destination, set()).add(source)
+        found: set[str] = set()
+        ahead = [self.target, *self.keep]
+        while ahead:
+            name = ahead.pop()
+            if name not in found:
+                found.add(name)
+                ahead += inputs.get(name, ())
+        return frozenset(found)
+
+    @cached_property
+    def active(self) -> tuple[Link, ...]:
+        """The edges that train something: alive, and into a node that matters."""
+        return tuple(edge for edge in self.live if edge.destination in self.matter)
+
+    @cached_property
+    def learning(self) -> tuple[str, ...]:
+        """Names of the nodes that learn."""
+        destinations = {edge.destination for edge in self.active}
+        return tuple(name for name in self.names if name in destinations)
+
+    @cached_property
+    def frozen(self) -> tuple[str, ...]:
+        """Names of the networks that matter and do not learn."""
+        still = self.matter - set(self.learning)
+        return tuple(node.name for node in self.nodes if node.name in still and not node.needs)
+
+    @cached_property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of the nodes that cannot influence the target."""
+        return tuple(name for name in self.names if name not in self.matter)
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """Names of the nodes that matter, each after those that it needs."""
+        needs = {node.name: node.needs for node in self.nodes if node.name in self.matter}
+        return tuple(TopologicalSorter(needs).static_order())
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield everything that is wrong."""
+        yield from self._node_problems()
+        yield from self._edge_problems()
+        for name in self.keep:
+            if name not in self.names:
+                near = did_you_mean(name, self.names)
+                yield Problem(("keep",), f"`{name}` is no node.{near}")
+        target = self._target_problem()
+        if target:
+            yield Problem(("target",), target)
         else:
-            unknown = [end for end in edge if end not in nodes and end != LABEL]
-            problems += [
-                (edge, f"`{end}` is no node. Nodes: {names}.{did_you_mean(end, [*nodes, LABEL])}")
-                for end in unknown
-            ]
-        seen.add(edge)
-    return problems
+            yield from self._frozen_problems()
+
+    def _node_problems(self) -> Iterator[Problem]:
+        for name in self.names:
+            said = name_problem(name)
+            if said is None and self.names.count(name) > 1:
+                said = "two nodes should not have the same name."
+            if said:
+                yield Problem(("nodes", name), said)
+        for node in self.nodes:
+            for need in node.needs:
+                if need not in self.names:
+                    yield Problem(("nodes", node.name), self._unknown(need, self.names))
+        try:
+            TopologicalSorter({node.name: node.needs for node in self.nodes}).prepare()
+        except CycleError as error:
+            circle = " of ".join(error.args[1])
+            yield Problem(("nodes", error.args[1][0]), f"should not be made of itself: {circle}.")
+
+    def _edge_problems(self) -> Iterator[Problem]:
+        names = [edge.name for edge in self.edges]
+        made = {node.name for node in self.nodes if node.needs}
+        for index, edge in enumerate(self.edges):
+            for said in self._problems_of(edge, made, edge.name in names[:index]):
+                yield Problem(("edges", edge.name), said, edge)
+
+    def _problems_of(self, edge: Link, made: set[str], again: bool) -> Iterator[str]:
+        """Yield what is wrong with an edge; `made` are the nodes that are made from others."""
+        if edge.tag and not _TAG.fullmatch(edge.tag):
+            yield f"`{edge.tag}`, behind the /, should be letters, digits and `_`."
+        if again:
+            yield "two edges should not have the same name."
+        elif edge.source == edge.destination:
+            yield f"`{edge.source}` cannot learn from itself."
+        elif edge.destination == LABEL:
+            yield f"`{LABEL}` cannot learn."
+        elif edge.destination in made:
+            yield f"`{edge.destination}` is made from other nodes and cannot learn."
+        else:
+            for end in edge.pair:
+                if end not in (*self.names, LABEL):
+                    yield self._unknown(end, [*self.names, LABEL])
+
+    def _unknown(self, name: str, choices: Iterable[str]) -> str:
+        nodes = ", ".join(sorted(self.names))
+        return f"`{name}` is no node. Nodes: {nodes}.{did_you_mean(name, choices)}"
+
+    def _target_problem(self) -> str | None:
+        target = next((node for node in self.nodes if node.name == self.target), None)
+        if target is None:
+            nodes = ", ".join(self.names)
+            near = did_you_mean(self.target, self.names)
+            return f"`{self.target}` is no node. Nodes: {nodes}.{near}"
+        if target.needs or any(edge.destination == self.target for edge in self.live):
+            return None
+        return f"the target `{self.target}` should learn from something. It has no incoming edge."
+
+    def _frozen_problems(self) -> Iterator[Problem]:
+        for node in self.nodes:
+            if node.name in self.frozen and not node.has_weights:
+                said = (
+                    "learns from nothing, so it is frozen and should have weights: pretrained, or "
+                )
+                yield Problem(
+                    ("nodes", node.name), f"{said}(in a recipe) checkpoint_path. Found neither."
+                )
 
 
 def name_problem(name: str) -> str | None:
@@ -47,20 +242,12 @@ def name_problem(name: str) -> str | None:
     return None
 
 
-def target_problem(nodes: Collection[str], edges: Iterable[Pair], target: str) -> str | None:
-    """Say why `target` cannot be the target, if it cannot. Edges that are cut off do not count."""
-    if target not in nodes:
-        return f"`{target}` is no node. Nodes: {', '.join(nodes)}.{did_you_mean(target, nodes)}"
-    if all(destination != target for _, destination in edges):
-        return f"the target `{target}` should learn from something. It has no incoming edge."
-    return None
+def tags_of(pairs: Sequence[Pair], losses: Sequence[str]) -> list[str]:
+    """Return the tags of edges that have none: the name of the loss, where a pair has several.
 
-
-def nodes_that_matter(edges: Sequence[Pair], target: str, keep: Collection[str] = ()) -> set[str]:
-    """Return the nodes with a path to the target, or to one that is kept, and those themselves."""
-    matter = {target, *keep}
-    while True:
-        sources = {source for source, destination in edges if destination in matter} - {LABEL}
-        if sources <= matter:
-            return matter
-        matter |= sources
+    Args:
+        pairs: The ends of every edge.
+        losses: The name of every edge's loss.
+    """
+    several = {pair for pair in pairs if pairs.count(pair) > 1}
+    return [loss if pair in several else "" for pair, loss in zip(pairs, losses, strict=True)]

@@ -1,4 +1,4 @@
-"""The graph in somebody else's training loop: other models teach yours, and little else changes."""
+"""A graph in a training loop of your own: other models teach yours, and little else changes."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def attach(
     optimizer: Optimizer,
     total_updates: int,
     group: dict[str, Any] | None = None,
+    images: Tensor | None = None,
 ) -> Attachment:
     """Let the other nodes of a graph teach a model in the training loop that it has already.
 
@@ -43,13 +44,16 @@ def attach(
         optimizer: The loop's optimizer, before a scheduler is made for it.
         total_updates: k_end, the optimizer updates of the whole run.
         group: Options of the auxiliaries' parameter group, such as lr; None: those of the model's.
+        images: A few images [B, 3, H, W] such as the loop's, for a graph whose losses or gates have
+            parameters that are not built yet.
 
     Returns:
         A handle, whose `loss(labels)` takes the place of the loop's criterion.
 
     Raises:
-        ValueError: The model is wrapped for several processes, is not the graph's target, or the
-            optimizer's groups leave open which options the auxiliaries should get.
+        ValueError: The model is wrapped for several processes or is not the graph's target, the
+            optimizer's groups leave open which options the auxiliaries should get, or images are
+            needed and not given.
 
     Example:
         >>> handle = attach(model, "digits", optimizer, total_updates=epochs * len(loader))
@@ -69,12 +73,34 @@ def attach(
             f"The graph's target `{graph.target}` should be the model that is attached. "
             "Found another one; give Node() the same object."
         )
+    device = next(model.parameters()).device
+    for name in set(graph.members) - {graph.target}:
+        graph.members[name].to(device)
+    graph.edge_modules.to(device)
+    if graph.unbuilt:
+        _build_edges(graph, images, device)
     return Attachment(model, graph, optimizer, total_updates, group)
+
+
+def _build_edges(
+    graph: KnowledgeTransferGraph, images: Tensor | None, device: torch.device
+) -> None:
+    if images is None:
+        raise ValueError(
+            f"{', '.join(graph.unbuilt)}: a loss or a gate has parameters. Give attach a few "
+            " images: attach(..., images=images)."
+        )
+    modes = {module: module.training for module in graph.modules()}
+    graph.eval()  # BatchNorm's statistics stay as they are
+    with torch.no_grad():
+        graph.build_edges(graph(images.to(device)))
+    for module, mode in modes.items():
+        module.training = mode
 
 
 def _graph_around(model: nn.Module, named: Recipe | str | Path) -> KnowledgeTransferGraph:
     # Imported here, because most who import the package need no recipes.
-    from ..recipe.build import build_edges, build_graph, build_nodes
+    from ..recipe.build import build_graph
     from ..recipe.recipe import Recipe, load_recipe
 
     recipe = named if isinstance(named, Recipe) else load_recipe(str(named))
@@ -84,9 +110,7 @@ def _graph_around(model: nn.Module, named: Recipe | str | Path) -> KnowledgeTran
             "A recipe needs to know the number of classes. The model should have `num_classes`; "
             "or build the graph by hand."
         )
-    nodes = build_nodes(recipe, num_classes, given={recipe.graph.target: model})
-    edges = build_edges(recipe, num_classes)
-    return build_graph(recipe, nodes, edges, recipe.data.mean, recipe.data.std)
+    return build_graph(recipe, num_classes, given={recipe.graph.target: model})
 
 
 class Attachment:
@@ -112,9 +136,6 @@ class Attachment:
         self.auxiliaries = tuple(name for name in graph.members if name != graph.target)
         self._optimizer: Optimizer = getattr(optimizer, "optimizer", optimizer)
         self._outputs: dict[str, NodeOutput] | None = None
-        device = next(model.parameters()).device
-        for name in self.auxiliaries:
-            graph.member(name).to(device)
         self.clock = Clock(optimizer, total_updates)
         try:
             self._groups = self._add_groups(group)
@@ -153,11 +174,11 @@ class Attachment:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the clock and the auxiliaries, to be saved beside model and optimizer."""
-        members = {name: self.graph.model(name).state_dict() for name in self.auxiliaries}
         return {
             "updates": self.clock.updates,
             "total_updates": self.clock.total_updates,
-            "auxiliaries": members,
+            "auxiliaries": {name: node.state_dict() for name, node in self._models().items()},
+            "edges": self.graph.edge_modules.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -172,15 +193,16 @@ class Attachment:
                 f"Found {self.clock.total_updates}."
             )
         self.clock.updates = state["updates"]
-        for name in self.auxiliaries:
-            self.graph.model(name).load_state_dict(state["auxiliaries"][name])
+        for name, node in self._models().items():
+            node.load_state_dict(state["auxiliaries"][name])
+        self.graph.edge_modules.load_state_dict(state.get("edges", {}))
 
     def remove(self) -> None:
         """Leave the model and the optimizer as they were before."""
         self.clock.stop()
         for hook in self._hooks:
             hook.remove()
-        self.graph.member(self.graph.target).capture.remove()
+        self.graph.network(self.graph.target).taps.remove()
         self._outputs = None
         for group in self._groups:
             for parameter in group["params"]:
@@ -193,7 +215,7 @@ class Attachment:
         self._optimizer.param_groups[:] = kept
 
     def _before(self, *_: Any) -> None:
-        self.graph.member(self.graph.target).capture.clear()
+        self.graph.network(self.graph.target).taps.clear()
 
     def _after(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if not (model.training and torch.is_grad_enabled()):
@@ -201,14 +223,21 @@ class Attachment:
         if not isinstance(output, Tensor):
             raise ValueError(f"The model should return logits. Found {type(output).__name__}.")
         images = args[0] if args else next(iter(kwargs.values()))
-        target = self.graph.member(self.graph.target)
-        outputs = {self.graph.target: NodeOutput(output, target.capture.read())}
-        for name in self.auxiliaries:
-            member = self.graph.member(name)
-            if not member.training:
-                member.train()
-            outputs[name] = member(images)
+        taps = self.graph.network(self.graph.target).taps
+        outputs = {self.graph.target: NodeOutput(output, taps.read())}
+        self.graph.edge_modules.train()
+        for name in self.graph.topology.order:
+            if name != self.graph.target:
+                node = self.graph.members[name]
+                if not node.training:
+                    node.train()
+                outputs[name] = node(images, outputs)
         self._outputs = outputs
+
+    def _models(self) -> dict[str, nn.Module]:
+        """Return the auxiliaries' models by name."""
+        networks = self.graph.networks
+        return {name: networks[name].model for name in self.auxiliaries if name in networks}
 
     def _add_groups(self, options: dict[str, Any] | None) -> list[dict[str, Any]]:
         """Give the auxiliaries' parameters to the optimizer, node by node."""
@@ -219,11 +248,12 @@ class Attachment:
                 "the optimizer, or the auxiliaries miss both. Found `initial_lr` in its groups, "
                 "which a scheduler leaves there."
             )
-        for name in self.auxiliaries:
-            if name in self.graph.learning:
-                parameters = list(self.graph.model(name).parameters())
-                for group in _groups_like(before, parameters, options):
-                    self._optimizer.add_param_group({**group, "node": name})
+        for name, (model, *edges) in self.graph.owned_modules().items():
+            # The loop's optimizer has the target's model already, but not its edges.
+            owned = edges if name == self.graph.target else [model, *edges]
+            parameters = [parameter for module in owned for parameter in module.parameters()]
+            for group in _groups_like(before, parameters, options) if parameters else ():
+                self._optimizer.add_param_group({**group, "node": name})
         return self._optimizer.param_groups[len(before) :]
 
 

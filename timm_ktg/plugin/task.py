@@ -27,7 +27,8 @@ class KnowledgeTransferTask(TrainingTask):
         verbose: Log what timm's tasks log.
 
     Raises:
-        ValueError: The optimizer does not hold the parameters of every node that learns.
+        ValueError: The optimizer does not hold the parameters of every node that learns, or the
+            graph has losses or gates with parameters that are not built yet.
     """
 
     def __init__(
@@ -41,8 +42,8 @@ class KnowledgeTransferTask(TrainingTask):
     ) -> None:
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        for name in graph.learning:
-            if any(id(parameter) not in held for parameter in graph.model(name).parameters()):
+        for name, parameters in graph.parameter_owners().items():
+            if any(id(parameter) not in held for parameter in parameters):
                 raise ValueError(
                     f"The optimizer should hold the parameters of the whole graph. Found node "
                     f"`{name}` left out; make it by create_optimizer_v2(graph, ...)."
@@ -65,7 +66,7 @@ class KnowledgeTransferTask(TrainingTask):
         outputs = self.trainable_module(input)
         losses = graph.losses(outputs, target, self.clock.progress)
         nodes = {f"loss/{name}": loss.detach() for name, loss in losses.nodes.items()}
-        edges = {f"loss/{edge}": losses.edges[edge.pair] for edge in graph.edges}
+        edges = {f"loss/{name}": loss for name, loss in losses.edges.items()}
         output = outputs[graph.target].logits
         return {"loss": losses.total, "output": output, **nodes, **edges}
 
@@ -120,10 +121,11 @@ class KnowledgeTransferTask(TrainingTask):
         Args:
             exclude_head: Leave out every node's last two, as timm does for its classifier.
         """
-        graph = self._graph()
+        owned = self._graph().owned_modules().values()
         end = -2 if exclude_head else None
-        nodes = (list(graph.model(name).parameters())[:end] for name in graph.learning)
-        return [parameter for parameters in nodes for parameter in parameters]
+        models = [parameter for model, *_ in owned for parameter in list(model.parameters())[:end]]
+        edges = (module for _, *modules in owned for module in modules)
+        return [*models, *(parameter for module in edges for parameter in module.parameters())]
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
         """Return the clock and the auxiliaries' weights.
@@ -137,9 +139,12 @@ class KnowledgeTransferTask(TrainingTask):
             return {}
         graph = _unwrapped(module)
         auxiliaries = {
-            name: graph.model(name).state_dict() for name in graph.members if name != graph.target
+            name: network.model.state_dict()
+            for name, network in graph.networks.items()
+            if name != graph.target
         }
-        return {"updates": self.clock.updates, "auxiliaries": auxiliaries}
+        edges = graph.edge_modules.state_dict()
+        return {"updates": self.clock.updates, "auxiliaries": auxiliaries, "edges": edges}
 
     def load_task_state(
         self,
@@ -164,6 +169,7 @@ class KnowledgeTransferTask(TrainingTask):
             self.clock.updates = state["updates"]
         for name, weights in state["auxiliaries"].items():
             graph.model(name).load_state_dict(weights, strict=strict)
+        graph.edge_modules.load_state_dict(state.get("edges", {}), strict=strict)
 
     def _graph(self) -> KnowledgeTransferGraph:
         return _unwrapped(self.trainable_module)

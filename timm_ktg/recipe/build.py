@@ -19,8 +19,8 @@ from ..graph.gates import check_gate, create_gate
 from ..graph.graph import KnowledgeTransferGraph
 from ..graph.losses import create_loss
 from ..graph.node import Channels, Node
-from ..graph.taps import OutputCapture
-from ..graph.topology import LABEL
+from ..graph.taps import Taps
+from ..graph.topology import LABEL, Link
 from ..graph.weights import load_weights
 from .graph_config import EdgeConfig, NodeConfig
 from .recipe import Recipe
@@ -49,7 +49,8 @@ def build_nodes(
             if given and name in given:
                 nodes.append(Node(name, given[name], tuple(node.taps)))
             else:
-                nodes.append(_build_node(name, node, num_classes, recipe.train.seed))
+                learns = any(link.destination == name for link in recipe.graph.topology.live)
+                nodes.append(_build_node(name, node, learns, num_classes, recipe.train.seed))
     if problems:
         raise RecipeError(problems)
     return nodes
@@ -67,27 +68,45 @@ def build_edges(recipe: Recipe, num_classes: int) -> list[Edge]:
     """
     edges: list[Edge] = []
     problems: list[str] = []
-    for name, node in recipe.graph.nodes.items():
-        for source, config in node.learns_from.items():
-            where = f"graph.nodes.{name}.learns_from.{source}"
-            with collected(problems):
-                with located(where):
-                    edges.append(_build_edge(source, name, config, recipe))
-                with located(f"{where}.gate"):
-                    check_gate(edges[-1].gate, num_classes)
+    for link, config in recipe.graph.edges.items():
+        key = f"{link.source}/{link.tag}" if link.tag else link.source
+        where = f"graph.nodes.{link.destination}.learns_from.{key}"
+        with collected(problems):
+            with located(where):
+                edges.append(_build_edge(link, config, recipe))
+            with located(f"{where}.gate"):
+                check_gate(edges[-1].gate, num_classes)
     if problems:
         raise RecipeError(problems)
     return edges
 
 
 def build_graph(
+    recipe: Recipe, num_classes: int, given: Mapping[str, nn.Module] | None = None
+) -> KnowledgeTransferGraph:
+    """Return the graph of a recipe, its models with initial weights from their own seeds.
+
+    Args:
+        recipe: The recipe.
+        num_classes: Classes of the data.
+        given: Models by node name that exist already and are taken as they are.
+
+    Raises:
+        RecipeError: All that is wrong with its nodes, its edges, or the graph.
+    """
+    nodes = build_nodes(recipe, num_classes, given)
+    edges = build_edges(recipe, num_classes)
+    return connect(recipe, nodes, edges, recipe.data.mean, recipe.data.std)
+
+
+def connect(
     recipe: Recipe,
     nodes: list[Node],
     edges: list[Edge],
     mean: Channels | None,
     std: Channels | None,
 ) -> KnowledgeTransferGraph:
-    """Return the graph of a recipe.
+    """Return the graph of nodes and edges that are built already.
 
     Args:
         recipe: The recipe.
@@ -181,7 +200,7 @@ def _with_own_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
     return {**state, "param_groups": [{**group, **own} for group in state["param_groups"]]}
 
 
-def _build_node(name: str, node: NodeConfig, num_classes: int, seed: int) -> Node:
+def _build_node(name: str, node: NodeConfig, learns: bool, num_classes: int, seed: int) -> Node:
     where = f"graph.nodes.{name}"
     arguments = {"num_classes": num_classes, **node.model_kwargs}
     # Nodes of one architecture must not start alike, and one more node must not change the others.
@@ -199,12 +218,12 @@ def _build_node(name: str, node: NodeConfig, num_classes: int, seed: int) -> Nod
     if node.pretrained:
         own = _expected(model)
         with located(f"{where}.pretrained"):
-            _check_teacher(node, model, num_classes)
+            _check_teacher(node, learns, model, num_classes)
     if node.checkpoint_path is not None:
         with located(f"{where}.checkpoint_path"):
             own = _expected(model) | load_weights(model, node.checkpoint_path)
     with located(f"{where}.taps"):
-        OutputCapture(model, node.taps).remove()
+        Taps(model, node.taps).remove()
     return Node(name, model, tuple(node.taps), pretrained=node.has_weights, **own)
 
 
@@ -214,9 +233,8 @@ def _expected(model: nn.Module) -> dict[str, Any]:
     return {"mean": config.get("mean"), "std": config.get("std")}
 
 
-def _check_teacher(node: NodeConfig, model: nn.Module, num_classes: int) -> None:
+def _check_teacher(node: NodeConfig, learns: bool, model: nn.Module, num_classes: int) -> None:
     """Raise ValueError if a frozen node's classifier is not among its pretrained weights."""
-    learns = any(edge.gate != "cutoff" for edge in node.learns_from.values())
     classes = getattr(model, "pretrained_cfg", {}).get("num_classes")
     if not learns and node.checkpoint_path is None and classes != num_classes:
         raise ValueError(
@@ -225,24 +243,28 @@ def _check_teacher(node: NodeConfig, model: nn.Module, num_classes: int) -> None
         )
 
 
-def _build_edge(source: str, destination: str, edge: EdgeConfig, recipe: Recipe) -> Edge:
+def _build_edge(link: Link, edge: EdgeConfig, recipe: Recipe) -> Edge:
     loss = None if edge.loss is None else create_loss(edge.loss, **edge.loss_kwargs)
     # Where labels are mixed, the smoothing is part of the mixed labels.
     smoothing = 0.0 if recipe.data.mixes else recipe.train.smoothing
-    if loss is None and source == LABEL and smoothing:
+    if loss is None and link.source == LABEL and smoothing:
         loss = create_loss("cross_entropy", smoothing=smoothing)
     gate = create_gate(edge.gate, **edge.gate_kwargs)
-    return Edge(source, destination, gate, loss, edge.temperature)
+    return Edge(link.source, link.destination, gate, loss, edge.temperature, link.tag)
 
 
 def _parameter_groups(train: TrainConfig, graph: KnowledgeTransferGraph) -> list[dict[str, Any]]:
     groups: list[dict[str, Any]] = []
-    for name in graph.learning:
-        model = graph.model(name)
-        if train.filter_bias_and_bn:
-            without: Any = getattr(model, "no_weight_decay", tuple)()
-            own = param_groups_weight_decay(model, train.weight_decay, no_weight_decay_list=without)
-        else:
-            own = [{"params": list(model.parameters()), "weight_decay": train.weight_decay}]
-        groups += [{**group, "node": name} for group in own]
+    if not train.filter_bias_and_bn:
+        return [
+            {"params": parameters, "weight_decay": train.weight_decay, "node": name}
+            for name, parameters in graph.parameter_owners().items()
+        ]
+    for name, modules in graph.owned_modules().items():
+        for module in modules:
+            without: Any = getattr(module, "no_weight_decay", tuple)()
+            own = param_groups_weight_decay(
+                module, train.weight_decay, no_weight_decay_list=without
+            )
+            groups += [{**group, "node": name} for group in own if group["params"]]
     return groups

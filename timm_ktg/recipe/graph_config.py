@@ -8,20 +8,14 @@ from typing import Annotated, Any
 
 import timm
 from pydantic import BeforeValidator, PositiveFloat, model_serializer
-from pydantic_core import InitErrorDetails
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ..errors import did_you_mean, one_line
+from ..graph.edge import default_loss
 from ..graph.gates import create_gate
 from ..graph.graph import Reduction
 from ..graph.losses import create_loss
-from ..graph.topology import (
-    LABEL,
-    Pair,
-    edge_problems,
-    name_problem,
-    nodes_that_matter,
-    target_problem,
-)
+from ..graph.topology import LABEL, Link, Topology, Traits, tags_of
 from .section import Section, checked, problem
 
 
@@ -41,6 +35,38 @@ def _file_problem(path: str) -> str | None:
 def from_word(value: Any) -> Any:
     """Return a gate that is written as a bare word as the section that it stands for."""
     return {"gate": value} if isinstance(value, str) else value
+
+
+def spread(learns_from: Any) -> Any:
+    """Return what a node learns from with a key for every edge, where a source has a list of them.
+
+    `{teacher: [{loss: a}, {loss: b}]}` becomes `{teacher/a: {loss: a}, teacher/b: {loss: b}}`.
+
+    Raises:
+        PydanticCustomError: Two edges would have the same key.
+    """
+    if not isinstance(learns_from, Mapping):
+        return learns_from
+    result: dict[Any, Any] = {}
+    for source, edges in learns_from.items():
+        if not isinstance(edges, list):
+            result[source] = edges
+            continue
+        losses = [_loss_of(edge, str(source)) for edge in edges]
+        tags = tags_of([(str(source), "")] * len(edges), losses)
+        for tag, edge in zip(tags, edges, strict=True):
+            key = f"{source}/{tag}" if tag else source
+            if key in result:
+                said = f"two edges are called `{key}`; give them keys of their own, such as"
+                said = f"{said} {source}/first and {source}/second."
+                raise PydanticCustomError("problem", "{message}", {"message": said})
+            result[key] = edge
+    return result
+
+
+def _loss_of(edge: Any, source: str) -> str:
+    loss = edge.get("loss") if isinstance(edge, Mapping) else None
+    return str(loss or default_loss(source))
 
 
 def gate_problems(data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
@@ -105,8 +131,11 @@ class NodeConfig(Section):
     """Seed of the initial weights; null: from train.seed and the node's name."""
     taps: list[str] = []
     """Names of submodules whose outputs the node's features hold."""
-    learns_from: dict[str, Annotated[EdgeConfig, BeforeValidator(from_word)]] = {}
-    """Sources by name (`label`, or a node), each with its gate. What is not listed is cut off."""
+    learns_from: Annotated[
+        dict[str, Annotated[EdgeConfig, BeforeValidator(from_word)]], BeforeValidator(spread)
+    ] = {}
+    """Sources by name (`label`, or a node), each with its gate. What is not listed is cut off.
+    Several edges from one source are a list, or have keys of their own: `teacher/attention`."""
 
     @property
     def has_weights(self) -> bool:
@@ -126,77 +155,92 @@ class GraphConfig(Section):
     keep: list[str] = []
     """Nodes to train even if they cannot influence the target."""
 
+    @property
+    def edges(self) -> dict[Link, EdgeConfig]:
+        """Every edge by its ends, those that are cut off included."""
+        return {
+            _link(key, name, edge): edge
+            for name, node in self.nodes.items()
+            for key, edge in node.learns_from.items()
+        }
+
+    @property
+    def topology(self) -> Topology:
+        """Who learns, is frozen or is left out."""
+        traits = (Traits(name, node.has_weights) for name, node in self.nodes.items())
+        return Topology(tuple(traits), tuple(self.edges), self.target, tuple(self.keep))
+
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
         """Yield what is wrong with the structure."""
-        gates = _gates(data)
         if data.get("nodes") == {}:
             yield problem(("nodes",), "should name at least one node. Found none.")
-        yield from _edge_problems(data, gates)
-        yield from _role_problems(data, gates)
+        nodes = _nodes(data)
+        topology = _topology(data, nodes)
+        for where, what, edge in topology.problems():
+            if where == ("target",) and not (isinstance(data.get("target"), str) and nodes):
+                continue  # pydantic's to report
+            location = ("nodes", edge.destination, "learns_from") if edge else where
+            yield problem(location, what)
+        for name, node in nodes.items():
+            yield from _label_problems(name, node.get("learns_from"))
 
 
-Gates = Mapping[str, Mapping[str, Any]]
+Values = Mapping[str, Any]
 
 
-def _gates(data: Mapping[str, Any]) -> Gates:
-    """Return the gate of every source of every node, as far as unchecked data shows them."""
+def _nodes(data: Values) -> dict[str, Values]:
+    """Return the nodes as far as unchecked data shows them, what they learn from as a mapping."""
     nodes = data.get("nodes")
-    result: dict[str, dict[str, Any]] = {}
-    for name, node in nodes.items() if isinstance(nodes, Mapping) else ():
-        if not isinstance(name, str):
-            continue  # pydantic's to report
-        sources = node.get("learns_from") if isinstance(node, Mapping) else None
-        result[name] = {
-            source: edge.get("gate") if isinstance(edge, Mapping) else edge
-            for source, edge in (sources.items() if isinstance(sources, Mapping) else ())
-            if isinstance(source, str)
-        }
-    return result
+    return {
+        name: {**node, "learns_from": _mapping(node.get("learns_from"))}
+        if isinstance(node, Mapping)
+        else {}
+        for name, node in (nodes.items() if isinstance(nodes, Mapping) else ())
+        if isinstance(name, str)  # others are pydantic's to report
+    }
 
 
-def _edge_problems(data: Mapping[str, Any], gates: Gates) -> Iterator[InitErrorDetails]:
-    for name in gates:
-        said = name_problem(name)
-        if said:
-            yield problem(("nodes", name), said)
-    for (_, name), said in edge_problems(gates, _pairs(gates)):
-        yield problem(("nodes", name, "learns_from"), said)
-    for name, sources in gates.items():
-        edge = data["nodes"][name]["learns_from"][LABEL] if LABEL in sources else None
+def _mapping(learns_from: Any) -> dict[str, Any]:
+    """Return what a node learns from, as far as it can be made out, with a key for every edge."""
+    try:
+        found = spread(learns_from)
+    except PydanticCustomError:  # the field's own validator reports it
+        return {}
+    items = found.items() if isinstance(found, Mapping) else ()
+    return {key: edge for key, edge in items if isinstance(key, str)}
+
+
+def _topology(data: Values, nodes: Mapping[str, Values]) -> Topology:
+    """Return the topology of unchecked data."""
+    traits = (
+        Traits(name, bool(node.get("pretrained") or node.get("checkpoint_path") or not node))
+        for name, node in nodes.items()
+    )
+    links = (
+        _link(key, name, edge)
+        for name, node in nodes.items()
+        for key, edge in node.get("learns_from", {}).items()
+    )
+    keep = data["keep"] if isinstance(data.get("keep"), list) else []
+    return Topology(tuple(traits), tuple(links), str(data.get("target")), tuple(map(str, keep)))
+
+
+def _link(key: str, destination: str, edge: Any) -> Link:
+    """Return an edge by its ends; `key` is `source` or `source/tag`."""
+    source, _, tag = key.partition("/")
+    if isinstance(edge, EdgeConfig):
+        gate = edge.gate
+    else:
+        gate = edge.get("gate", "through") if isinstance(edge, Mapping) else edge
+    return Link(source, destination, tag, str(gate))
+
+
+def _label_problems(name: str, learns_from: Any) -> Iterator[InitErrorDetails]:
+    for key, edge in _mapping(learns_from).items():
         temperature = edge.get("temperature", 1) if isinstance(edge, Mapping) else 1
-        if str(temperature) not in ("1", "1.0"):
+        if key.partition("/")[0] == LABEL and str(temperature) not in ("1", "1.0"):
             yield problem(
-                ("nodes", name, "learns_from", LABEL, "temperature"),
+                ("nodes", name, "learns_from", key, "temperature"),
                 f"should be 1 on an edge from the label. Found {temperature}.",
             )
-
-
-def _role_problems(data: Mapping[str, Any], gates: Gates) -> Iterator[InitErrorDetails]:
-    keep = data["keep"] if isinstance(data.get("keep"), list) else []
-    for name in keep:
-        if name not in gates:
-            yield problem(("keep",), f"`{name}` is no node.{did_you_mean(str(name), gates)}")
-    target = data.get("target")
-    if not isinstance(target, str) or not gates:
-        return
-    live = [(source, name) for source, name in _pairs(gates) if gates[name][source] != "cutoff"]
-    said = target_problem(gates, live, target)
-    if said:
-        yield problem(("target",), said)
-        return
-    frozen = nodes_that_matter(live, target, keep) - {name for _, name in live}
-    for name in sorted(frozen & gates.keys()):
-        node = data["nodes"][name]
-        if isinstance(node, Mapping) and not (
-            node.get("pretrained") or node.get("checkpoint_path")
-        ):
-            yield problem(
-                ("nodes", name),
-                "learns from nothing, so it is frozen and should have weights: checkpoint_path, "
-                "or pretrained: true. Found neither.",
-            )
-
-
-def _pairs(gates: Gates) -> list[Pair]:
-    return [(source, name) for name, sources in gates.items() for source in sources]

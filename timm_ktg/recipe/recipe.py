@@ -23,7 +23,8 @@ S = TypeVar("S", bound=Section)
 # Fields that say how a machine goes about a run, not what comes out of it.
 PLACE = {
     "data": {"dataset", "workers"},
-    "train": {"node_threads", "torchcompile", "channels_last", "capture"},
+    # `capture` and `node_threads` stand in recipes that earlier versions wrote.
+    "train": {"torchcompile", "channels_last", "cuda_graph", "capture", "node_threads"},
     "tracking": {*TrackingConfig.model_fields, "with"},
 }
 

@@ -79,9 +79,7 @@ class TrainConfig(Section):
     """Precision of the forward passes, losses are always float32; null: accelerate's own choice."""
     torchcompile: bool = False
     """Compile every node that has no taps with torch.compile."""
-    capture: Literal["auto", "always", "never"] = "never"
+    cuda_graph: Literal["auto", "always", "never"] = "never"
     """Record an update once and replay it as one launch (CUDA): where it can be, or always."""
-    node_threads: PositiveInt = 1
-    """Nodes computed side by side on a CPU, a thread each."""
     channels_last: bool | None = None
     """Use the channels-last memory format; null: on a CPU, where it is faster."""

@@ -16,7 +16,7 @@ from math import prod
 from typing import Any, Literal, NamedTuple
 
 from ..errors import did_you_mean
-from ..graph.topology import LABEL, Pair, nodes_that_matter
+from ..graph.topology import LABEL, Link, Pair, Topology, Traits
 
 TARGET = "target"
 CUTOFF, THROUGH, CORRECT = "cutoff", "through", "correct"
@@ -299,7 +299,9 @@ def _candidate(space: SearchSpace, graph: CanonicalGraph, gates: Gates, pair: Pa
 
 def _least(models: Models, gates: Gates) -> CanonicalGraph:
     """Return the form of a valid graph, given as models by node and gates by edge."""
-    matter = nodes_that_matter(list(gates), TARGET)
+    traits = tuple(Traits(name, has_weights=True) for name in models)
+    topology = Topology(traits, tuple(Link(*pair) for pair in gates), TARGET)
+    matter = topology.matter
     models = {name: model for name, model in models.items() if name in matter}
     gates = {
         pair: THROUGH if (pair[0], gate) == (LABEL, CORRECT) else gate
@@ -309,8 +311,7 @@ def _least(models: Models, gates: Gates) -> CanonicalGraph:
     order = min(_orders(models, gates), key=lambda order: _table(order, gates))
     new = {LABEL: LABEL, **dict(zip(order, _names(len(order)), strict=True))}
     pairs = [pair for pair in _pairs(order) if pair in gates]
-    learners = {destination for _, destination in pairs}
-    roles = {name: LEARNS if name in learners else FROZEN for name in order}
+    roles = {name: LEARNS if name in topology.learning else FROZEN for name in order}
     return CanonicalGraph(
         tuple(GraphNode(new[name], models[name], roles[name]) for name in order),
         tuple(GraphEdge(new[pair[0]], new[pair[1]], gates[pair]) for pair in pairs),

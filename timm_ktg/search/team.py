@@ -16,10 +16,11 @@ from ..graph.weights import export_node
 from ..recipe.recipe import Recipe
 from ..records.metrics import Metrics
 from ..records.run_directory import RunDirectory
+from ..train.loop import evaluate, start_epoch, train_epoch
 from ..train.metrics import TrainingError
 from ..train.run import create_accelerator
 from ..train.seeds import run_seed
-from ..train.training import Data, build_training, evaluate, start_epoch, train_epoch
+from ..train.training import Data, build_training
 from .pruning import rungs
 
 # Takes an epoch, from 1, the target's validation top-1, and whether it is the last epoch; says
@@ -175,8 +176,8 @@ class Team:
             if epoch in at and self._stops(report, epoch, value, last):
                 raise TrialPruned(f"after {epoch} epochs")
         if task.export is not None and accelerator.is_main_process:
-            member = graph.member(graph.target)
-            export_node(member.model, task.export, member.mean, member.std)
+            network = graph.network(graph.target)
+            export_node(network.model, task.export, network.mean, network.std)
         return value
 
     def _stops(self, report: Report | None, epoch: int, value: float, last: bool) -> bool:

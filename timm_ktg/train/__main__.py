@@ -73,8 +73,6 @@ def run(command: Command) -> None:
     training = build_training(recipe, accelerator)
     if accelerator.is_main_process:
         show_graph(training.graph, {name: n.model for name, n in recipe.graph.nodes.items()})
-        if training.graph.threads:
-            print(f"{training.graph.threads.count} nodes at a time, a thread each.")
     if command.dry_run:
         accelerator.print("Dry run: everything is built and checked, nothing was trained.")
         return

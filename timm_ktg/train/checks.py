@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 
 from ..errors import RecipeError, one_line
 from ..graph.graph import KnowledgeTransferGraph
+from ..graph.losses import NodeOutput
 from ..graph.registry import Bound, shown
 from ..recipe.recipe import Recipe
 
@@ -30,14 +31,25 @@ def check_batch_size(recipe: Recipe, processes: int) -> None:
 @torch.no_grad()
 def check_outputs(
     graph: KnowledgeTransferGraph, size: tuple[int, int], num_classes: int, device: torch.device
-) -> None:
-    """Raise RecipeError with all nodes that do not map such images to logits [B, C]."""
-    problems = []
+) -> dict[str, NodeOutput]:
+    """Return every node's output for two images of a size.
+
+    Args:
+        graph: The graph, on its device.
+        size: Height and width of the images.
+        num_classes: C.
+        device: The device.
+
+    Raises:
+        RecipeError: All nodes that do not map such images to logits [2, C].
+    """
+    problems, outputs = [], dict[str, NodeOutput]()
     images = torch.zeros(2, 3, *size, device=device)
     graph.eval()
-    for name, member in graph.members.items():
+    for name in graph.topology.order:
         try:
-            shape = list(member(images).logits.shape)
+            outputs[name] = graph.members[name](images, outputs)
+            shape = list(outputs[name].logits.shape)
         except Exception as error:  # a model may raise anything at images it was not made for
             problems.append(
                 f"graph.nodes.{name}: cannot take images of {size[0]}x{size[1]}: {one_line(error)}"
@@ -50,6 +62,7 @@ def check_outputs(
             )
     if problems:
         raise RecipeError(problems)
+    return outputs
 
 
 def check_processes_agree(graph: KnowledgeTransferGraph) -> None:
@@ -77,6 +90,9 @@ def check_processes_agree(graph: KnowledgeTransferGraph) -> None:
 def code_of(function: Any) -> str:
     """Return what tells a function's code from another's, under one version of Python."""
     function = function.function if isinstance(function, Bound) else function
+    if isinstance(function, type):
+        methods = [each for each in vars(function).values() if hasattr(each, "__code__")]
+        return hashlib.sha256(" ".join(map(code_of, methods)).encode()).hexdigest()[:8]
     code = getattr(function, "__code__", None)
     seen = _parts(code) if code else repr(type(function))
     values = [

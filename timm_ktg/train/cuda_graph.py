@@ -13,11 +13,11 @@ from typing import Protocol
 import torch
 from accelerate import Accelerator
 from timm.optim import get_optimizer_class
+from torch import Tensor
 
 from ..errors import first_line, located
 from ..recipe.train_config import TrainConfig
-from .metrics import EpochMeter, TrainingError
-from .update import Batch, EagerUpdate
+from .metrics import TrainingError
 
 _logger = logging.getLogger(__name__)
 
@@ -26,7 +26,19 @@ OTHER_STEPS = ("foreach", "differentiable")  # which exclude the fused one
 
 WARM_UP = 3  # updates before the recording, in which libraries choose their algorithms
 
+# A batch as a loader yields it, and what makes images [B, 3, H, W] and labels [B] or [B, C] of it.
+Batch = tuple[Tensor, ...]
+Make = Callable[..., tuple[Tensor, Tensor]]
+
+# Does an update for a batch, its number from 1, and the progress k / k_end.
+Update = Callable[[Batch, float | Tensor, float | Tensor], None]
+Do = Callable[[Update, Batch, int, float], None]
 Replay = Callable[[], None]
+
+
+def plain_updates(update: Update, batch: Batch, number: int, progress: float) -> None:
+    """Do an update operator by operator."""
+    update(batch, number, progress)
 
 
 class Recorder(Protocol):
@@ -86,45 +98,41 @@ RECORDERS: Mapping[str, type[Recorder]] = {"cuda": CudaRecorder}  # by the kind 
 FAILS_CLEANLY = torch.__version__ >= "2.15"
 
 
-class CapturedUpdate:
-    """Updates that are replayed, from the one after the warm-up on.
+class RecordedUpdates:
+    """Does updates by replaying one of them, from the one after the warm-up on.
 
     What an update reads lies where it lay at the recording: the batch, its number, the progress
     and the learning rates (in float32) are copied there first. A batch of another shape than the
-    first, as the last of an epoch, is computed operator by operator, as are those of the warm-up.
-    Weights, the optimizer's state and the graph's copies of frozen nodes must stay where they are
-    from the recording on; what is loaded is loaded before.
+    first, such as the last of an epoch, is computed operator by operator, as are those of the
+    warm-up. Weights, the optimizer's state and the graph's copies of frozen nodes must stay where
+    they are from the recording on; what is loaded is loaded before.
 
     Args:
-        update: Does an update; its optimizer is made with `capture_arguments`.
-        device: Where.
-        required: Raise if an update cannot be recorded; else it is said, and updates go on
+        optimizer: The optimizer, made with `cuda_graph_arguments`.
+        device: Where the updates happen.
+        required: Raise if an update cannot be recorded; otherwise a line says so, and updates go on
             operator by operator.
     """
 
-    def __init__(self, update: EagerUpdate, device: torch.device, required: bool) -> None:
-        self.update, self.required = update, required
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, device: torch.device, required: bool
+    ) -> None:
+        self.optimizer, self.required = optimizer, required
         self._recorder = RECORDERS[device.type](device)
         self._number = torch.zeros((), device=device)
-        # Of double precision, as the number that an update without a recording gets.
+        # In double precision, like the number that an update without a recording gets.
         self._progress = torch.zeros((), device=device, dtype=torch.float64)
-        self._rates = [torch.zeros((), device=device) for _ in update.optimizer.param_groups]
+        self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
         self._batch: Batch = ()
         self._done = 0
         self._replay: Replay | None = None
         self._given_up = False
 
-    @property
-    def meter(self) -> EpochMeter:
-        """What takes note of the updates."""
-        return self.update.meter
-
-    def __call__(self, batch: Batch, number: int, progress: float) -> None:
-        """Do one; see `Update`."""
+    def __call__(self, update: Update, batch: Batch, number: int, progress: float) -> None:
+        """Do an update; see `Do`. The first that is recorded is the one that all replays repeat."""
         self._number.fill_(number)
         self._progress.fill_(progress)
-        groups = self.update.optimizer.param_groups
-        for group, rate in zip(groups, self._rates, strict=True):
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             rate.fill_(group["lr"])
         if not self._batch:
             self._batch = tuple(each.clone() for each in batch)
@@ -132,22 +140,22 @@ class CapturedUpdate:
             for kept, given in zip(self._batch, batch, strict=True):
                 kept.copy_(given)
             if self._replay is None:
-                self._replay = self._recorded()
+                self._replay = self._recorded(update)
             if self._replay is not None:
                 self._replay()
                 return
         with self._recorder.aside(), self._rates_on_device():
-            self.update(batch, self._number, self._progress)
+            update(batch, self._number, self._progress)
         self._done += 1
 
-    def _recorded(self) -> Replay | None:
+    def _recorded(self, update: Update) -> Replay | None:
         try:
             with self._rates_on_device():
                 return self._recorder.record(
-                    lambda: self.update(self._batch, self._number, self._progress)
+                    lambda: update(self._batch, self._number, self._progress)
                 )
         except RuntimeError as error:
-            problem = f"train.capture: an update cannot be recorded: {first_line(_cause(error))}"
+            problem = f"train.cuda_graph: an update cannot be recorded: {first_line(_cause(error))}"
             if self.required:
                 raise TrainingError(problem) from error
             self._given_up = True
@@ -157,7 +165,7 @@ class CapturedUpdate:
     @contextmanager
     def _rates_on_device(self) -> Iterator[None]:
         """Let the optimizer read the learning rates from the device."""
-        groups = self.update.optimizer.param_groups
+        groups = self.optimizer.param_groups
         rates = [group["lr"] for group in groups]
         for group, rate in zip(groups, self._rates, strict=True):
             group["lr"] = rate
@@ -168,7 +176,7 @@ class CapturedUpdate:
                 group["lr"] = number
 
 
-def capture_problem(train: TrainConfig, accelerator: Accelerator) -> str | None:
+def cuda_graph_problem(train: TrainConfig, accelerator: Accelerator) -> str | None:
     """Return why updates cannot be recorded, None if nothing is known against it.
 
     Raises:
@@ -177,7 +185,7 @@ def capture_problem(train: TrainConfig, accelerator: Accelerator) -> str | None:
     kind = accelerator.device.type
     if kind not in RECORDERS:
         return f"needs a device of {', '.join(RECORDERS)}. Found {kind}."
-    if train.capture == "auto" and not FAILS_CLEANLY:
+    if train.cuda_graph == "auto" and not FAILS_CLEANLY:
         return f"needs torch 2.15 or newer, unless it is `always`. Found {torch.__version__}."
     if accelerator.num_processes > 1:
         return f"needs a single process. Found {accelerator.num_processes}."
@@ -185,7 +193,7 @@ def capture_problem(train: TrainConfig, accelerator: Accelerator) -> str | None:
         return "does not go with fp16, whose scaler reads back whether gradients are finite."
     if train.torchcompile:
         return "does not go with train.torchcompile."
-    arguments = capture_arguments(train.opt)
+    arguments = cuda_graph_arguments(train.opt)
     if not arguments:
         return f"needs an optimizer with a fused step: sgd, adam, adamw. Found {train.opt}."
     wanted = {**{name: False for name in OTHER_STEPS}, **arguments}
@@ -195,7 +203,7 @@ def capture_problem(train: TrainConfig, accelerator: Accelerator) -> str | None:
     return None
 
 
-def capture_arguments(opt: str) -> dict[str, bool]:
+def cuda_graph_arguments(opt: str) -> dict[str, bool]:
     """Return the arguments by which an optimizer of torch's reads all that it needs on the device.
 
     Args:

@@ -48,7 +48,7 @@ class EpochMeter:
     def __init__(self, graph: KnowledgeTransferGraph, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
         self.nodes = graph.learning
-        self.edges = {edge.pair: edge for edge in graph.edges}
+        self.edges = {edge.name: edge for edge in graph.edges}
         self.counted = tuple(graph.members)
         columns = len(self.nodes) + 2 * len(self.edges)
         self._sums = torch.zeros(columns, device=accelerator.device)
@@ -77,9 +77,9 @@ class EpochMeter:
             labels: Its labels, [B] or [B, C].
             update: Number of the optimizer update it belongs to, from 1; a scalar of float32.
         """
-        edges = torch.stack([losses.edges[pair] for pair in self.edges])
+        edges = torch.stack([losses.edges[name] for name in self.edges])
         nodes = torch.stack([losses.nodes[name].detach() for name in self.nodes])
-        passed = torch.stack([losses.passed[pair] for pair in self.edges])
+        passed = torch.stack([losses.passed[name] for name in self.edges])
         self._sums += torch.cat([nodes, edges, passed]) * len(labels)
         logits = (outputs[name].logits.detach() for name in self.counted)
         self._correct += torch.stack([correct_counts(each, labels) for each in logits])
@@ -104,9 +104,8 @@ class EpochMeter:
         )
         self._raise_if_bad(first_bad)
         means = (sums / count).tolist()
-        edges = [str(edge) for edge in self.edges.values()]
-        names = [f"train/loss/{name}" for name in (*self.nodes, *edges)]
-        names += [f"train/passed/{edge}" for edge in edges]
+        names = [f"train/loss/{name}" for name in (*self.nodes, *self.edges)]
+        names += [f"train/passed/{edge}" for edge in self.edges]
         return dict(zip(names, means, strict=True)) | accuracies(
             "train", self.counted, correct, count
         )

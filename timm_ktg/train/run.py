@@ -20,9 +20,10 @@ from ..records.run_directory import RunDirectory
 from ..terminal import progress
 from ..tracking.trackers import Trackers, open_trackers
 from .checkpoint import newest_state, save_state
+from .loop import evaluate, start_epoch, train_epoch
 from .pictures import RunPictures
 from .show import epoch_line
-from .training import Training, evaluate, problems_everywhere, start_epoch, train_epoch
+from .training import Training, problems_everywhere
 
 PACKAGES = ("timm_ktg", "torch", "timm", "accelerate", "datasets")
 
@@ -83,14 +84,14 @@ def run_training(
     if resume:
         _go_on(training, directory, identity)
         # One that was killed after its result was written lacks only what shows it.
-        if training.done.epochs == training.epochs:
+        if training.state.epochs == training.epochs:
             summary = directory.read_summary()
         accelerator.wait_for_everyone()  # before one of them writes it
     is_main = accelerator.is_main_process
     pictures = RunPictures(training.recipe.graph, directory, is_main)
     pictures.begin()
     with _trackers(training, directory) as trackers:
-        for epoch in range(training.done.epochs, training.epochs):
+        for epoch in range(training.state.epochs, training.epochs):
             _run_epoch(training, directory, epoch + 1, trackers)
             save_state(accelerator, directory.checkpoint, epoch + 1, identity)
             pictures.go_on()
@@ -142,8 +143,10 @@ def _go_on(training: Training, directory: RunDirectory, identity: str) -> None:
     if state is not None:
         accelerator.load_state(str(state))
     if accelerator.is_main_process:
-        directory.forget_after(training.done.epochs)
-    accelerator.print(f"Going on from {state or 'the start'}, epochs done: {training.done.epochs}.")
+        directory.forget_after(training.state.epochs)
+    accelerator.print(
+        f"Going on from {state or 'the start'}, epochs done: {training.state.epochs}."
+    )
 
 
 def _finish(training: Training, directory: RunDirectory, start: float) -> Summary:
@@ -157,8 +160,8 @@ def _finish(training: Training, directory: RunDirectory, start: float) -> Summar
     if training.accelerator.is_main_process:
         for name in graph.members:
             path = directory.nodes / f"{name}.safetensors"
-            member = graph.member(name)
-            export_node(member.model, path, member.mean, member.std)
+            network = graph.network(name)
+            export_node(network.model, path, network.mean, network.std)
         directory.write_summary(summary)
     return summary
 
@@ -183,6 +186,6 @@ def _summary(training: Training, result: Metrics, split: str, seconds: float) ->
         "device": str(training.accelerator.device),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
-        "training_seconds": training.done.seconds,
+        "training_seconds": training.state.seconds,
         "wall_seconds": seconds,
     }

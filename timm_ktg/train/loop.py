@@ -1,0 +1,123 @@
+"""One epoch of training, one evaluation: the loop itself, from top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+
+import torch
+from accelerate.utils import set_seed
+from timm.utils import dispatch_clip_grad, distribute_bn
+from torch import Tensor, nn
+
+from ..data import Loader, MemoryLoader, derive_seed
+from ..records.metrics import Metrics
+from .cuda_graph import Batch
+from .metrics import accuracies, correct_counts
+from .training import Training
+
+
+def train_epoch(training: Training, batches: Iterable[Batch]) -> Metrics:
+    """Train for the next epoch, as Algorithm 1 has it, and step the schedule.
+
+    Args:
+        training: The run.
+        batches: Its training batches, as they are or under a progress bar.
+
+    Returns:
+        What the epoch measured on the training images, learning rate and speed.
+
+    Raises:
+        TrainingError: A loss was not finite, or an update cannot be recorded as asked.
+    """
+    graph, model, optimizer = training.graph, training.model, training.optimizer
+    accelerator, meter, options = training.accelerator, training.meter, training.recipe.train
+    owners = graph.parameter_owners()
+
+    def update(batch: Batch, number: float | Tensor, progress: float | Tensor) -> None:
+        images, labels = training.make(*batch)
+        chunks = (each.chunk(options.grad_accum_steps) for each in (images, labels))
+        parts = list(zip(*chunks, strict=True))
+        optimizer.zero_grad()
+        for index, (some, their) in enumerate(parts, start=1):
+            with nullcontext() if index == len(parts) else accelerator.no_sync(model):
+                outputs = model(some.contiguous(memory_format=training.layout))
+                losses = graph.losses(outputs, their, progress)
+                accelerator.backward(losses.total * (len(their) / len(labels)))
+            meter.update(losses, outputs, their, number)
+        if options.clip_grad is not None:
+            accelerator.unscale_gradients(optimizer)
+            for parameters in owners.values():
+                dispatch_clip_grad(parameters, options.clip_grad, mode=options.clip_mode)
+        optimizer.step()
+
+    epoch, updates, start = training.state.epochs, len(training.images.train), time.perf_counter()
+    rate = optimizer.param_groups[0]["lr"]
+    meter.reset()
+    model.train()
+    for number, batch in enumerate(batches, start=epoch * updates + 1):
+        training.do(update, batch, number, number / (training.epochs * updates))
+        training.scheduler.step_update(number)
+    metrics = meter.read()
+    seconds = time.perf_counter() - start
+    _average_batch_norm(training)
+    training.scheduler.step(epoch + 1)
+    training.state.epochs += 1
+    training.state.seconds += seconds
+    speed = meter.images * accelerator.num_processes / seconds
+    return {
+        "epoch": epoch + 1,
+        "lr": rate,
+        **metrics,
+        "images_per_second": speed,
+        "seconds": seconds,
+    }
+
+
+def start_epoch(training: Training) -> Iterable[Batch]:
+    """Return the batches of the next epoch, with every generator seeded for it.
+
+    What an epoch draws depends on (seed, epoch, rank) alone, so that a run that goes on at an
+    epoch's start draws what an undisturbed one does. Dropout and timm's transforms draw from the
+    global generators; the order and the augmentation in memory have their own.
+    """
+    epoch, rank = training.state.epochs, training.accelerator.process_index
+    set_seed(derive_seed("epoch", training.recipe.train.seed, epoch, rank) % 2**32)
+    loader = training.images.train
+    loader.set_epoch(epoch)
+    if training.is_recorded and isinstance(loader, MemoryLoader):
+        return loader.draws()  # the rest is part of the update
+    return loader
+
+
+@torch.no_grad()
+def evaluate(training: Training, loader: Loader, split: str) -> Metrics:
+    """Return every node's top-1 and top-5 in percent, exactly, over all processes.
+
+    Args:
+        training: The run.
+        loader: Batches, each process its own images.
+        split: `val` or `test`, for the names of the measures.
+    """
+    accelerator, graph = training.accelerator, training.graph
+    correct = torch.zeros(len(graph.members), 2, dtype=torch.int64, device=accelerator.device)
+    count = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+    graph.eval()
+    for images, labels in loader:
+        # Not through DDP: processes may have different numbers of batches here.
+        with accelerator.autocast():
+            outputs = graph(images.contiguous(memory_format=training.layout))
+        logits = [outputs[name].logits for name in graph.members]
+        correct += torch.stack([correct_counts(each, labels) for each in logits])
+        count += len(labels)
+    correct, count = accelerator.reduce((correct, count), reduction="sum")
+    return accuracies(split, list(graph.members), correct, count)
+
+
+def _average_batch_norm(training: Training) -> None:
+    """Make BatchNorm's running statistics their mean over the processes."""
+    processes = training.accelerator.num_processes
+    if processes > 1:
+        for modules in training.graph.owned_modules().values():
+            distribute_bn(nn.ModuleList(modules), processes, reduce=True)
