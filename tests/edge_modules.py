@@ -9,10 +9,12 @@ from timm_ktg import EdgeContext, NodeOutput, register_gate, register_loss
 class projected(nn.Module):  # noqa: N801 (named as it is registered)
     """The squared distance between the source's logits and a projection of the destination's."""
 
-    def __init__(self, source: NodeOutput, destination: NodeOutput, *, width: int = 3) -> None:
+    def __init__(
+        self, source: NodeOutput, destination: NodeOutput, *, width: int = 3, norm: bool = True
+    ) -> None:
         super().__init__()
         classes = destination.logits.shape[-1]
-        self.norm = nn.BatchNorm1d(classes)
+        self.norm = nn.BatchNorm1d(classes) if norm else nn.Identity()
         self.down = nn.Linear(classes, width)
         self.up = nn.Linear(width, source.logits.shape[-1])
 

@@ -30,6 +30,7 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 import timm_ktg as ktg
+from tests import edge_modules
 from timm_ktg.data.sources import load_source
 from timm_ktg.graph import gates, losses
 from timm_ktg.recipe.recipe import check_recipe
@@ -132,6 +133,7 @@ def register_cases() -> None:
         gates.register_gate(gate)
     for loss in (erratic, scaled):
         losses.register_loss(loss)
+    edge_modules.register()
 
 
 def reset_accelerate() -> None:

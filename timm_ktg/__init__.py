@@ -3,6 +3,11 @@
 Importing the package registers its CIFAR models with timm.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from . import models as models
 from .graph.edge import Edge
 from .graph.gates import EdgeContext, Gate, check_gate, create_gate, list_gates, register_gate
@@ -12,7 +17,19 @@ from .graph.node import Node
 from .plugin.attach import attach
 from .plugin.task import KnowledgeTransferTask
 
+if TYPE_CHECKING:
+    from .draw.picture import draw_graph
+    from .recipe.build import build_graph
+    from .recipe.recipe import load_recipe
+
 __version__ = "0.1.0"
+
+# What only some programs need, and where it is; imported when it is asked for.
+_LAZY = {
+    "build_graph": "recipe.build",
+    "draw_graph": "draw.picture",
+    "load_recipe": "recipe.recipe",
+}
 
 __all__ = [
     "Edge",
@@ -25,11 +42,24 @@ __all__ = [
     "Node",
     "NodeOutput",
     "attach",
+    "build_graph",
     "check_gate",
     "create_gate",
     "create_loss",
+    "draw_graph",
     "list_gates",
     "list_losses",
+    "load_recipe",
     "register_gate",
     "register_loss",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -39,8 +39,7 @@ from tests.training_cases import (
     write_recipe,
 )
 from timm_ktg.records.metrics import Metrics
-from timm_ktg.train import checks
-from timm_ktg.train import training as training_module
+from timm_ktg.train import checks, loop
 from timm_ktg.train.loop import evaluate, start_epoch, train_epoch
 from timm_ktg.train.training import Training
 
@@ -111,16 +110,28 @@ NORMED: Values = {
 }
 
 
+PROJECTED: Values = {
+    "a": {
+        "model": "ktg_tiny",
+        "learns_from": {
+            "label": "through",
+            "b": ["through", {"loss": "projected", "loss_kwargs": {"norm": False}}],
+        },
+    },
+    "b": MUTUAL["b"],
+}
+
+
 def look_inside(folder: Path, recipes: dict[str, Values]) -> None:
     """Train an epoch of two graphs, and save what this process then has."""
     found: dict[str, Any] = {}
-    average = training_module._average_batch_norm
+    average = loop._average_batch_norm
 
     def spy(training: Training) -> None:
         found["before"] = state_of(training.graph)
         average(training)
 
-    training_module._average_batch_norm = spy
+    loop._average_batch_norm = spy
     for name, values in recipes.items():
         training = build(values)
         assert training.accelerator.num_processes == 2
@@ -137,7 +148,7 @@ def look_inside(folder: Path, recipes: dict[str, Values]) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("inside")
-    nodes = {"plain": MUTUAL, "normed": NORMED}
+    nodes = {"plain": MUTUAL, "projected": PROJECTED, "normed": NORMED}
     recipes = {name: recipe_values(each, data=ODD) for name, each in nodes.items()}
     assert finish(*start_two(folder, look_inside, folder, recipes)) == [0, 0], logs(folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
@@ -150,17 +161,20 @@ def trimmed(training: Training) -> Iterator[tuple[Tensor, Tensor]]:
         yield images[:even], labels[:even]
 
 
-def test_odd_last_batch_loses_one_image_and_nothing_else(ranks: list[dict[str, Any]]) -> None:
-    training = build(recipe_values(data=ODD))
+@pytest.mark.parametrize(("case", "nodes"), [("plain", MUTUAL), ("projected", PROJECTED)])
+def test_odd_last_batch_loses_one_image_and_nothing_else(
+    case: str, nodes: Values, ranks: list[dict[str, Any]]
+) -> None:
+    training = build(recipe_values(nodes, data=ODD))
     metrics: Metrics = train_epoch(training, trimmed(training))
     assert training.images.val is not None
     metrics |= evaluate(training, training.images.val, "val")
     for rank in ranks:
-        assert furthest(state_of(training.graph), rank["plain"]) < 1e-6
-        found = rank["plain metrics"] | rank["plain val"]
+        assert furthest(state_of(training.graph), rank[case]) < 1e-6
+        found = rank[f"{case} metrics"] | rank[f"{case} val"]
         for name in metrics.keys() - TIMES:
             assert found[name] == pytest.approx(metrics[name], rel=1e-5), name
-    speed = ranks[0]["plain metrics"]
+    speed = ranks[0][f"{case} metrics"]
     assert speed["images_per_second"] * speed["seconds"] == pytest.approx(TRAIN)
 
 

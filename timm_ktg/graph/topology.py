@@ -41,6 +41,11 @@ class Link(NamedTuple):
         return f"{self.source}->{self.destination}" + (f"/{self.tag}" if self.tag else "")
 
     @property
+    def key(self) -> str:
+        """`source`, or `source/tag`: how the destination lists it in a recipe."""
+        return f"{self.source}/{self.tag}" if self.tag else self.source
+
+    @property
     def pair(self) -> Pair:
         """Both ends."""
         return (self.source, self.destination)

@@ -69,8 +69,7 @@ def build_edges(recipe: Recipe, num_classes: int) -> list[Edge]:
     edges: list[Edge] = []
     problems: list[str] = []
     for link, config in recipe.graph.edges.items():
-        key = f"{link.source}/{link.tag}" if link.tag else link.source
-        where = f"graph.nodes.{link.destination}.learns_from.{key}"
+        where = f"graph.nodes.{link.destination}.learns_from.{link.key}"
         with collected(problems):
             with located(where):
                 edges.append(_build_edge(link, config, recipe))

@@ -1,0 +1,69 @@
+"""Anything that holds a graph, as the section `graph` of a recipe, which is what is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..graph.edge import Edge, default_loss, loss_name
+from ..graph.graph import KnowledgeTransferGraph
+from ..graph.registry import Bound, shown
+from ..recipe.graph_config import EdgeConfig, GraphConfig, NodeConfig
+from ..recipe.recipe import Recipe, load_recipe
+
+Drawable = GraphConfig | Recipe | KnowledgeTransferGraph | str | Path
+
+
+def config_of(graph: Drawable) -> GraphConfig:
+    """Return the section `graph` of what holds a graph.
+
+    Args:
+        graph: A graph that was built by hand, a recipe, its section, its path, or its bundled name.
+
+    Raises:
+        RecipeError: There is no such recipe, or all that is wrong with it.
+    """
+    if isinstance(graph, GraphConfig):
+        return graph
+    if isinstance(graph, KnowledgeTransferGraph):
+        return _config_by_hand(graph)
+    return (graph if isinstance(graph, Recipe) else load_recipe(str(graph))).graph
+
+
+def _config_by_hand(graph: KnowledgeTransferGraph) -> GraphConfig:
+    """Return the section without a check of its values, which no recipe need be able to say."""
+    topology, edges = graph.topology, {edge.link: edge for edge in graph.edges}
+    learns_from: dict[str, dict[str, EdgeConfig]] = {name: {} for name in topology.names}
+    for link in topology.live:  # those of nodes that are left out, too
+        edge = edges.get(link, Edge(link.source, link.destination))
+        learns_from[link.destination][link.key] = _edge_config(edge, link.gate)
+    nodes = {
+        traits.name: NodeConfig.model_construct(
+            model=_model_name(graph, traits.name),
+            pretrained=traits.has_weights,
+            learns_from=learns_from[traits.name],
+        )
+        for traits in topology.nodes
+    }
+    return GraphConfig.model_construct(
+        target=graph.target, nodes=nodes, reduction=graph.reduction, keep=list(topology.keep)
+    )
+
+
+def _edge_config(edge: Edge, gate: str) -> EdgeConfig:
+    bound: dict[str, Any] = {"gate": gate, "temperature": edge.temperature}
+    if isinstance(edge.gate, Bound):
+        bound |= {"gate": edge.gate.name, "gate_kwargs": dict(edge.gate.arguments)}
+    if loss_name(edge) != default_loss(edge.source) or getattr(edge.loss, "arguments", None):
+        arguments = getattr(edge.loss, "arguments", {})
+        name = loss_name(edge) if isinstance(edge.loss, Bound) else shown(edge.loss)
+        bound |= {"loss": name, "loss_kwargs": dict(arguments)}
+    return EdgeConfig.model_construct(**bound)
+
+
+def _model_name(graph: KnowledgeTransferGraph, name: str) -> str:
+    if name not in graph.members:
+        return ""  # left out, and so not kept
+    module = graph.networks[name].model if name in graph.networks else graph.members[name]
+    architecture = getattr(module, "pretrained_cfg", {}).get("architecture")
+    return str(architecture or type(module).__name__)
