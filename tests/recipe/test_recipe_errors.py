@@ -334,7 +334,7 @@ def test_unfit_nodes_are_reported_together(refused: Refused) -> None:
 def test_program_ends_with_one_line_and_code_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "timm_ktg.train")
+    monkeypatch.delitem(sys.modules, "timm_ktg.train.__main__")
     monkeypatch.setattr("sys.argv", ["timm_ktg.train", write(changed("train.lr", 0))])
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("timm_ktg.train", run_name="__main__")

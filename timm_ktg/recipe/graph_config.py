@@ -203,12 +203,14 @@ def _nodes(data: Values) -> dict[str, Values]:
 
 def _mapping(learns_from: Any) -> dict[str, Any]:
     """Return what a node learns from, as far as it can be made out, with a key for every edge."""
-    try:
-        found = spread(learns_from)
-    except PydanticCustomError:  # the field's own validator reports it
-        return {}
-    items = found.items() if isinstance(found, Mapping) else ()
-    return {key: edge for key, edge in items if isinstance(key, str)}
+    result: dict[str, Any] = {}
+    for source, edges in learns_from.items() if isinstance(learns_from, Mapping) else ():
+        try:
+            found = spread({source: edges})
+        except PydanticCustomError:  # the field's own validator reports it
+            found = {source: edges[0]}
+        result |= {key: edge for key, edge in found.items() if isinstance(key, str)}
+    return result
 
 
 def _topology(data: Values, nodes: Mapping[str, Values]) -> Topology:
