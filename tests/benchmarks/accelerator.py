@@ -1,12 +1,12 @@
 """What an update of the paper's graphs costs on an accelerator, beside what it must cost.
 
-    python -m tests.benchmarks.accelerator [--graphs 1 2 4 7] [--modes eager bf16 compiled captured]
+    python -m tests.benchmarks.accelerator [--graphs 1 2 4 7] [--modes eager bf16 compiled recorded]
 
 An update is the main job's: augmentation, every node's forward, the losses of all edges, backward,
 the optimizer's step. Everyone learns from the label and from all others; 100 classes, 50,000
 random images [3, 32, 32] on the device. Modes: `eager` in float32; `bf16` the same in bfloat16;
-`compiled` with torch.compile for each node, in bfloat16; `captured` replayed as one CUDA graph, in
-bfloat16. `captured-fp32` and `compiled-fp32` are there, too. All have timm's `sgd`, fused.
+`compiled` with torch.compile for each node, in bfloat16; `recorded` replayed as one CUDA graph, in
+bfloat16. `recorded-fp32` and `compiled-fp32` are there, too. All have timm's `sgd`, fused.
 
 - `ms`: time on the wall of an update, the median over rounds of `--updates`, with the quartiles.
 - `nodes`: over the sum of the same nodes' own updates, each with the label alone, in the same mode.
@@ -43,14 +43,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import timm_ktg as ktg
 from tests.benchmarks.ratios import provenance
 from timm_ktg.data import MemoryLoader
-from timm_ktg.train.cuda_graph import RECORDERS, CapturedUpdate
+from timm_ktg.train.cuda_graph import RECORDERS, Batch, Do, RecordedUpdates, plain_updates
 from timm_ktg.train.metrics import EpochMeter
-from timm_ktg.train.update import Batch, EagerUpdate
 
 CLASSES, IMAGES = 100, 50_000
 PAPER = ("resnet32_cifar", "wrn28_2_cifar", "resnet32_cifar", "resnet110_cifar")
 GRAPHS = {1: PAPER[:1], 2: PAPER[:2], 4: PAPER, 7: (*PAPER, *PAPER[1:])}
-MODES = ("eager", "bf16", "compiled", "captured", "compiled-fp32", "captured-fp32")
+MODES = ("eager", "bf16", "compiled", "recorded", "compiled-fp32", "recorded-fp32")
 WARM_UP = 10  # updates
 
 
@@ -113,7 +112,7 @@ class Run:
 
     def __init__(self, models: Sequence[str], mode: str, setting: Setting) -> None:
         torch.manual_seed(0)
-        captured, compiled = mode.startswith("captured"), mode.startswith("compiled")
+        recorded, compiled = mode.startswith("recorded"), mode.startswith("compiled")
         layout = torch.channels_last if setting.channels_last else torch.contiguous_format
         graph = graph_of(models).to(setting.device, memory_format=layout)
         if compiled:
@@ -125,7 +124,7 @@ class Run:
             mixed_precision="no" if dtype_of(mode) == torch.float32 else "bf16",
         )
         optimizer = create_optimizer_v2(
-            [{"params": list(graph.model(name).parameters())} for name in graph.learning],
+            [{"params": owned} for owned in graph.parameter_owners().values()],
             opt="sgd",
             lr=0.1,
             weight_decay=5e-4,
@@ -136,12 +135,21 @@ class Run:
         model.train()
         loader = loader_of(setting)
         meter = EpochMeter(graph, accelerator)
-        self.eager = EagerUpdate(
-            graph, model, prepared, accelerator, meter, layout, make=loader.make
-        )
-        self.update = (
-            CapturedUpdate(self.eager, setting.device, required=True) if captured else self.eager
-        )
+
+        def update(batch: Batch, number: float | Tensor, progress: float | Tensor) -> None:
+            """Do what `timm_ktg.train.loop.train_epoch` does, without accumulation and clipping."""
+            images, labels = loader.make(*batch)
+            prepared.zero_grad()
+            outputs = model(images.contiguous(memory_format=layout))
+            losses = graph.losses(outputs, labels, progress)
+            accelerator.backward(losses.total)
+            meter.update(losses, outputs, labels, number)
+            prepared.step()
+
+        self.update = update
+        self.do: Do = plain_updates
+        if recorded:
+            self.do = RecordedUpdates(prepared, setting.device, required=True)
         self.setting, self.batches, self.number = setting, endless(loader, setting), 0
 
     def some(self, count: int) -> float:
@@ -150,7 +158,7 @@ class Run:
         start = time.perf_counter()
         for batch in itertools.islice(self.batches, count):
             self.number += 1
-            self.update(batch, self.number, 0.5)
+            self.do(self.update, batch, self.number, 0.5)
         wait(self.setting.device)
         return 1000 * (time.perf_counter() - start) / count
 
@@ -168,9 +176,9 @@ class Run:
     def counts(self) -> tuple[float, float]:
         """Return the floating-point operations of an update, and the bytes that it moves."""
         with FlopCounterMode(display=False) as flops:
-            self.eager(next(self.batches), 1, 0.5)
+            self.update(next(self.batches), 1, 0.5)
         with Bytes() as moved:
-            self.eager(next(self.batches), 1, 0.5)
+            self.update(next(self.batches), 1, 0.5)
         return float(flops.get_total_flops()), float(moved.total)
 
 
@@ -280,7 +288,7 @@ def main() -> None:
     )
     print("nodes  mode                 ms  quartiles          nodes  memory  floor", flush=True)
     for mode in arguments.modes:
-        if mode.startswith("captured") and setting.device.type not in RECORDERS:
+        if mode.startswith("recorded") and setting.device.type not in RECORDERS:
             print(f"    -  {mode:13}  not on a {setting.device.type}", flush=True)
             continue
         measure(mode, arguments.graphs, setting)
