@@ -1,127 +1,298 @@
-"""Flags of a command line, made from a schema: what the programs have in common."""
+"""Flags of a command line, generated from the schema of a recipe."""
 
 from __future__ import annotations
 
 import re
-from argparse import ArgumentParser
-from collections.abc import Mapping, Sequence
+from argparse import SUPPRESS, ArgumentError, ArgumentParser, BooleanOptionalAction
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn
 
-from pydantic import AliasChoices, Field
-from pydantic_settings import (
-    BaseSettings,
-    CliImplicitFlag,
-    CliSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-)
+import yaml
+from pydantic_core import to_json
 
-from ..errors import RecipeError, did_you_mean
+from ..errors import RecipeError, collected, did_you_mean, one_line
+from .graph_config import EdgeConfig, from_word
 from .recipe import parse_yaml
+from .section import Section
+
+Options = Mapping[tuple[str, ...], Mapping[str, Any]]  # names: arguments of `add_argument`
+Flag = tuple[str, str]  # such as ("train.lr", "0.1")
 
 
-class Flags(BaseSettings):
-    """Flags that every program has; nothing is taken from the environment."""
-
-    model_config = SettingsConfigDict(
-        cli_avoid_json=True,
-        cli_hide_none_type=True,
-        cli_exit_on_error=False,
-        cli_parse_none_str="null",
-    )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take nothing from environment variables, which happen to be called RESUME or so."""
-        return (init_settings,)
-
-    output_dir: Path | None = Field(
-        None,
-        validation_alias=AliasChoices("output-dir", "output_dir"),
-        description="directory of all that is written; null: below runs",
-    )
-    dry_run: CliImplicitFlag[bool] = Field(
-        False,
-        validation_alias=AliasChoices("dry-run", "dry_run"),
-        description="build and check everything, train nothing",
-    )
+def _path(text: str) -> Path | None:
+    return None if text == "null" else Path(text)
 
 
-def parse_flags(
-    arguments: Sequence[str], settings: type[BaseSettings], prog: str
-) -> dict[str, Any]:
-    """Return the flags that are given, sections as nested values; `--help` prints and exits.
+COMMON: Options = {
+    ("-h", "--help"): {"action": "store_true", "help": "show this help and exit"},
+    ("--output-dir",): {"type": _path, "help": "directory for all output; null: below runs"},
+    ("--dry-run",): {
+        "action": BooleanOptionalAction,
+        "help": "build and check everything, train nothing",
+    },
+}
+
+# What people call a field that a recipe has under another name.
+_MEANT = {"learning_rate": "lr", "optimizer": "opt", "scheduler": "sched"}
+_MEANT |= dict.fromkeys(("betas", "eps", "opt_betas", "opt_eps", "alpha", "amsgrad"), "opt_kwargs")
+_MEANT |= dict.fromkeys(("dampening", "foreach", "fused", "maximize", "nesterov"), "opt_kwargs")
+
+_SECTION = {"type": "object"}
+_EDGE = {"anyOf": [{"type": "string"}, _SECTION]}
+
+
+@dataclass(frozen=True)
+class Group:
+    """A section of a recipe, whose fields are flags.
 
     Args:
-        arguments: The arguments, without the program's name.
-        settings: The flags.
+        path: The keys that lead to it in the recipe.
+        section: Its schema.
+        values: What the recipe has there, unchecked.
+    """
+
+    path: tuple[str, ...]
+    section: type[Section]
+    values: Mapping[str, Any]
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """The fields by name, as JSON Schema describes them."""
+        return _fields(self.section)
+
+
+Groups = Mapping[str, Group]  # by the flag of the whole section, without its dashes
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that takes a recipe.
+
+    Args:
         prog: How the program is started, for the help.
+        recipe: The recipe that it takes if none is named.
+        schema: The schema of its recipes.
+        options: What it takes in addition to the fields of the recipe.
+    """
+
+    prog: str
+    recipe: str
+    schema: type[Section]
+    options: Options
+
+    def parse(self, argv: Sequence[str]) -> tuple[dict[str, Any], list[Flag]]:
+        """Return the options that are given, the recipe's name among them, and the other flags.
+
+        Args:
+            argv: The arguments, without the program's name.
+
+        Raises:
+            RecipeError: There is no such option, or a value is missing.
+        """
+        own, flags = _split(argv)
+        try:
+            given, unknown = self._parser().parse_known_args(own)
+        except ArgumentError as error:
+            raise RecipeError([f"command line: {error}."]) from None
+        if unknown:
+            names = [name for names in self.options for name in names]
+            names += _flags(section_groups(self.schema, {}))
+            raise _unknown(unknown[0].partition("=")[0], names)
+        return vars(given), flags
+
+    def show_help(self, groups: Groups) -> NoReturn:
+        """Print the help, with a flag for every field and its value in the recipe, and exit."""
+        parser = self._parser()
+        boxes = {group.path: parser.add_argument_group(name) for name, group in groups.items()}
+        for flag, (group, key) in _flags(groups).items():
+            metavar, said = _metavar(group.fields[key]), _help(group, key).replace("%", "%%")
+            boxes[group.path].add_argument(flag, metavar=metavar, help=said)
+        parser.print_help()
+        parser.exit()
+
+    def _parser(self) -> ArgumentParser:
+        parser = ArgumentParser(
+            prog=self.prog,
+            usage="%(prog)s [RECIPE] [--section.field value ...]",
+            argument_default=SUPPRESS,
+            add_help=False,  # the help shows the recipe's values, which are not known yet
+            allow_abbrev=False,
+            exit_on_error=False,
+        )
+        said = f"path of a recipe or of a run, or name of a bundled recipe (default: {self.recipe})"
+        parser.add_argument("recipe", nargs="?", metavar="RECIPE", help=said)
+        for names, how in self.options.items():
+            parser.add_argument(*names, **how)
+        return parser
+
+
+def section_groups(schema: type[Section], values: Mapping[str, Any]) -> dict[str, Group]:
+    """Return the sections of a recipe whose values are unchecked."""
+    sections: Any = {name: field.annotation for name, field in schema.model_fields.items()}
+    return {name: Group((name,), sections[name], below(values, name)) for name in sections}
+
+
+def below(values: Any, key: str) -> Mapping[str, Any]:
+    """Return the mapping that unchecked values have at a key; an empty one if there is none."""
+    found = values.get(key) if isinstance(values, Mapping) else None
+    return {str(name): value for name, value in found.items()} if isinstance(found, Mapping) else {}
+
+
+def overridden(
+    values: Mapping[str, Any], flags: Iterable[Flag], groups: Groups
+) -> Mapping[str, Any]:
+    """Return a recipe's values with those of the flags in their place.
+
+    Args:
+        values: The recipe, unchecked.
+        flags: The flags of its fields.
+        groups: Its sections.
 
     Raises:
-        RecipeError: There is no such flag.
+        RecipeError: All flags that do not exist, or whose value cannot be read.
     """
-    source = CliSettingsSource[ArgumentParser](settings)
-    parser = source.root_parser
-    parser.prog = prog
-    parser.usage = f"{prog} [RECIPE] [--section.field value ...]"
-    plain = parser.format_help
-    parser.format_help = lambda: _in_our_words(plain())  # type: ignore[method-assign]
-    try:
-        given = source(args=list(arguments))()
-    except SettingsError as error:
-        said = str(error).removeprefix("error parsing CLI: ")
-        options = list(parser._option_string_actions)
-        unknown = said.removeprefix("unrecognized arguments: ").split("=")[0].split(" ")[0]
-        raise RecipeError([f"command line: {said}.{did_you_mean(unknown, options)}"]) from None
-    return cast(dict[str, Any], _settled(given))
+    lists: dict[str, list[Any]] = {}
+    problems: list[str] = []
+    for name, text in flags:
+        with collected(problems):
+            path, field = _find(name, groups)
+            value = _read(name, text, field)
+            if field is _EDGE:
+                value = from_word(value)
+            if isinstance(value, list):  # its items may be given one by one
+                value = lists[name] = [*lists.get(name, []), *value]
+            for key in reversed(path):
+                value = {key: value}
+            values = _merged(values, value)
+    if problems:
+        raise RecipeError(problems)
+    return values
 
 
-def timm_style(argument: str) -> str:
-    """Return `--train.batch-size=3`, as timm's flags are written, as `--train.batch_size=3`."""
-    flag, equals, value = argument.partition("=")
-    if flag.startswith("--") and "." in flag:
-        flag = "--" + flag[2:].replace("-", "_")
-    return flag + equals + value
-
-
-def _in_our_words(text: str) -> str:
-    """Return the help without what pydantic-settings says of its own insides."""
-    text = re.sub(r"\n  default: \S+ \(undefined\)\n", "\n", text)
-    text = re.sub(r"\(ifdef:(\s+)required\)", r"(in every\1recipe)", text)
-    return re.sub(r"\(default:(\s+)None\)", r"(default:\1null)", text)
-
-
-def _settled(value: Any, free: bool = False) -> Any:
-    """Return the values as a recipe's file would give them.
-
-    pydantic-settings makes [None] of `null` for a list, and leaves the arguments of `..._kwargs`,
-    whose types no schema tells, as texts.
-    """
-    if isinstance(value, Mapping):
-        return {key: _settled(item, free or key.endswith("_kwargs")) for key, item in value.items()}
-    if free and isinstance(value, str):
-        return parse_yaml(value)
-    return None if value == [None] else value
-
-
-def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values with the overrides laid over them, section by section."""
     result = dict(values)
     for key, value in overrides.items():
-        below = result.get(key)
-        if isinstance(below, str) and isinstance(value, Mapping):
-            below = {"gate": below}  # an edge that is written as a bare word
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
-            result[key] = merged(below, value)
-        else:
-            result[key] = value
+        if isinstance(value, Mapping):
+            old = from_word(result.get(key))  # an edge may be written as a bare word
+            value = _merged(old, value) if isinstance(old, Mapping) else value
+        result[key] = value
     return result
+
+
+def _split(argv: Iterable[str]) -> tuple[list[str], list[Flag]]:
+    """Return the arguments of the program itself, and the flags of the recipe's fields.
+
+    Either may be written with `-` or `_`: `--train.batch-size`, `--dry_run`.
+    """
+    own, flags = [], []
+    arguments = iter(argv)
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        if not name.startswith("--"):
+            own.append(argument)
+        elif "." not in name:
+            own.append(name.replace("_", "-") + equals + text)
+        else:
+            text = text if equals else next(arguments, "--")
+            if text.startswith("--") and not equals:
+                raise RecipeError([f"command line: argument {name}: expected one argument."])
+            flags.append((name[2:].replace("-", "_"), text))
+    return own, flags
+
+
+@cache
+def _fields(section: type[Section]) -> Mapping[str, Any]:
+    return section.model_json_schema()["properties"]  # type: ignore[no-any-return]
+
+
+def _flags(groups: Groups) -> dict[str, tuple[Group, str]]:
+    """Return every flag with the section and the key of its field."""
+    parents = {group.path[:-1] for group in groups.values()}
+    return {
+        f"--{name}.{key}": (group, key)
+        for name, group in groups.items()
+        for key in group.fields
+        if (*group.path, key) not in parents  # what lies below has flags of its own
+    }
+
+
+def _find(name: str, groups: Groups) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+    """Return the keys that lead to a field or a section, and its JSON Schema.
+
+    Raises:
+        RecipeError: There is none of this name.
+    """
+    if name in groups:
+        group = groups[name]
+        return group.path, _EDGE if group.section is EdgeConfig else _SECTION
+    above, _, key = name.rpartition(".")
+    if above in groups and key in groups[above].fields:
+        return (*groups[above].path, key), groups[above].fields[key]
+    for edge in (name, above):
+        # Without a name the flag would add one more edge from the same source.
+        edges = [group.path[-1] for other, group in groups.items() if other.startswith(f"{edge}/")]
+        if edges:
+            said = f"--{edge} should name one of the recipe's edges: {', '.join(edges)}."
+            raise RecipeError([f"command line: {said}"])
+    raise _unknown(f"--{name}", _flags(groups))
+
+
+def _unknown(flag: str, names: Iterable[str]) -> RecipeError:
+    """Return the error for a flag that does not exist, with the nearest that does."""
+    above, dot, key = flag.removeprefix("--").replace("-", "_").rpartition(".")
+    meant = above + dot + _MEANT.get(key, key)
+    # `--train.lr` is nearest to `--lr`, though not by its spelling.
+    ends = [name for name in names if f".{name[2:]}".endswith(f".{meant}")]
+    nearest = min(ends, key=lambda name: name.count("."), default="")
+    hint = did_you_mean(nearest or flag, names)
+    # The value is not repeated, because it may be a password.
+    return RecipeError([f"command line: unrecognized arguments: {flag}.{hint}"])
+
+
+def _read(name: str, text: str, field: Mapping[str, Any]) -> Any:
+    """Return the value that a text means.
+
+    A plain value stays a text, from which pydantic reads numbers: YAML would take 010 for 8.
+
+    Raises:
+        RecipeError: The text is not YAML.
+    """
+    kinds = _kinds(field)
+    if text == "null":
+        return None
+    nested = kinds.keys() & {"array", "object"}
+    bare = not text.startswith(("{", "["))
+    if not nested or (bare and "string" in kinds):
+        return text
+    if nested == {"array"} and not text.startswith("["):
+        text = f"[{text}]"
+    elif bare and "=" in text:  # nesterov=False,eps=1e-8, as timm's flags are written
+        text = "{" + re.sub(r"(^|,)\s*([^=,]+)=", r"\1\2: ", text) + "}"
+    words = kinds.get("array", {}).get("items", {}).get("type") == "string"
+    try:
+        return yaml.load(text, yaml.BaseLoader) if words else parse_yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        said = f"argument --{name}: should be YAML. {one_line(error)}"
+        raise RecipeError([f"command line: {said}"]) from None
+
+
+def _kinds(field: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a field may be, by JSON Schema's name of the type."""
+    return {kind.get("type", "object"): kind for kind in field.get("anyOf", [field])}
+
+
+def _metavar(field: Mapping[str, Any]) -> str:
+    kinds = {name: kind.get("enum") for name, kind in _kinds(field).items() if name != "null"}
+    return "|".join(f"{{{','.join(words)}}}" if words else name for name, words in kinds.items())
+
+
+def _help(group: Group, key: str) -> str:
+    field = group.fields[key]
+    value = group.values.get(key, field.get("default", _SECTION))
+    text = value if isinstance(value, str) else to_json(value, fallback=str).decode()
+    shown = "in every recipe" if value is _SECTION else f"default: {text}"
+    return f"{field['description']} ({shown})"

@@ -56,17 +56,18 @@ def bundled_recipes() -> dict[str, Path]:
 
 
 def find_recipe(name: str, where: str = "recipe") -> Path:
-    """Return the file of a recipe, from its path or from the name of a bundled one.
+    """Return the file of a recipe.
 
     Args:
-        name: The path or name.
+        name: Its path, the directory of a run, or the name of a bundled recipe.
         where: What asked for it, as the command line says it.
 
     Raises:
         RecipeError: There is neither.
     """
-    if Path(name).is_file():
-        return Path(name)
+    for path in (Path(name), Path(name, "recipe.yaml")):
+        if path.is_file():
+            return path
     bundled = bundled_recipes()
     if name in bundled:
         return bundled[name]

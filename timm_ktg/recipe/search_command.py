@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from argparse import BooleanOptionalAction
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pydantic import Field, ValidationError, create_model
-from pydantic_settings import BaseSettings, CliImplicitFlag, CliPositionalArg
-
-from .flags import Flags, merged, parse_flags, timm_style
+from .flags import COMMON, Options, Program, overridden, section_groups
 from .recipe import check_section, find_recipe, name_recipe, read_recipe
 from .search_config import SearchRecipe
+
+_OPTIONS: Options = {
+    **COMMON,
+    ("--resume",): {
+        "action": BooleanOptionalAction,
+        "help": "go on with a study that must exist; without this one is made if there is none",
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class SearchCommand:
         recipe: The recipe with its overrides.
         name: What the study is called, if the recipe does not say.
         output_dir: Where the search goes; None: `runs/<study>`.
-        resume: The study should be there already.
+        resume: Whether the study must exist already.
         dry_run: Build and check, train nothing.
     """
 
@@ -33,15 +37,6 @@ class SearchCommand:
     output_dir: Path | None
     resume: bool
     dry_run: bool
-
-
-class _SearchFlags(Flags):
-    recipe: CliPositionalArg[str] = Field(
-        "digits-search", description="path of a recipe, or name of a bundled one"
-    )
-    resume: CliImplicitFlag[bool] = Field(
-        False, description="be sure to go on with a study that is there; without it one is made"
-    )
 
 
 def parse_search(argv: Sequence[str], prog: str) -> SearchCommand:
@@ -54,33 +49,17 @@ def parse_search(argv: Sequence[str], prog: str) -> SearchCommand:
     Raises:
         RecipeError: All that is wrong with the recipe and its overrides.
     """
-    arguments = [timm_style(argument) for argument in argv]
-    plain = [argument for argument in arguments if argument not in ("-h", "--help")]
-    first = _SearchFlags.model_validate(_given(plain, {}, prog)[0])
-    path = find_recipe(first.recipe)
+    program = Program(prog, "digits-search", SearchRecipe, _OPTIONS)
+    given, flags = program.parse(argv)
+    path = find_recipe(given.get("recipe", program.recipe))
     values = read_recipe(path)
-    given, overrides = _given(arguments, values, prog)
-    flags = _SearchFlags.model_validate(given)
-    recipe = check_section(SearchRecipe, merged(values, overrides))
-    return SearchCommand(recipe, name_recipe(path), flags.output_dir, flags.resume, flags.dry_run)
-
-
-def _given(
-    arguments: Sequence[str], values: dict[str, Any], prog: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the flags beside the recipe's own, and the recipe's as nested values."""
-    given = parse_flags(arguments, _settings(values), prog)
-    overrides = {key: given.pop(key) for key in SearchRecipe.model_fields if key in given}
-    return given, overrides
-
-
-def _settings(values: dict[str, Any]) -> type[BaseSettings]:
-    """Return the settings with a flag for every field, this recipe's values as defaults."""
-    defaults: dict[str, Any] = {}
-    for name, field in SearchRecipe.model_fields.items():
-        section: Any = field.annotation
-        with suppress(ValidationError):  # said once the command line has had its word
-            defaults[name] = (section, section.model_validate(values.get(name, {})))
-    bases: Any = (SearchRecipe, _SearchFlags)
-    settings: type[BaseSettings] = create_model("Settings", __base__=bases, **defaults)
-    return settings
+    groups = section_groups(SearchRecipe, values)
+    if "help" in given:
+        program.show_help(groups)
+    return SearchCommand(
+        check_section(SearchRecipe, overridden(values, flags, groups)),
+        name_recipe(path),
+        given.get("output_dir"),
+        given.get("resume", False),
+        given.get("dry_run", False),
+    )
