@@ -6,7 +6,10 @@ import pytest
 
 from timm_ktg.recipe.data_config import DataConfig
 from timm_ktg.recipe.graph_config import EdgeConfig, GraphConfig, NodeConfig
+from timm_ktg.recipe.search_config import SearchConfig
+from timm_ktg.recipe.tracking_config import TrackingConfig
 from timm_ktg.recipe.train_config import TrainConfig
+from timm_ktg.search.__main__ import main as search_main
 from timm_ktg.train.__main__ import main
 
 from ..recipe_cases import LABEL_ONLY, recipe, write
@@ -55,3 +58,30 @@ def test_help_lists_every_field_with_its_text(
     for name, value in HELPED.items():
         found = re.search(rf"--{re.escape(name)} .*?\(default: (\S+)\)", text)
         assert found and found[1] == value, name
+
+
+def test_help_of_a_search_lists_every_field_with_its_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setenv("NO_COLOR", "1")
+    with pytest.raises(SystemExit) as exited:
+        search_main(["digits-search", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert exited.value.code == 0 and text.startswith("usage: accelerate launch -m timm_ktg.search")
+    sections = {"search": SearchConfig, "data": DataConfig, "train": TrainConfig}
+    for section, schema in {**sections, "tracking": TrackingConfig}.items():
+        for name, field in schema.model_fields.items():
+            assert field.description, name
+            said = re.escape(" ".join(field.description.split()))
+            entry = rf"--{section}\.{field.alias or name} \S+ {said} \(default: "
+            assert re.search(entry, text), name
+    assert '(default: ["through","cutoff","linear","correct"])' in text
+    assert "(default: resnet8_cifar)" in text and "--resume" in text
+
+
+@pytest.mark.parametrize("command", [["digits", "--help"], ["--help", "--train.lr", "2"], ["-h"]])
+def test_help_may_stand_anywhere(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(command)
+    assert exited.value.code == 0 and "--train.batch_size integer" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 
 import timm_ktg as ktg
 from timm_ktg.errors import RecipeError
-from timm_ktg.recipe.command_line import Command, parse_command
+from timm_ktg.recipe.command_line import Command, parse_command, recipe_groups
 from timm_ktg.recipe.data_config import DataConfig
+from timm_ktg.recipe.flags import overridden
 from timm_ktg.recipe.graph_config import EdgeConfig, NodeConfig
 from timm_ktg.recipe.recipe import check_recipe, save_recipe
 from timm_ktg.recipe.train_config import TrainConfig
@@ -209,6 +211,19 @@ def test_arguments_may_be_typed_as_timm_types_them() -> None:
     assert parsed("--train.opt-kwargs", "nesterov=False").train.opt_kwargs == {"nesterov": False}
 
 
+@pytest.mark.parametrize("typed", ["eps=1e-9,betas=[0.9, 0.95]", "{eps: 1e-9, betas: [0.9, 0.95]}"])
+def test_arguments_may_hold_lists(typed: str) -> None:
+    found = parsed("--train.opt", "adamw", "--train.opt_kwargs", typed).train
+    assert found.opt_kwargs == {"eps": 1e-9, "betas": [0.9, 0.95]}
+
+
+def test_text_that_looks_like_a_number_is_what_its_field_wants() -> None:
+    flags = ("--train.seed", "010", "--tracking.project", "010", "--tracking.tags", "[1, 5e-4]")
+    found = parsed(*flags)
+    assert (found.train.seed, found.tracking.project) == (10, "010")
+    assert found.tracking.tags == ["1", "5e-4"]
+
+
 def test_recipe_may_stand_before_and_after_flags() -> None:
     path = write(recipe())
     for flags in (
@@ -226,6 +241,43 @@ def test_flags_beside_the_recipe_are_understood() -> None:
     assert (command.name, command.output_dir) == ("digits", Path("some-where"))
     assert (command.overwrite, command.dry_run, command.resume) == (True, False, None)
     assert parse().name == "digits" and parse().output_dir is None
+
+
+def test_seeds_may_be_followed_by_a_recipe() -> None:
+    path = write(recipe())
+    assert parse("--seeds", "0", "12", path).seeds == (0, 12)
+    assert parse(path, "--seeds", "0,1", "--seeds=2", "--dry-run").seeds == (0, 1, 2)
+    assert parse(path).seeds == ()
+
+
+@pytest.mark.parametrize("typed", [["1.5"], ["0", "1.5"], ["x"], ["0", "-1"], ["3", "3"]])
+def test_wrong_seeds_cost_one_line(typed: list[str]) -> None:
+    line = refusal(write(recipe()), "--seeds", *typed)
+    assert "seeds: should be " in line and line.endswith(f"{typed[-1]}.")
+
+
+def test_directory_of_a_run_stands_for_its_recipe() -> None:
+    Path("runs/mine").mkdir(parents=True)
+    write(recipe(TWO, LABEL_ONLY, train={"lr": 0.25}), "runs/mine/recipe.yaml")
+    command = parse("runs/mine", "--train.epochs", "3")
+    assert (command.name, command.resume, command.recipe.train.lr) == ("mine", None, 0.25)
+    assert len(parse(write(recipe()), "--graph", "runs/mine").recipe.graph.nodes) == 2
+    Path("empty").mkdir()
+    assert refusal("empty").startswith("recipe: `empty` is neither a file nor a bundled recipe.")
+
+
+def test_ten_nodes_that_all_learn_from_each_other_are_parsed_in_a_moment() -> None:
+    names = ["student", *(f"node{number}" for number in range(9))]
+    nodes = {
+        name: {"model": "resnet8_cifar", "learns_from": dict.fromkeys({*names} - {name}, "linear")}
+        for name in names
+    }
+    path = write({**recipe(), "graph": {"target": "student", "nodes": nodes}})
+    flag = f"{STUDENT}.learns_from.node8.temperature"
+    start = time.process_time()
+    found = parse(path, flag, "2", "--train.lr", "0.5").recipe
+    assert time.process_time() - start < 0.5
+    assert found.graph.nodes["student"].learns_from["node8"].temperature == 2
 
 
 def test_environment_gives_no_flags(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,6 +316,49 @@ def test_unknown_flag_is_refused_with_the_nearest(flags: list[str], said: str) -
     assert line.startswith(f"command line: unrecognized arguments: {said}")
     near = re.search(r"Did you mean `(--[\w.]+)`\?$", line)
     assert near and near[1] != said
+
+
+@pytest.mark.parametrize(
+    ("flag", "near"),
+    [
+        ("--lr", "--train.lr"),
+        ("--batch-size", "--train.batch_size"),
+        ("--train.learning_rate", "--train.lr"),
+        ("--train.betas", "--train.opt_kwargs"),
+        ("--nesterov", "--train.opt_kwargs"),
+        ("--nodes.student.seed", f"{STUDENT}.seed"),
+    ],
+)
+def test_flag_under_another_name_is_refused_with_its_own(flag: str, near: str) -> None:
+    line = refusal(write(recipe()), flag, "0.5")
+    assert line == f"command line: unrecognized arguments: {flag}. Did you mean `{near}`?"
+
+
+def test_all_unknown_flags_are_named_but_not_their_values() -> None:
+    flags = ("--data.tokn", "secret", "--search.storage=postgresql://bob:secret@host/db")
+    with pytest.raises(RecipeError) as caught:
+        parse(write(recipe()), *flags)
+    assert len(caught.value.problems) == 2 and "secret" not in str(caught.value)
+    assert "secret" not in refusal(write(recipe()), "--storage=secret")
+
+
+def test_edges_with_names_have_flags_of_their_own() -> None:
+    edges = {"label": "through", "helper/dkd": "linear", "helper/at-2.5": {"temperature": 3.0}}
+    values = recipe({"learns_from": edges}, LABEL_ONLY)
+    groups = recipe_groups(values)
+    node = "graph.nodes.student.learns_from"
+    flags = [(f"{node}.helper/dkd.temperature", "2"), (f"{node}.helper/at_2.5", "correct")]
+    found = overridden(values, flags, groups)["graph"]["nodes"]["student"]["learns_from"]
+    assert found == {
+        "label": "through",
+        "helper/dkd": {"gate": "linear", "temperature": "2"},
+        "helper/at-2.5": {"gate": "correct", "temperature": 3.0},
+    }
+    for flag in (f"{node}.helper", f"{node}.helper.temperature"):
+        with pytest.raises(RecipeError) as caught:
+            overridden(values, [(flag, "2")], groups)
+        said = f"--{node}.helper should name one of the recipe's edges: helper/dkd, helper/at-2.5."
+        assert caught.value.problems == (f"command line: {said}",)
 
 
 def test_graph_of_a_recipe_that_is_not_there_is_refused_by_its_flag() -> None:

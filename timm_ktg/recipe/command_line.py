@@ -80,7 +80,7 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
     values = read_recipe(path)
     if "graph" in given:
         values["graph"] = read_recipe(find_recipe(given["graph"], "--graph")).get("graph")
-    groups = _groups(values)
+    groups = recipe_groups(values)
     if "help" in given:
         program.show_help(groups)
     changed = overridden(values, flags, groups)
@@ -120,8 +120,12 @@ def _checked(values: Mapping[str, Any]) -> Recipe:
         raise RecipeError([*error.problems, *data_problems(values)]) from None
 
 
-def _groups(values: Mapping[str, Any]) -> dict[str, Group]:
-    """Return the sections of a recipe, its nodes, and every edge that is there or could be."""
+def recipe_groups(values: Mapping[str, Any]) -> dict[str, Group]:
+    """Return the sections of a recipe, its nodes, and all edges, those it does not have included.
+
+    Args:
+        values: The recipe, unchecked.
+    """
     groups = list(section_groups(Recipe, values).values())
     nodes = below(below(values, "graph"), "nodes")
     for name, node in nodes.items():

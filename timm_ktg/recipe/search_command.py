@@ -15,7 +15,7 @@ _OPTIONS: Options = {
     **COMMON,
     ("--resume",): {
         "action": BooleanOptionalAction,
-        "help": "go on with a study that must exist; without this one is made if there is none",
+        "help": "stop unless the study exists; without this flag it is made where there is none",
     },
 }
 
