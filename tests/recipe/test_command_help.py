@@ -76,7 +76,7 @@ def test_help_of_a_search_lists_every_field_with_its_text(
             said = re.escape(" ".join(field.description.split()))
             entry = rf"--{section}\.{field.alias or name} \S+ {said} \(default: "
             assert re.search(entry, text), name
-    assert '(default: ["through","cutoff","linear","correct"])' in text
+    assert '(default: ["through", "cutoff", "linear", "correct"])' in text
     assert "(default: resnet8_cifar)" in text and "--resume" in text
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from argparse import SUPPRESS, ArgumentError, ArgumentParser, BooleanOptionalAction
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from pydantic_core import to_json
+from pydantic_core import to_jsonable_python
 
 from ..errors import RecipeError, collected, did_you_mean, one_line
 from .graph_config import EdgeConfig, from_word
@@ -37,9 +38,10 @@ COMMON: Options = {
 
 # What people call a field that a recipe has under another name.
 _MEANT = {"learning_rate": "lr", "optimizer": "opt", "scheduler": "sched"}
-_MEANT |= dict.fromkeys(("betas", "eps", "opt_betas", "opt_eps", "alpha", "amsgrad"), "opt_kwargs")
+_MEANT |= dict.fromkeys(("betas", "eps", "opt_betas", "opt_eps", "amsgrad"), "opt_kwargs")
 _MEANT |= dict.fromkeys(("dampening", "foreach", "fused", "maximize", "nesterov"), "opt_kwargs")
 
+_NOTHING = object()
 _SECTION = {"type": "object"}
 _EDGE = {"anyOf": [{"type": "string"}, _SECTION]}
 
@@ -130,7 +132,12 @@ class Program:
 
 
 def section_groups(schema: type[Section], values: Mapping[str, Any]) -> dict[str, Group]:
-    """Return the sections of a recipe whose values are unchecked."""
+    """Return the sections at the top of a recipe by name.
+
+    Args:
+        schema: The schema of the recipe.
+        values: The recipe, unchecked.
+    """
     sections: Any = {name: field.annotation for name, field in schema.model_fields.items()}
     return {name: Group((name,), sections[name], below(values, name)) for name in sections}
 
@@ -184,9 +191,9 @@ def _merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
 
 
 def _split(argv: Iterable[str]) -> tuple[list[str], list[Flag]]:
-    """Return the arguments of the program itself, and the flags of the recipe's fields.
+    """Return the program's own arguments, and the flags of the recipe's fields.
 
-    Either may be written with `-` or `_`: `--train.batch-size`, `--dry_run`.
+    Both may be written with `-` or `_`: `--train.batch-size`, `--dry_run`.
     """
     own, flags = [], []
     arguments = iter(argv)
@@ -206,11 +213,12 @@ def _split(argv: Iterable[str]) -> tuple[list[str], list[Flag]]:
 
 @cache
 def _fields(section: type[Section]) -> Mapping[str, Any]:
-    return section.model_json_schema()["properties"]  # type: ignore[no-any-return]
+    fields: Mapping[str, Any] = section.model_json_schema()["properties"]
+    return fields
 
 
 def _flags(groups: Groups) -> dict[str, tuple[Group, str]]:
-    """Return every flag with the section and the key of its field."""
+    """Return all flags, each with the section and the key of its field."""
     parents = {group.path[:-1] for group in groups.values()}
     return {
         f"--{name}.{key}": (group, key)
@@ -233,7 +241,7 @@ def _find(name: str, groups: Groups) -> tuple[tuple[str, ...], Mapping[str, Any]
     if above in groups and key in groups[above].fields:
         return (*groups[above].path, key), groups[above].fields[key]
     for edge in (name, above):
-        # Without a name the flag would add one more edge from the same source.
+        # The plain name of the source would add one more edge beside those with names.
         edges = [group.path[-1] for other, group in groups.items() if other.startswith(f"{edge}/")]
         if edges:
             said = f"--{edge} should name one of the recipe's edges: {', '.join(edges)}."
@@ -241,11 +249,11 @@ def _find(name: str, groups: Groups) -> tuple[tuple[str, ...], Mapping[str, Any]
     raise _unknown(f"--{name}", _flags(groups))
 
 
-def _unknown(flag: str, names: Iterable[str]) -> RecipeError:
+def _unknown(flag: str, names: Collection[str]) -> RecipeError:
     """Return the error for a flag that does not exist, with the nearest that does."""
     above, dot, key = flag.removeprefix("--").replace("-", "_").rpartition(".")
     meant = above + dot + _MEANT.get(key, key)
-    # `--train.lr` is nearest to `--lr`, though not by its spelling.
+    # What `--lr` means is `--train.lr`, which is not the nearest in spelling.
     ends = [name for name in names if f".{name[2:]}".endswith(f".{meant}")]
     nearest = min(ends, key=lambda name: name.count("."), default="")
     hint = did_you_mean(nearest or flag, names)
@@ -292,7 +300,8 @@ def _metavar(field: Mapping[str, Any]) -> str:
 
 def _help(group: Group, key: str) -> str:
     field = group.fields[key]
-    value = group.values.get(key, field.get("default", _SECTION))
-    text = value if isinstance(value, str) else to_json(value, fallback=str).decode()
-    shown = "in every recipe" if value is _SECTION else f"default: {text}"
-    return f"{field['description']} ({shown})"
+    value = group.values.get(key, field.get("default", _NOTHING))
+    if value is _NOTHING:
+        return f"{field['description']} (in every recipe)"
+    plain = value if isinstance(value, str) else json.dumps(to_jsonable_python(value, fallback=str))
+    return f"{field['description']} (default: {plain})"
