@@ -3,15 +3,14 @@
     python -m tests.benchmarks.step [--repeats N] [--only GROUP ...]
 
 The variants of a group run in turn, back and forth, after one round that does not count. A ratio
-is that of one round; the table shows the median over the rounds and the quartiles. Judged is time
-on the wall, for nodes may run side by side; the median ratio of CPU times stands beside it. Torch
-has 2 threads, for 2 cores, and freed memory is kept, as in the main job, for all variants.
+is that of one round; the table shows the median over the rounds and the quartiles. Wall time
+is judged; the median ratio of CPU times stands beside it. Torch has 2 threads, for 2 cores, and
+freed memory is kept, as in the main job, for all variants.
 
 Nodes are resnet20_cifar, 100 classes, on one batch of 64 random images [3, 32, 32]; timm's `sgd`.
 
 - `graph`: one forward of every node, all losses, one backward, one step of an optimizer with a
-  parameter group per node. Everyone learns from the label and from all others. In `threads`, two
-  nodes at a time run side by side (`train.node_threads 2`).
+  parameter group per node. Everyone learns from the label and from all others.
   Images and weights are channels-last, as the main job has them on a CPU.
 - `separate`: the same nodes, each with its own forward, cross-entropy, backward, optimizer step, in
   torch's own layout; in `separate-cl`, channels-last: what is left for the graph itself to save.
@@ -50,7 +49,6 @@ from torch import Tensor, nn
 import timm_ktg as ktg
 from tests.benchmarks.ratios import ROOT, Group, Ratio, Seconds, Variants, header, line, timed
 from timm_ktg.data import MemoryLoader
-from timm_ktg.graph.node_threads import build_threads
 from timm_ktg.train.allocator import keep_freed_memory
 
 THREADS = 2  # more than there are idle cores would measure how threads wait for each other
@@ -81,19 +79,11 @@ class Nodes:
         pairs = itertools.product(["label", *names], names)
         edges = [ktg.Edge(source, name) for source, name in pairs if source != name]
         self.graph = ktg.KnowledgeTransferGraph(nodes, edges, target=names[0])
-        members = {name: self.graph.member(name) for name in names}
-        self.threads = build_threads(members, self.images[:2], count=2)
         self.graph.train()
         self.joint, self.own = sgd(*self.models), [sgd(model) for model in self.models]
 
-    def side_by_side(self) -> None:
-        """Train all nodes by the graph, two at a time, a thread each."""
-        self.graph.threads = self.threads
-        self.step()
-        self.graph.threads = None
-
     def step(self) -> None:
-        """Train all nodes by the graph, as the main job does: one after another."""
+        """Train all nodes by the graph, as the main job does."""
         losses = self.graph.losses(self.graph(self.images), self.labels)
         update(self.joint, losses.total)
 
@@ -141,11 +131,10 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 
 
 def steps(count: int) -> Variants:
-    """Return the graph's step, in both ways, and the steps of its nodes apart, in both layouts."""
+    """Return the graph's step, and the steps of its nodes apart, in both layouts."""
     nodes, plain = Nodes(count), Nodes(count, torch.contiguous_format)
     procedures = {
         "graph": nodes.step,
-        "threads": nodes.side_by_side,
         "separate": plain.separate,
         "separate-cl": nodes.separate,
     }
@@ -223,7 +212,6 @@ STEP = (
     Ratio("graph", "separate", ("<=", 1.0)),
     Ratio("graph", "separate-cl"),
     Ratio("separate-cl", "separate"),
-    Ratio("threads", "separate-cl"),
 )
 DML = (Ratio("dml", "graph", (">=", 1.5)), Ratio("changed", "graph"))
 GROUPS = {

@@ -13,6 +13,7 @@ from timm_ktg.recipe.recipe import (
     load_recipe,
     name_recipe,
     read_recipe,
+    same_run,
     save_recipe,
 )
 
@@ -67,6 +68,15 @@ def test_saved_recipe_spells_every_field_out() -> None:
     assert values["train"].keys() == type(mine.train).model_fields.keys()
     assert values["data"].keys() == type(mine.data).model_fields.keys()
     assert values["graph"]["nodes"]["student"]["learns_from"] == {"label": "through"}
+
+
+def test_field_that_recipes_had_before_changes_nothing() -> None:
+    mine = check_recipe(recipe())
+    values = mine.model_dump(mode="json")
+    before = {**values, "train": {**values["train"], "node_threads": 2}}
+    write(before, "before.yaml")
+    assert load_recipe("before.yaml") == mine
+    assert same_run(before, values)
 
 
 @pytest.mark.parametrize("written", ["5e-4", "5.0e-4", "0.0005", "'5e-4'"])

@@ -74,7 +74,7 @@ def test_run_of_another_recipe_is_not_taken_for_this_one(tmp_path: Path) -> None
     recipe = check_recipe(values())
     assert run_seed(recipe, 0, RunDirectory(path)) == summary_of(path)
     elsewhere = recipe.model_copy(
-        update={"train": recipe.train.model_copy(update={"node_threads": 1})}
+        update={"train": recipe.train.model_copy(update={"torchcompile": True})}
     )
     assert run_seed(elsewhere, 0, RunDirectory(path)) == summary_of(path)
     with pytest.raises(RecipeError, match="holds a run of another recipe"):

@@ -65,7 +65,7 @@ def steps(training: Training) -> list[str]:
 
 
 def values(gate: str, **changes: Any) -> dict[str, Any]:
-    recipe = recipe_values(epochs=1, node_threads=1, **changes)
+    recipe = recipe_values(epochs=1, **changes)
     for node in recipe["graph"]["nodes"].values():
         node["learns_from"] = dict.fromkeys(node["learns_from"], gate)
     return recipe
