@@ -1,15 +1,18 @@
 """Data sets, splits, augmentation and loaders.
 
-Plain values in, device tensors out. Two pipelines lead there: `decode` and `MemoryLoader` keep
-small images on the device as they are; `TransformLoader` reads and transforms as timm does.
+Plain values in, device tensors out, by one of two pipelines: `decode` and `MemoryLoader` keep
+small images on the device and augment them there; `TransformLoader` reads images from disk and
+transforms them as timm does.
 """
+
+from __future__ import annotations
 
 from .images import channel_stats, decode
 from .memory import MemoryLoader
 from .mixup import MixupLoader
 from .sampling import EpochSampler, EvalSampler, Loader, derive_seed
 from .splits import Splits, check_labels, load_splits
-from .transforms import TransformLoader
+from .transforms import Transform, TransformLoader
 
 __all__ = [
     "EpochSampler",
@@ -18,6 +21,7 @@ __all__ = [
     "MemoryLoader",
     "MixupLoader",
     "Splits",
+    "Transform",
     "TransformLoader",
     "channel_stats",
     "check_labels",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ValidationError
-from timm.data import resolve_model_data_config
+from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 from ..data import (
@@ -17,13 +17,14 @@ from ..data import (
     MemoryLoader,
     MixupLoader,
     Splits,
+    Transform,
     TransformLoader,
     channel_stats,
     check_labels,
     decode,
     load_splits,
 )
-from ..errors import RecipeError
+from ..errors import RecipeError, did_you_mean
 from ..graph.node import Channels
 from .data_config import DataConfig
 from .recipe import Recipe
@@ -31,10 +32,18 @@ from .recipe import Recipe
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_INTERPOLATIONS = ("bicubic", "bilinear", "box", "hamming", "lanczos", "nearest", "random")
+
 
 @dataclass(frozen=True)
-class Place:
-    """Where a loader's batches go: a device, and one process of several."""
+class ProcessInfo:
+    """A process that trains.
+
+    Args:
+        device: Where its batches go.
+        rank: Which process it is, 0 .. world_size - 1.
+        world_size: The number of processes.
+    """
 
     device: torch.device
     rank: int = 0
@@ -47,10 +56,10 @@ class Images:
 
     Args:
         train: Augmented training batches.
-        val: Validation batches; None: no images are held out.
+        val: Validation batches; None: there are no validation images.
         test: Makes the test batches, which nothing reads before the end; None: no test split.
         size: Height and width of the images.
-        mean: Per-channel mean that all batches are normalised with.
+        mean: Per-channel mean that all batches are normalized with.
         std: Per-channel standard deviation, likewise.
     """
 
@@ -104,26 +113,26 @@ def data_problems(values: Mapping[str, Any]) -> tuple[str, ...]:
     return ()
 
 
-def build_images(recipe: Recipe, splits: Splits, target: nn.Module, place: Place) -> Images:
+def build_images(recipe: Recipe, splits: Splits, target: nn.Module, process: ProcessInfo) -> Images:
     """Return the loaders.
 
     Args:
         recipe: The recipe.
         splits: What `build_splits` returned.
-        target: The target's model, whose image size and normalisation timm's pipeline takes.
-        place: Where batches go.
+        target: The target's model, whose image size and normalization timm's pipeline takes.
+        process: The process that reads the batches.
 
     Raises:
         RecipeError: What is wrong with the images.
     """
     build = _in_memory if recipe.data.pipeline == "memory" else _by_timm
     try:
-        return build(recipe, splits, target, place)
+        return build(recipe, splits, target, process)
     except ValueError as error:
         raise RecipeError(str(error).splitlines()) from error
 
 
-def _in_memory(recipe: Recipe, splits: Splits, target: nn.Module, place: Place) -> Images:
+def _in_memory(recipe: Recipe, splits: Splits, target: nn.Module, process: ProcessInfo) -> Images:
     data = recipe.data
 
     def decoded(split: Dataset) -> tuple[Tensor, Tensor]:
@@ -143,13 +152,13 @@ def _in_memory(recipe: Recipe, splits: Splits, target: nn.Module, place: Place) 
             pad=data.pad,
             hflip=data.hflip,
             seed=recipe.train.seed,
-            device=place.device,
-            rank=place.rank,
-            world_size=place.world_size,
+            device=process.device,
+            rank=process.rank,
+            world_size=process.world_size,
         )
 
     return Images(
-        train=_mixed(recipe, splits, loader(pixels, labels, train=True), place),
+        train=_mixed(recipe, splits, loader(pixels, labels, train=True), process),
         val=None if splits.val is None else loader(*decoded(splits.val)),
         test=_test(splits, lambda split: loader(*decoded(split))),
         size=(pixels.shape[-2], pixels.shape[-1]),
@@ -158,7 +167,7 @@ def _in_memory(recipe: Recipe, splits: Splits, target: nn.Module, place: Place) 
     )
 
 
-def _by_timm(recipe: Recipe, splits: Splits, target: nn.Module, place: Place) -> Images:
+def _by_timm(recipe: Recipe, splits: Splits, target: nn.Module, process: ProcessInfo) -> Images:
     data, config = recipe.data, resolve_model_data_config(target)
     mean = data.mean or tuple(config["mean"])
     std = data.std or tuple(config["std"])
@@ -169,38 +178,74 @@ def _by_timm(recipe: Recipe, splits: Splits, target: nn.Module, place: Place) ->
             split,
             splits.input_key,
             splits.target_key,
+            _transform(data, config, size, mean, std, train),
             batch_size=recipe.train.batch_size,
-            img_size=size,
-            mean=mean,
-            std=std,
+            device=process.device,
             train=train,
             workers=data.workers,
-            scale=data.scale,
-            ratio=data.ratio,
-            hflip=data.hflip,
-            vflip=data.vflip,
-            color_jitter=data.color_jitter,
-            auto_augment=data.aa,
-            reprob=data.reprob,
-            remode=data.remode,
-            recount=data.recount,
-            interpolation=data.interpolation if train else config["interpolation"],
-            crop_pct=data.crop_pct or config["crop_pct"],
-            no_aug=data.no_aug,
             seed=recipe.train.seed,
-            device=place.device,
-            rank=place.rank,
-            world_size=place.world_size,
+            rank=process.rank,
+            world_size=process.world_size,
         )
 
     return Images(
-        train=_mixed(recipe, splits, loader(splits.train, train=True), place),
+        train=_mixed(recipe, splits, loader(splits.train, train=True), process),
         val=None if splits.val is None else loader(splits.val),
         test=_test(splits, loader),
         size=(size, size),
         mean=mean,
         std=std,
     )
+
+
+def _transform(
+    data: DataConfig,
+    config: Mapping[str, Any],
+    size: int,
+    mean: Channels,
+    std: Channels,
+    train: bool,
+) -> Transform:
+    """Return timm's transform.
+
+    Args:
+        data: How training images are augmented.
+        config: What the target's model says about evaluation.
+        size: Height and width of the images that come out.
+        mean: [3] means of the channels, in 0..1.
+        std: [3] standard deviations of the channels, in 0..1.
+        train: Augment.
+
+    Raises:
+        ValueError: timm does not know the interpolation or the augmentation policy.
+    """
+    if data.interpolation not in _INTERPOLATIONS:
+        raise ValueError(
+            f"data.interpolation: `{data.interpolation}` is not known. Should be one of: "
+            f"{', '.join(_INTERPOLATIONS)}.{did_you_mean(data.interpolation, _INTERPOLATIONS)}"
+        )
+    try:
+        transform: Transform = create_transform(
+            size,
+            is_training=train,
+            no_aug=data.no_aug,
+            scale=data.scale,
+            ratio=data.ratio,
+            hflip=data.hflip,
+            vflip=data.vflip,
+            color_jitter=data.color_jitter,
+            auto_augment=data.aa,
+            interpolation=data.interpolation if train else config["interpolation"],
+            mean=mean,
+            std=std,
+            re_prob=data.reprob,
+            re_mode=data.remode,
+            re_count=data.recount,
+            crop_pct=data.crop_pct or config["crop_pct"],
+        )
+    except AssertionError as error:  # how timm refuses a policy
+        raise ValueError(f"data.aa: `{data.aa}`: {error}.") from error
+    return transform
 
 
 def _test(splits: Splits, loader: Callable[[Dataset], Loader]) -> Callable[[], Loader] | None:
@@ -216,7 +261,7 @@ def _test(splits: Splits, loader: Callable[[Dataset], Loader]) -> Callable[[], L
     return test
 
 
-def _mixed(recipe: Recipe, splits: Splits, loader: Loader, place: Place) -> Loader:
+def _mixed(recipe: Recipe, splits: Splits, loader: Loader, process: ProcessInfo) -> Loader:
     data = recipe.data
     if not data.mixes:
         return loader
@@ -232,5 +277,5 @@ def _mixed(recipe: Recipe, splits: Splits, loader: Loader, place: Place) -> Load
         mixup_off_epoch=data.mixup_off_epoch,
         smoothing=recipe.train.smoothing,
         seed=recipe.train.seed,
-        rank=place.rank,
+        rank=process.rank,
     )

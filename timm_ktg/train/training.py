@@ -20,7 +20,7 @@ from ..graph.edge import Edge
 from ..graph.graph import KnowledgeTransferGraph
 from ..graph.node import Node
 from ..recipe.build import build_edges, build_nodes, build_optimizer, build_scheduler, connect
-from ..recipe.images import Images, Place, build_images, build_splits
+from ..recipe.images import Images, ProcessInfo, build_images, build_splits
 from ..recipe.recipe import Recipe
 from ..recipe.train_config import TrainConfig
 from .checks import check_batch_size, check_outputs, check_processes_agree
@@ -135,10 +135,10 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
     Raises:
         RecipeError: All that is wrong.
     """
-    place = Place(accelerator.device, accelerator.process_index, accelerator.num_processes)
+    process = ProcessInfo(accelerator.device, accelerator.process_index, accelerator.num_processes)
     problems: list[str] = []
     with collected(problems):
-        check_batch_size(recipe, place.world_size)
+        check_batch_size(recipe, process.world_size)
     with collected(problems), accelerator.main_process_first():  # one process downloads for all
         splits = data.splits if data else build_splits(recipe.data)
         with collected(problems):
@@ -149,7 +149,7 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
     if problems:
         raise RecipeError(problems)
     target = next(node.model for node in nodes if node.name == recipe.graph.target)
-    images = data.images if data else build_images(recipe, splits, target, place)
+    images = data.images if data else build_images(recipe, splits, target, process)
     data = Data(splits, images)
     graph = _build_graph(recipe, nodes, edges, data, accelerator)
     recorded = _is_recorded(recipe, accelerator)

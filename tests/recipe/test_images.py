@@ -1,0 +1,90 @@
+"""From the section `data` to loaders: what a recipe says reaches timm's transforms."""
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+import timm_ktg  # noqa: F401 registers the models
+from timm_ktg.errors import RecipeError
+from timm_ktg.recipe.images import Images, ProcessInfo, build_images, build_splits
+from timm_ktg.recipe.recipe import check_recipe
+
+from ..recipe_cases import recipe
+
+pytestmark = pytest.mark.usefixtures("workplace")
+
+STILL = {"scale": [1.0, 1.0], "ratio": [1.2, 1.2], "color_jitter": 0.0}
+
+
+def images(**data: Any) -> Images:
+    settings = {"pipeline": "timm", "workers": 0, "img_size": 8, "pad": 4} | data
+    mine = check_recipe(recipe(data=settings, train={"batch_size": 4}))
+    model = timm.create_model("resnet8_cifar", num_classes=3)
+    process = ProcessInfo(torch.device("cpu"))
+    return build_images(mine, build_splits(mine.data), model, process)
+
+
+def train_images(**data: Any) -> Tensor:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    return torch.cat([batch for batch, _ in images(**data).train])
+
+
+def evaluated_images(**data: Any) -> Tensor:
+    test = images(**data).test
+    assert test is not None
+    return torch.cat([batch for batch, _ in test()])
+
+
+def test_flips_reach_the_transform() -> None:
+    plain = train_images(hflip=0.0, **STILL)
+    assert torch.equal(plain, train_images(hflip=1.0, **STILL).flip(-1))
+    assert torch.equal(plain, train_images(hflip=0.0, vflip=1.0, **STILL).flip(-2))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"scale": [0.2, 0.3]},
+        {"ratio": [2.0, 2.0]},
+        {"color_jitter": 0.0},
+        {"aa": "rand-m9-mstd0.5"},
+        {"reprob": 1.0},
+        {"reprob": 1.0, "remode": "const"},
+        {"reprob": 1.0, "recount": 3},
+        {"interpolation": "nearest"},
+        {"no_aug": True},
+        {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5]},
+        {"img_size": 6},
+    ],
+    ids=str,
+)
+def test_argument_changes_training_images(changed: dict[str, Any]) -> None:
+    before = {"reprob": 1.0} if "reprob" in changed and len(changed) > 1 else {}
+    plain = train_images(**before)
+    assert torch.equal(plain, train_images(**before))
+    found = train_images(**changed)
+    assert found.shape != plain.shape or not torch.equal(found, plain)
+
+
+def test_only_crop_pct_changes_the_images_of_evaluation() -> None:
+    plain = evaluated_images(crop_pct=1.0)
+    augmented = {"aa": "rand-m9", "reprob": 1.0, "interpolation": "random", "vflip": 1.0}
+    assert torch.equal(plain, evaluated_images(crop_pct=1.0, **augmented))
+    assert not torch.equal(plain, evaluated_images(crop_pct=0.5))
+
+
+def test_what_timm_does_not_know_is_refused() -> None:
+    for changed, message in (
+        ({"aa": "foo"}, r"data\.aa: `foo`: Unknown AA policy foo"),
+        ({"interpolation": "bicubik"}, r"data\.interpolation: .* Did you mean `bicubic`\?"),
+        ({"remode": "pixle"}, r"data\.remode: .* 'const', 'rand' or 'pixel'. Found 'pixle'"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            images(**changed)
