@@ -1,5 +1,7 @@
 """From stored images to one tensor in memory."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,22 +17,22 @@ if TYPE_CHECKING:
 
 
 def decode(
-    dataset: "Dataset", input_key: str, target_key: str, img_size: int | None = None
+    dataset: Dataset, input_key: str, target_key: str, img_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Decode a whole split into memory.
 
     Args:
         dataset: The split.
-        input_key: The column of images; grey, palette and transparent ones become RGB.
+        input_key: The column of images; gray, palette and transparent ones become RGB.
         target_key: The column of class indices.
         img_size: Resize every image to this height and width (bicubic, antialiased; the aspect
-            ratio is not kept). Without it, images keep the one size they share.
+            ratio is not kept); None: images keep the one size that they share.
 
     Returns:
         Images, uint8 [N, 3, H, W], and labels, int64 [N].
 
     Raises:
-        ValueError: If an image cannot be read, or sizes differ and `img_size` is not given.
+        ValueError: An image cannot be read, or sizes differ and `img_size` is None.
     """
     pixels = np.empty((0, 3, 0, 0), dtype=np.uint8)
     for row, image in enumerate(_read(dataset, input_key)):
@@ -50,9 +52,9 @@ def decode(
 
 
 def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of every channel, pixels counted as 0..1.
+    """Return mean and standard deviation of every channel, with pixels in 0..1.
 
-    Exact: pixels have 256 levels, which are counted, not summed.
+    They are exact, because the 256 levels of a pixel are counted, not summed.
 
     Args:
         images: uint8 [N, 3, H, W].
@@ -61,7 +63,7 @@ def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]
         Means and (population) standard deviations, [3] each, in 0..1.
     """
     counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
-    # A channel is copied to be counted: not all of it at once.
+    # Counting a channel copies it, so it is not counted all at once.
     for chunk in torch.split(images, 4096):
         for channel, count in enumerate(counts):
             count += torch.bincount(chunk[:, channel].flatten(), minlength=256).cpu()
@@ -72,8 +74,8 @@ def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]
     return tuple(mean.tolist()), tuple(variance.sqrt().tolist())
 
 
-def undecoded(dataset: "Dataset", input_key: str, *others: str) -> "Dataset":
-    """Narrow a split to some columns, its images left as stored for `read_image`."""
+def undecoded(dataset: Dataset, input_key: str, *others: str) -> Dataset:
+    """Return some columns of a split, with images as they are stored, for `read_image`."""
     from datasets import Image as ImageFeature
 
     columns = dataset.select_columns([input_key, *others])
@@ -84,15 +86,15 @@ def read_image(stored: Any, input_key: str, row: int) -> Image.Image:
     """Decode one image of an `undecoded` column.
 
     Args:
-        stored: Its bytes or its path, as Datasets keeps them.
-        input_key: The column, for an error.
-        row: The row, for an error.
+        stored: The image's bytes or path, as Datasets keeps them.
+        input_key: The column, for the error message.
+        row: The row, for the error message.
 
     Returns:
         An RGB image.
 
     Raises:
-        ValueError: If there is no image, or it cannot be read or converted.
+        ValueError: There is no image, or it cannot be read or converted.
     """
     from datasets import Image as ImageFeature
 
@@ -100,7 +102,7 @@ def read_image(stored: Any, input_key: str, row: int) -> Image.Image:
         if stored is None:
             raise ValueError("should hold an image, found none")
         return _to_rgb(ImageFeature().decode_example(stored))
-    except Exception as error:  # Pillow's plugins raise what they like.
+    except Exception as error:  # Pillow's plugins raise all kinds of errors
         raise ValueError(
             f"data.input_key: row {row} of `{input_key}`: {first_line(error)}"
         ) from error
@@ -108,15 +110,15 @@ def read_image(stored: Any, input_key: str, row: int) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert to three channels of 8 bits; transparency is dropped."""
-    if image.mode.startswith(("I", "F")):  # Pillow would clip these without a word.
+    if image.mode.startswith(("I", "F")):  # Pillow would clip these silently
         raise ValueError(f"should have 8 bits a channel, found mode {image.mode}")
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow warns about the direct way.
+        image = image.convert("RGBA")  # Pillow warns about converting directly
     return image.convert("RGB")
 
 
-def _read(dataset: "Dataset", input_key: str) -> Iterator[Image.Image]:
-    """Yield every image as RGB, a few encoded ones in memory at a time."""
+def _read(dataset: Dataset, input_key: str) -> Iterator[Image.Image]:
+    """Yield every image as RGB, with only a few encoded ones in memory at a time."""
     batches = undecoded(dataset, input_key).iter(256)
     values = (value for batch in batches for value in batch[input_key])
     return (read_image(value, input_key, row) for row, value in enumerate(values))

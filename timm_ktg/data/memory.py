@@ -1,5 +1,7 @@
 """Small images that stay on the device, augmented there a batch at a time."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -9,31 +11,31 @@ from .sampling import create_sampler, derive_seed
 
 
 class MemoryLoader:
-    """Batches from a decoded split, by the paper's augmentation.
+    """Batches from a decoded split, with the paper's augmentation.
 
-    Training: pad by reflection, crop back at random, flip at random, each image for itself; then
-    normalise. Evaluation (`train=False`): in order, only normalised. Nothing in the iteration
-    waits for the device.
+    In training, each image is padded by reflection, cropped back at random, flipped at random and
+    normalized. In evaluation (`train=False`), images come in order and are only normalized. Nothing
+    in the iteration waits for the device.
 
-    All draws come from a generator of this loader, seeded by (seed, epoch, rank): an epoch can be
-    repeated, and the global generators are left alone. CPU and GPU draw different numbers.
+    All draws come from the loader's own generator, seeded by (seed, epoch, rank), so an epoch can
+    be repeated and the global generators are left alone. CPU and GPU draw different numbers.
 
     Args:
         images: uint8 [N, 3, H, W], moved to the device.
         labels: int64 [N], moved to the device.
-        batch_size: Images a step over all ranks together.
+        batch_size: Images per step, over all ranks together.
         mean: [3] means of the channels, in 0..1.
         std: [3] standard deviations of the channels, in 0..1, above 0.
         device: Where batches are made.
         train: Shuffle and augment.
         pad: Pixels added on each side before cropping, below H and W.
         hflip: Probability of a horizontal flip.
-        seed: With epoch and rank, determines every draw.
+        seed: Determines every draw, together with epoch and rank.
         rank: This process, 0 .. world_size - 1.
         world_size: The number of processes.
 
     Raises:
-        ValueError: If `std`, `pad` or `batch_size` is out of range.
+        ValueError: `std`, `pad` or `batch_size` is out of range.
     """
 
     def __init__(
@@ -75,17 +77,17 @@ class MemoryLoader:
         self._sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
-        """How many batches an epoch has for this rank."""
+        """Return how many batches an epoch has for this rank."""
         return len(self._sampler)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield normalised float32 [B, 3, H, W] and int64 [B], this rank's share of each batch."""
+        """Yield normalized float32 [B, 3, H, W] and int64 [B], this rank's share of each batch."""
         return (self.make(*drawn) for drawn in self.draws())
 
     def draws(self) -> Iterator[tuple[Tensor, ...]]:
-        """Yield what `make` makes this rank's share of each batch of.
+        """Yield the arguments of `make` for this rank's share of each batch.
 
-        That is the images' indices, int64 [B], and in training the offsets of their crops, int64
+        They are the images' indices, int64 [B], and in training the offsets of their crops, int64
         [2, B], and whether they are flipped, bool [B].
         """
         device = self.images.device
@@ -103,7 +105,7 @@ class MemoryLoader:
     def make(
         self, indices: Tensor, offsets: Tensor | None = None, flip: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return normalised float32 [B, 3, H, W] and int64 [B] from what was drawn."""
+        """Return normalized float32 [B, 3, H, W] and int64 [B] for one item of `draws`."""
         images = self.images[indices]
         if offsets is not None and flip is not None:
             images = crop_and_flip(images, offsets[0], offsets[1], flip, self.pad)
@@ -113,7 +115,7 @@ class MemoryLoader:
 def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int) -> Tensor:
     """Pad by reflection, crop to the old size and flip, each image by its own offsets.
 
-    One gather does all three: the padded images never exist.
+    One gather does all three, so the padded images never exist.
 
     Args:
         images: [B, C, H, W] of any type.
@@ -123,7 +125,7 @@ def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: 
         pad: Pixels added on each side, below H and W.
 
     Returns:
-        [B, C, H, W], of the same type.
+        Images [B, C, H, W] of the same type.
     """
     height, width = images.shape[2:]
     down = torch.arange(height, device=images.device)
@@ -137,5 +139,5 @@ def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: 
 
 
 def _reflect(position: Tensor, size: int) -> Tensor:
-    """Fold positions beyond an edge back inside, the edge itself not repeated."""
+    """Fold positions beyond an edge back inside, without repeating the edge itself."""
     return (size - 1) - ((size - 1) - position.abs()).abs()

@@ -1,5 +1,7 @@
 """Mixup and CutMix, by timm, over the batches of any loader."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,29 +16,29 @@ MODES = ("batch", "pair", "elem")
 
 
 class MixupLoader:
-    """Another loader's batches, mixed; labels become distributions.
+    """Another loader's batches, mixed, with distributions as labels.
 
-    Mixup pairs the images of a batch, so an odd batch loses its last image; a single image stays,
-    with nothing to mix it with. timm draws from NumPy's global generator: it is lent a state that
-    belongs to (seed, epoch, rank), and put back after each batch.
+    Mixup pairs the images of a batch, so an odd batch loses its last image; a single image stays
+    as it is. timm draws from NumPy's global generator, which is set to a state that belongs to
+    (seed, epoch, rank) for each batch, and put back afterwards.
 
     Args:
-        loader: What yields images [B, 3, H, W] and labels [B].
-        num_classes: C.
-        mixup: Alpha of mixup, off at 0.
-        cutmix: Alpha of CutMix, off at 0.
-        cutmix_minmax: Smallest and largest side of the pasted box, in 0..1; in place of `cutmix`.
-        mixup_prob: Probability of mixing at all.
+        loader: Yields images [B, 3, H, W] and labels [B].
+        num_classes: Classes C.
+        mixup: Alpha of mixup; 0: off.
+        cutmix: Alpha of CutMix; 0: off.
+        cutmix_minmax: Smallest and largest side of the pasted box, in 0..1; replaces `cutmix`.
+        mixup_prob: Probability that a draw mixes at all.
         mixup_switch_prob: Probability of CutMix where both are on.
-        mixup_mode: One draw for each `batch`, `pair` or `elem`.
-        mixup_off_epoch: The epoch, from 0, from which nothing is mixed; 0 for never. Labels stay
-            smoothed distributions.
-        smoothing: Label smoothing. timm's default is 0.1; here nobody is smoothed unasked.
-        seed: With epoch and rank, determines every draw.
+        mixup_mode: Whether to draw once for each `batch`, `pair` or `elem`.
+        mixup_off_epoch: The epoch, from 0, from which nothing is mixed; 0: never. Labels are
+            smoothed distributions even then.
+        smoothing: Label smoothing. timm's own default is 0.1.
+        seed: Determines every draw, together with epoch and rank.
         rank: This process.
 
     Raises:
-        ValueError: If nothing is mixed, or `mixup_mode` does not exist.
+        ValueError: Nothing is mixed, or `mixup_mode` does not exist.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class MixupLoader:
         self._mixup.mixup_enabled = not self.mixup_off_epoch or epoch < self.mixup_off_epoch
 
     def __len__(self) -> int:
-        """How many batches an epoch has for this rank."""
+        """Return how many batches an epoch has for this rank."""
         return len(self.loader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -99,7 +101,7 @@ class MixupLoader:
 
     def _mix(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         single = len(images) == 1
-        if single:  # Mixed with itself, an image stays itself and its label still becomes soft.
+        if single:  # mixed with itself, an image stays the same and its label still becomes soft
             images, labels = images.repeat(2, 1, 1, 1), labels.repeat(2)
         even = len(images) // 2 * 2
         images, labels = self._mixup(images[:even], labels[:even])
@@ -108,7 +110,7 @@ class MixupLoader:
 
 @contextmanager
 def _lend_global(private: np.random.RandomState) -> Iterator[None]:
-    """Let NumPy's global generator go on from a private one, and put both back after."""
+    """Let NumPy's global generator draw for a private one, then restore the global one."""
     outer = np.random.get_state()
     np.random.set_state(private.get_state())
     try:

@@ -1,4 +1,6 @@
-"""Which process sees which image when."""
+"""Which process sees which image, and when."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -9,13 +11,13 @@ from torch import Tensor
 
 
 class Loader(Protocol):
-    """What a training loop asks of a source of batches."""
+    """A source of batches, as a training loop needs it."""
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, from 0, whose order and augmentation the next iteration has."""
 
     def __len__(self) -> int:
-        """How many batches an epoch has for this rank."""
+        """Return how many batches an epoch has for this rank."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images [B, 3, H, W] and labels, [B] or soft [B, C], on the device."""
@@ -24,17 +26,17 @@ class Loader(Protocol):
 def derive_seed(purpose: str, *numbers: int) -> int:
     """Mix a purpose and numbers such as (seed, epoch, rank) into one seed.
 
-    Near inputs give unrelated seeds, and the same ones on every machine. The purpose keeps draws
-    of different kinds apart that share their numbers.
+    Similar inputs give unrelated seeds, and the same ones on every machine. The purpose separates
+    draws of different kinds that have the same numbers.
 
     Args:
         purpose: What is drawn.
-        numbers: 0 or more each.
+        numbers: Integers, 0 or more.
 
     Returns:
         A seed of 64 bits.
     """
-    # The length, because a SeedSequence takes (1, 2) and (1, 2, 0) for the same.
+    # The length is part of it because a SeedSequence treats (1, 2) and (1, 2, 0) alike.
     sequence = np.random.SeedSequence(numbers, spawn_key=(len(numbers), *purpose.encode()))
     return int(sequence.generate_state(1, np.uint64)[0])
 
@@ -42,20 +44,20 @@ def derive_seed(purpose: str, *numbers: int) -> int:
 class EpochSampler:
     """Batches of a shuffled epoch, cut so that processes together do what one would do alone.
 
-    All ranks draw one permutation. Each global batch is cut into equal contiguous shares, one a
-    rank. The last, partial batch is kept, less at most `world_size - 1` images, so that its shares
-    are equal too and the mean of the ranks' means is the mean.
+    All ranks draw the same permutation. Each global batch is cut into equal contiguous shares, one
+    per rank. The last, partial batch is kept, except for at most `world_size - 1` images, so that
+    its shares are equal too and the mean of the ranks' means is the mean of the batch.
 
     Args:
         size: N, the number of images.
-        batch_size: Images a step over all ranks together, a multiple of `world_size`.
-        seed: With the epoch, determines the permutation.
+        batch_size: Images per step, over all ranks together; a multiple of `world_size`.
+        seed: Determines the permutation, together with the epoch.
         rank: This process, 0 .. world_size - 1.
         world_size: The number of processes.
-        shuffle: False keeps the order of the data.
+        shuffle: False: keep the order of the data.
 
     Raises:
-        ValueError: If `batch_size` cannot be shared, or there is not an image for every rank.
+        ValueError: `batch_size` cannot be shared, or there is not an image for every rank.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class EpochSampler:
         self.epoch = epoch
 
     def shares(self, device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
-        """This rank's indices of every batch, moved to the device at once."""
+        """Return this rank's indices of every batch, all moved to the device at once."""
         full = self.size - self.size % self.batch_size
         share = self.batch_size // self.world_size
         tail = (self.size - full) // self.world_size
@@ -97,7 +99,7 @@ class EpochSampler:
         return torch.split(torch.cat([own, own_tail]).to(device), share)
 
     def __len__(self) -> int:
-        """How many batches an epoch has."""
+        """Return how many batches an epoch has."""
         full, rest = divmod(self.size, self.batch_size)
         return full + (rest >= self.world_size)
 
@@ -115,12 +117,12 @@ class EpochSampler:
 class EvalSampler:
     """Batches for evaluation: every image once, in order, on exactly one rank.
 
-    Rank r takes r, r + world_size, ...; nothing is padded, so sums over the ranks count right.
-    Ranks may differ by one batch, even have none: evaluate a model that is not wrapped in DDP.
+    Rank r takes r, r + world_size, ...; nothing is padded, so sums over the ranks are exact. Ranks
+    may differ by one batch or have none, so the model must not be wrapped in DDP.
 
     Args:
         size: N, the number of images.
-        batch_size: Images a step over all ranks together.
+        batch_size: Images per step, over all ranks together.
         rank: This process, 0 .. world_size - 1.
         world_size: The number of processes.
     """
@@ -130,15 +132,15 @@ class EvalSampler:
         self.share = max(1, batch_size // world_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Change nothing: evaluation is the same in every epoch."""
+        """Do nothing, because evaluation is the same in every epoch."""
 
     def shares(self, device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
-        """This rank's indices of every batch, moved to the device at once."""
+        """Return this rank's indices of every batch, all moved to the device at once."""
         # An empty tensor splits into one empty batch, not into none.
         return torch.split(torch.tensor(self.own).to(device), self.share) if self.own else ()
 
     def __len__(self) -> int:
-        """How many batches this rank has."""
+        """Return how many batches this rank has."""
         return -(-len(self.own) // self.share)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -149,7 +151,7 @@ class EvalSampler:
 def create_sampler(
     size: int, batch_size: int, *, train: bool, seed: int, rank: int, world_size: int
 ) -> EpochSampler | EvalSampler:
-    """Choose the sampler of a loader: `EpochSampler` to train, `EvalSampler` to evaluate."""
+    """Return an `EpochSampler` to train, an `EvalSampler` to evaluate."""
     if train:
         return EpochSampler(size, batch_size, seed=seed, rank=rank, world_size=world_size)
     return EvalSampler(size, batch_size, rank=rank, world_size=world_size)

@@ -1,5 +1,7 @@
 """Where images come from: scikit-learn's digits, a local folder, or the Hugging Face hub."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,25 +15,25 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 DIGITS = "digits"
-# Only for suggestions: a user who writes `cifar100` is told the whole id.
+# Only for suggestions: the user who writes `cifar100` is told the full id.
 KNOWN_IDS = ("uoft-cs/cifar10", "uoft-cs/cifar100", "zh-plus/tiny-imagenet")
 # Without an owner, `datasets.load_dataset("parquet")` would read every file below the working
 # directory instead of asking the hub.
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-def load_source(dataset: str, dataset_config: str | None = None) -> "Mapping[str, Dataset]":
-    """Open every split of a data set; nothing is decoded.
+def load_source(dataset: str, dataset_config: str | None = None) -> Mapping[str, Dataset]:
+    """Open every split of a data set without decoding any image.
 
     Args:
-        dataset: `digits`, else a folder, else a hub id; a folder wins over a hub id of its name.
+        dataset: `digits`, a folder or a hub id; a folder wins over a hub id of the same name.
         dataset_config: The configuration of a data set that has several.
 
     Returns:
         The splits by name.
 
     Raises:
-        ValueError: If there is no such data set or configuration, or it cannot be read.
+        ValueError: There is no such data set or configuration, or it cannot be read.
     """
     folder = Path(dataset).expanduser()
     if dataset == DIGITS or _is_saved(folder):
@@ -42,22 +44,22 @@ def load_source(dataset: str, dataset_config: str | None = None) -> "Mapping[str
             )
         return _load_digits() if dataset == DIGITS else _load_saved(folder)
     if folder.is_dir():
-        # An absolute path, or a folder named like one of Datasets' builders is taken for it.
+        # The path is absolute because Datasets takes a folder named like a builder for the builder.
         return _load(dataset, str(folder.resolve()), dataset_config)
     if not HUB_ID.fullmatch(dataset):
         _refuse(dataset, "is no folder and no hub id")
     return _load(dataset, dataset, dataset_config)
 
 
-def _load_digits() -> "dict[str, Dataset]":
-    """The 8x8 digits, every fifth image of each class for testing: 1,437 and 360."""
+def _load_digits() -> dict[str, Dataset]:
+    """Return the 8x8 digits, 1,437 to train on and every fifth of each class, 360, to test on."""
     from datasets import ClassLabel, Dataset, Features, Image
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
     images = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
     is_test = np.zeros(len(labels), dtype=bool)
-    # Counted rather than drawn, so that no release of scikit-learn or NumPy moves an image.
+    # Counted, not drawn, so that no release of scikit-learn or NumPy moves an image.
     is_test[np.argsort(labels, kind="stable")[::5]] = True
     features = Features({"image": Image(), "label": ClassLabel(names=list("0123456789"))})
     return {
@@ -67,25 +69,25 @@ def _load_digits() -> "dict[str, Dataset]":
 
 
 def _is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` wrote the folder."""
+    """Return whether `save_to_disk` wrote the folder."""
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
-def _load_saved(folder: Path) -> "dict[str, Dataset]":
+def _load_saved(folder: Path) -> dict[str, Dataset]:
     """Open what `save_to_disk` wrote: one split, or several."""
     from datasets import Dataset, load_from_disk
 
     try:
         saved = load_from_disk(str(folder))
-    except Exception as error:  # Whatever is wrong in there is the user's to mend.
-        # Datasets saves an empty split, but stumbles over it here.
+    except Exception as error:  # all kinds, and all for the user to fix
+        # Datasets saves an empty split, but fails to load it.
         why = "a split is empty" if isinstance(error, IndexError) else first_line(error)
         raise ValueError(f"data.dataset: `{folder}` cannot be read: {why}.") from error
     return {str(saved.split or "train"): saved} if isinstance(saved, Dataset) else dict(saved)
 
 
-def _load(dataset: str, path: str, dataset_config: str | None) -> "Mapping[str, Dataset]":
-    """Let Datasets read a folder or a hub id, its many errors turned into one line."""
+def _load(dataset: str, path: str, dataset_config: str | None) -> Mapping[str, Dataset]:
+    """Let Datasets read a folder or a hub id, and turn its many errors into one line."""
     from datasets import config, load_dataset
     from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
@@ -99,7 +101,7 @@ def _load(dataset: str, path: str, dataset_config: str | None) -> "Mapping[str, 
     except ConnectionError as error:
         why = "Datasets is in offline mode" if config.HF_HUB_OFFLINE else "it does not answer"
         _refuse(dataset, f"is no folder, and the hub cannot be reached ({why})", error)
-    except Exception as error:  # Whatever is wrong in there is the user's to mend.
+    except Exception as error:  # all kinds, and all for the user to fix
         if isinstance(error, ValueError):
             _check_config(path, dataset_config)
         _refuse(dataset, f"cannot be read: {first_line(error)}", error)
@@ -107,7 +109,7 @@ def _load(dataset: str, path: str, dataset_config: str | None) -> "Mapping[str, 
 
 
 def _check_config(path: str, dataset_config: str | None) -> None:
-    """Refuse a configuration that does not exist, and none where one has to be chosen."""
+    """Refuse a missing or an unknown configuration."""
     from datasets import get_dataset_config_names
 
     names = get_dataset_config_names(path)
@@ -122,9 +124,9 @@ def _check_config(path: str, dataset_config: str | None) -> None:
 
 
 def _refuse(dataset: str, what: str, cause: Exception | None = None) -> NoReturn:
-    """Raise the error about a data set, with the nearest thing that exists."""
+    """Raise the error about a data set, with the nearest name that exists."""
     parent = Path(dataset).expanduser().parent
-    # A name is searched among its neighbours as the user would have to write them.
+    # Neighboring folders are suggested as the user would have to write them.
     prefix = dataset[: dataset.rfind("/") + 1]
     folders = [prefix + path.name for path in parent.glob("*") if path.is_dir()]
     near = did_you_mean(dataset, [DIGITS, *KNOWN_IDS, *folders])

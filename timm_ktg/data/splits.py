@@ -1,4 +1,6 @@
-"""Which images train, which select, which test: chosen once, checked, and recorded."""
+"""Which images are for training, for validation and for the test: chosen once, and checked."""
+
+from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -17,23 +19,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Splits:
-    """The splits of one data set, their pixels undecoded.
+    """The splits of one data set, with undecoded images.
 
-    Attributes:
-        train: The training images, less those held out.
-        val: The images that select, if any.
-        test: The images of the final test, if any; neither pixels nor labels are read before.
+    Args:
+        train: The training images, without those held out.
+        val: The validation images, if any.
+        test: The test images, if any; neither pixels nor labels have been read yet.
         input_key: The column of images.
         target_key: The column of class indices.
-        num_classes: C.
+        num_classes: Classes C.
         class_names: [C] names.
-        fingerprint: SHA-256 over the sizes of all splits, and over the indices and labels of train
-            and val: two runs with the same one trained and selected on the same images.
+        fingerprint: SHA-256 of the sizes of all splits and of the indices and labels of train and
+            val: two runs with the same fingerprint trained and validated on the same images.
     """
 
-    train: "Dataset"
-    val: "Dataset | None"
-    test: "Dataset | None"
+    train: Dataset
+    val: Dataset | None
+    test: Dataset | None
     input_key: str
     target_key: str
     num_classes: int
@@ -54,7 +56,7 @@ def load_splits(
     split_seed: int = 0,
     images_per_class: int | None = None,
 ) -> Splits:
-    """Open a data set and choose what trains, what selects and what tests.
+    """Open a data set and choose the images for training, validation and test.
 
     Args:
         dataset: `digits`, a folder (parquet, arrow or images) or a hub id.
@@ -62,18 +64,18 @@ def load_splits(
         input_key: The column of images.
         target_key: The column of class indices.
         train_split: The split to train on.
-        val_split: The split that selects.
-        test_split: The split of the final test.
-        holdout: How many training images are set aside as `val`, in place of `val_split`.
-        split_seed: Which images `holdout` and `images_per_class` take, 0 or more.
+        val_split: The split for validation.
+        test_split: The split for the final test.
+        holdout: How many training images become `val`, where there is no `val_split`.
+        split_seed: Decides which images `holdout` and `images_per_class` take; 0 or more.
         images_per_class: How many training images of each class to keep; None: all. What is kept
             does not depend on `holdout`, as long as that leaves enough.
 
     Returns:
-        The splits, checked; of the test split only schema and size, see `check_labels`.
+        The splits, checked. Only schema and size of the test split are; see `check_labels`.
 
     Raises:
-        ValueError: If a name does not exist, or the data do not fit what it names.
+        ValueError: A name does not exist, or the data do not fit what it names.
     """
     fields = {"train_split": train_split, "val_split": val_split, "test_split": test_split}
     names = {field: name for field, name in fields.items() if name is not None}
@@ -91,24 +93,24 @@ def load_splits(
 
 
 def check_labels(
-    split: "Dataset", target_key: str, num_classes: int, *, field: str = "data.test_split"
+    split: Dataset, target_key: str, num_classes: int, *, field: str = "data.test_split"
 ) -> NDArray[np.int64]:
     """Read the labels of a split and check that each is a class.
 
-    `load_splits` does it for train and val. The test split is left unread until it is used, and
-    many on the hub are unlabelled (-1): whoever tests calls this first.
+    `load_splits` does it for train and val. The test split stays unread until the test, which calls
+    this first, because many test splits on the hub have no labels (-1).
 
     Args:
         split: The split.
         target_key: The column of class indices.
-        num_classes: C.
-        field: The setting an error names.
+        num_classes: Classes C.
+        field: The setting that the error message names.
 
     Returns:
         [N] class indices, 0 .. C - 1.
 
     Raises:
-        ValueError: If a label is missing or no class.
+        ValueError: A label is missing or is not a class.
     """
     column = split.select_columns([target_key]).with_format("arrow")[:].column(target_key)
     if column.null_count:
@@ -127,7 +129,7 @@ def check_labels(
 
 
 def _check_roles(names: Mapping[str, str], holdout: int) -> None:
-    """One purpose a split: what selects never trains, what tests never selects."""
+    """Refuse a split with two purposes, such as training and validation."""
     if holdout and "val_split" in names:
         raise ValueError(
             f"data.holdout: should be 0 beside data.val_split, found {holdout} and "
@@ -142,8 +144,8 @@ def _check_roles(names: Mapping[str, str], holdout: int) -> None:
         roles[name] = field
 
 
-def _choose(source: "Mapping[str, Dataset]", names: Mapping[str, str]) -> "dict[str, Dataset]":
-    """The chosen splits by the field that names them."""
+def _choose(source: Mapping[str, Dataset], names: Mapping[str, str]) -> dict[str, Dataset]:
+    """Return the chosen splits by the field that names them."""
     for field, name in names.items():
         if name not in source:
             raise ValueError(
@@ -155,8 +157,8 @@ def _choose(source: "Mapping[str, Dataset]", names: Mapping[str, str]) -> "dict[
     return {field: source[name] for field, name in names.items()}
 
 
-def _check_columns(chosen: "Mapping[str, Dataset]", input_key: str, target_key: str) -> None:
-    """Both columns exist in every split and hold what they are for; both are reported."""
+def _check_columns(chosen: Mapping[str, Dataset], input_key: str, target_key: str) -> None:
+    """Raise ValueError with all that is wrong with the two columns in any split."""
     problems: dict[str, None] = {}
     for split in chosen.values():
         for field, key, wants, fits in (
@@ -172,7 +174,7 @@ def _check_columns(chosen: "Mapping[str, Dataset]", input_key: str, target_key: 
 
 
 def _check_column(
-    split: "Dataset", field: str, key: str, wants: str, fits: Callable[[Any], bool]
+    split: Dataset, field: str, key: str, wants: str, fits: Callable[[Any], bool]
 ) -> None:
     columns = split.features
     if key not in columns:
@@ -203,9 +205,9 @@ def _is_class(feature: Any) -> bool:
 
 
 def _find_classes(
-    chosen: "Mapping[str, Dataset]", names: Mapping[str, str], target_key: str
+    chosen: Mapping[str, Dataset], names: Mapping[str, str], target_key: str
 ) -> tuple[str, ...]:
-    """The class names: those of the ClassLabel, else the numbers 0 .. C - 1 themselves."""
+    """Return the names of the ClassLabel, or the numbers 0 .. C - 1 if there is none."""
     stated = {
         field: tuple(split.features[target_key].names)
         for field, split in chosen.items()
@@ -224,8 +226,8 @@ def _find_classes(
     return classes
 
 
-def _count_classes(split: "Dataset", target_key: str) -> tuple[str, ...]:
-    """Count plain integer labels, which have to be 0 .. C - 1 without a gap."""
+def _count_classes(split: Dataset, target_key: str) -> tuple[str, ...]:
+    """Return plain integer labels as names; they have to be 0 .. C - 1 without a gap."""
     labels = check_labels(split, target_key, np.iinfo(np.int64).max, field="data.target_key")
     distinct = np.unique(labels)
     gaps = np.flatnonzero(distinct != np.arange(len(distinct)))
@@ -238,14 +240,14 @@ def _count_classes(split: "Dataset", target_key: str) -> tuple[str, ...]:
 
 
 def _divide(
-    chosen: "Mapping[str, Dataset]",
+    chosen: Mapping[str, Dataset],
     target_key: str,
     num_classes: int,
     holdout: int,
     seed: int,
     images_per_class: int | None,
-) -> "tuple[Dataset, Dataset | None, str]":
-    """Check the labels, hold out what is asked for, and record it: train, val, fingerprint."""
+) -> tuple[Dataset, Dataset | None, str]:
+    """Check the labels, hold images out, and return train, val and the fingerprint."""
     labels = {
         field: check_labels(split, target_key, num_classes, field=f"data.{field}")
         for field, split in chosen.items()
@@ -255,7 +257,7 @@ def _divide(
     rows, val_rows = _hold_out(len(train), holdout, seed)
     if images_per_class is not None:
         rows = _last_of_each(rows, labels["train_split"], num_classes, images_per_class)
-    # Sorted, for rows that are read in order are read fast; the choice is the same.
+    # Sorted, because reading rows in order is faster; the choice is the same.
     rows, val_rows = np.sort(rows), np.sort(val_rows)
     record = [rows, labels["train_split"][rows], val_rows, labels["train_split"][val_rows]]
     if len(rows) < len(train):
@@ -268,7 +270,7 @@ def _divide(
 
 
 def _hold_out(size: int, holdout: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split a random order of 0 .. size - 1 into what trains and what is held out."""
+    """Split a random order of 0 .. size - 1 into rows to train on and rows held out."""
     if not 0 <= holdout < size:
         raise ValueError(
             f"data.holdout: should be below the {size} training images and not negative, "
@@ -283,7 +285,7 @@ def _hold_out(size: int, holdout: int, seed: int) -> tuple[NDArray[np.int64], ND
 def _last_of_each(
     rows: NDArray[np.int64], labels: NDArray[np.int64], num_classes: int, count: int
 ) -> NDArray[np.int64]:
-    """Return the last rows of each class: those that a larger holdout, taken first, leaves."""
+    """Return the last rows of each class, because a holdout takes the first ones."""
     kept = [rows[labels[rows] == label][-count:] for label in range(num_classes)]
     fewest = min(range(num_classes), key=lambda label: len(kept[label]))
     if len(kept[fewest]) < count:

@@ -1,4 +1,6 @@
-"""What the CIFAR networks share: stem, three stages, head, and timm's interface to them."""
+"""What the CIFAR networks share: stem, three stages, head, and timm's interface."""
+
+from __future__ import annotations
 
 from collections import OrderedDict
 from typing import Any, Protocol
@@ -21,26 +23,26 @@ class BlockFactory(Protocol):
 class CifarNet(nn.Module):
     """A residual network of three stages; the second and the third halve the resolution.
 
-    No ReLU works in place, so a forward hook on any submodule sees what that submodule returned.
+    No ReLU works in place, so a forward hook on a submodule sees exactly what it returned.
 
     Convolutions start from N(0, 2 / fan_out), biases from zero, the classifier's weight from
     PyTorch's default. The authors of the knowledge transfer graph do the same in their code, but
     draw a ResNet's classifier from N(0, 2 / fan_in). Everything is drawn on the CPU and then moved
-    to `device`: one seed, the same weights everywhere.
+    to `device`, so that a seed gives the same weights everywhere.
 
     Args:
-        block: What a stage is made of.
-        blocks: Blocks in a stage: the n of 6n + 2 and 6n + 4.
+        block: Builds the blocks of a stage.
+        blocks: Blocks per stage, the n of 6n + 2 and 6n + 4.
         widths: Channels of the stem and of each stage.
-        preact: Whether blocks begin with a norm. If so, one more follows the last stage; if not,
-            it follows the stem's convolution.
-        num_classes: Classes C; 0 leaves the classifier out.
-        in_chans: Channels of the input.
-        global_pool: Pooling before the classifier, any of timm's; "" leaves it out.
+        preact: Whether blocks begin with a norm. If so, another norm follows the last stage; if
+            not, one follows the stem's convolution.
+        num_classes: Classes C; 0: no classifier.
+        in_chans: Input channels.
+        global_pool: Pooling before the classifier, any of timm's; "": none.
         drop_rate: Dropout before the classifier, in [0, 1].
-        stem_stride: Stride of the stem's convolution; both architectures have 1.
+        stem_stride: Stride of the stem's convolution, 1 in both architectures.
         device: Where the weights go.
-        dtype: What the weights are cast to.
+        dtype: Type that the weights are cast to.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class CifarNet(nn.Module):
 
         Args:
             x: What `forward_features` returned.
-            pre_logits: Stop before the classifier, at [B, head_hidden_size].
+            pre_logits: Stop before the classifier and return [B, head_hidden_size].
         """
         x = self.global_pool(x)
         x = F.dropout(x, p=float(self.drop_rate), training=self.training)
@@ -114,11 +116,11 @@ class CifarNet(nn.Module):
 
         Args:
             x: Images [B, in_chans, H, W].
-            indices: Which maps: the last n, a list (negative from the end), or all if None.
-            norm: Put the last stage's map through the final norm, where there is one.
+            indices: Maps to return: the last n, a list (negative from the end), or None: all.
+            norm: Apply the final norm, if there is one, to the last stage's map.
             stop_early: Do not compute the stages after the last wanted one.
-            output_fmt: "NCHW"; there is no other.
-            intermediates_only: Return the list alone.
+            output_fmt: "NCHW", the only format.
+            intermediates_only: Return only the list.
 
         Returns:
             What `forward_features` returns (if stopped early, the last map computed), and the list
@@ -148,15 +150,15 @@ class CifarNet(nn.Module):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Drop what the wanted feature maps do not need.
+        """Drop the layers that the wanted feature maps do not need.
 
         Args:
             indices: Which maps, as in `forward_intermediates`.
-            prune_norm: Drop the final norm even if the last stage stays.
-            prune_head: Drop the head even if the last stage stays.
+            prune_norm: Drop the final norm even if the last stage is kept.
+            prune_head: Drop the head even if the last stage is kept.
 
         Returns:
-            The indices of the wanted maps, none negative.
+            The indices of the wanted maps, none of them negative.
         """
         wanted, last = feature_take_indices(4, indices)
         for index in range(last + 1, 4):
@@ -174,11 +176,11 @@ class CifarNet(nn.Module):
         return "fc" if name_only else self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a new one.
+        """Replace the classifier with a new one.
 
         Args:
-            num_classes: Classes of the new one; 0 leaves it out.
-            global_pool: Pooling before it; None keeps what there is.
+            num_classes: Classes of the new one; 0: no classifier.
+            global_pool: Pooling before it; None: keep the present one.
         """
         self.num_classes = num_classes
         self._create_head(self.global_pool.pool_type if global_pool is None else global_pool)
@@ -194,14 +196,14 @@ class CifarNet(nn.Module):
             module.train(self.training)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return patterns that sort the parameters by depth: one group a block, or a stage."""
+        """Return patterns that group the parameters by depth: by block, or by stage if coarse."""
         if coarse:
             return {"stem": r"^stem", "blocks": r"^layer(\d+)"}
-        # timm reads 99999 as "with the group before".
+        # timm reads 99999 as "in the same group as the one before".
         return {"stem": r"^stem", "blocks": [(r"^layer(\d+)\.(\d+)", None), (r"^norm", (99999,))]}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the blocks in the backward pass instead of keeping what they computed."""
+        """Recompute the blocks in the backward pass instead of keeping their results."""
         self.grad_checkpointing = enable
 
 

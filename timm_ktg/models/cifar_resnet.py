@@ -4,13 +4,15 @@ Reference: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", 
 arXiv 1512.03385.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from timm_ktg.models.cifar_net import cifar_cfg, create_cifar_net
+from .cifar_net import cifar_cfg, create_cifar_net
 
 default_cfgs = generate_default_cfgs(
     {
@@ -21,12 +23,12 @@ default_cfgs = generate_default_cfgs(
 
 
 class PadShortcut(nn.Module):
-    """The shortcut without parameters (option A): every stride-th pixel, and channels of zeros.
+    """The shortcut without parameters (option A): every stride-th pixel, padded with zero channels.
 
     Args:
-        in_chs: Channels that come in.
-        out_chs: Channels that go out; the additional ones are the last, and zero.
-        stride: Height and width shrink by this factor.
+        in_chs: Input channels.
+        out_chs: Output channels; the additional ones come last and are zero.
+        stride: Factor by which height and width shrink.
     """
 
     def __init__(self, in_chs: int, out_chs: int, stride: int) -> None:
@@ -40,12 +42,12 @@ class PadShortcut(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """relu(x + bn(conv(relu(bn(conv(x))))), Eq. 1.
+    """relu(x + bn(conv(relu(bn(conv(x)))))), Eq. 1.
 
     Args:
-        in_chs: Channels that come in.
-        out_chs: Channels that go out.
-        stride: Of the first convolution and of the shortcut.
+        in_chs: Input channels.
+        out_chs: Output channels.
+        stride: Stride of the first convolution and of the shortcut.
     """
 
     def __init__(self, in_chs: int, out_chs: int, stride: int) -> None:

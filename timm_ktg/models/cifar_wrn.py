@@ -3,13 +3,15 @@
 Reference: Zagoruyko, Komodakis, "Wide Residual Networks", BMVC 2016; arXiv 1605.07146.
 """
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from timm_ktg.models.cifar_net import cifar_cfg, create_cifar_net
+from .cifar_net import cifar_cfg, create_cifar_net
 
 default_cfgs = generate_default_cfgs(
     {f"wrn{depth}_2_cifar": cifar_cfg(paper="arXiv:1605.07146") for depth in (16, 28, 40)}
@@ -19,13 +21,13 @@ default_cfgs = generate_default_cfgs(
 class PreActBlock(nn.Module):
     """x + conv(dropout(relu(bn(conv(relu(bn(x))))))), Fig. 1.
 
-    Where shapes change, the shortcut is a 1 x 1 convolution of relu(bn(x)) in place of x: the
-    authors' code, not the figure.
+    Where shapes change, the shortcut is a 1 x 1 convolution of relu(bn(x)) instead of x, as in the
+    authors' code and not as in the figure.
 
     Args:
-        in_chs: Channels that come in.
-        out_chs: Channels that go out.
-        stride: Of the first convolution and of the shortcut.
+        in_chs: Input channels.
+        out_chs: Output channels.
+        stride: Stride of the first convolution and of the shortcut.
         drop_rate: Dropout between the convolutions, in [0, 1].
     """
 

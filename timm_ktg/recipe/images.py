@@ -72,7 +72,7 @@ class Images:
 
 
 def build_splits(data: DataConfig) -> Splits:
-    """Return the data set's splits.
+    """Return the splits of the data set.
 
     Raises:
         RecipeError: What is wrong with the data set.
@@ -95,17 +95,17 @@ def build_splits(data: DataConfig) -> Splits:
 
 
 def data_problems(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what is wrong with the data set of a recipe that has other faults, if it is at hand.
+    """Return what is wrong with the data set, if it is local, of a recipe with other problems.
 
     Args:
-        values: A recipe, unchecked.
+        values: An unchecked recipe.
     """
     try:
         data = DataConfig.model_validate(values.get("data", {}))
-    except ValidationError:  # said already, with the rest of the recipe
+    except ValidationError:  # already reported with the rest of the recipe
         return ()
     if "/" in data.dataset and not Path(data.dataset).exists():
-        return ()  # a hub's: nothing is downloaded for a recipe that cannot run
+        return ()  # on the hub; nothing is downloaded for a recipe that cannot run
     try:
         build_splits(data)
     except RecipeError as error:
@@ -118,7 +118,7 @@ def build_images(recipe: Recipe, splits: Splits, target: nn.Module, process: Pro
 
     Args:
         recipe: The recipe.
-        splits: What `build_splits` returned.
+        splits: The splits that `build_splits` returned.
         target: The target's model, whose image size and normalization timm's pipeline takes.
         process: The process that reads the batches.
 
@@ -249,7 +249,7 @@ def _transform(
 
 
 def _test(splits: Splits, loader: Callable[[Dataset], Loader]) -> Callable[[], Loader] | None:
-    """Return what reads the test split, once it is wanted."""
+    """Return a function that makes the test batches; None: there is no test split."""
     split = splits.test
     if split is None:
         return None
