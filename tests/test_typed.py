@@ -7,6 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
 from hatchling.builders.wheel import WheelBuilder
 
 # What timm_ktg imports is skipped: checking it too would take minutes.
@@ -39,6 +40,7 @@ def check(folder: Path, code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_dependent_project_is_checked_against_our_types(tmp_path: Path) -> None:
     assert check(tmp_path, RIGHT).startswith("Success")
     assert 'Argument 2 to "Edge" has incompatible type "int"' in check(tmp_path, WRONG)

@@ -18,8 +18,7 @@ from timm_ktg.graph.inference import inference_copy
 from timm_ktg.graph.weights import export_node
 from timm_ktg.train.loop import evaluate, start_epoch, train_epoch
 
-pytestmark = pytest.mark.usefixtures("workbench")
-
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("workbench")]
 
 def trained(model: nn.Module, size: int = 32) -> nn.Module:
     """Give BatchNorm weights and statistics that matter, and return the model in evaluation."""

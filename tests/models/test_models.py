@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from tests.models.model_cases import MODELS, create, each_model, each_small_model, images, stir
 from timm_ktg.models.cifar_resnet import PadShortcut
 
+pytestmark = pytest.mark.slow
+
 # The architecture
 
 

@@ -15,6 +15,8 @@ from tests.models.model_cases import (
     stir,
 )
 
+pytestmark = pytest.mark.slow
+
 # Head
 
 

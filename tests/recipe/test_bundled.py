@@ -22,6 +22,8 @@ from timm_ktg.train.training import build_training
 
 from ..recipe_cases import rows, save, save_images
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[2] / "recipes"
 ALL = [
     path.relative_to(FOLDER).with_suffix("").as_posix()

@@ -12,6 +12,8 @@ from timm_ktg.recipe.search_config import SearchRecipe
 from timm_ktg.search.pruning import rungs
 from timm_ktg.search.sampler import build_choices
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[2] / "recipes"
 NAMES = sorted(
     path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*search*.yaml")

@@ -15,6 +15,8 @@ from timm_ktg.review.stages import FEWEST, importances
 from timm_ktg.review.study_data import TrialData, read_study
 from timm_ktg.search.objective import EDGES, MODELS
 
+pytestmark = pytest.mark.slow
+
 TRIALS = 150
 # Names that look like addresses and are never asked for.
 NAMESPACES = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}

@@ -14,7 +14,7 @@ from timm_ktg.review.wandb_view import build_view
 from timm_ktg.search.sampler import build_choices
 from timm_ktg.search.tracking import sweep_config
 
-pytestmark = pytest.mark.usefixtures("workbench")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("workbench")]
 
 SNAPSHOT = Path(__file__).with_name("wandb_view.json")
 

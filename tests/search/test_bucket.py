@@ -8,6 +8,8 @@ import pytest
 from tests.search_cases import result_in, run_search, search_values
 from tests.training_cases import write_recipe
 
+pytestmark = pytest.mark.slow
+
 boto3 = pytest.importorskip("boto3")
 server = pytest.importorskip("moto.server")
 

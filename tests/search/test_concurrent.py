@@ -38,6 +38,8 @@ from timm_ktg.search.study import (
     finished,
 )
 
+pytestmark = pytest.mark.slow
+
 # Successive halving, replayed from the journal.
 
 

@@ -25,6 +25,8 @@ from timm_ktg.search.jobs import _job_of
 from timm_ktg.search.storage import RETRIES, retry
 from timm_ktg.search.study import fail_dead
 
+pytestmark = pytest.mark.slow
+
 
 def done(folder: Path) -> Counter[str]:
     return Counter(job for jobs in lines(folder, "done") for job in jobs)

@@ -41,6 +41,8 @@ from timm_ktg.search.study import (
     wait_for_others,
 )
 
+pytestmark = pytest.mark.slow
+
 WORKERS = 4  # the first is killed
 AWAY = 2.5  # seconds without a server
 EMPTY = 3  # empty databases that the workers join together

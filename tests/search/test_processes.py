@@ -15,6 +15,8 @@ from tests.train.test_distributed import logs, start_two
 from tests.training_cases import NO_AUGMENTATION, Values, finish, start, write_recipe
 from timm_ktg.search import team
 
+pytestmark = pytest.mark.slow
+
 
 def searching(*argv: str | Path) -> None:
     from timm_ktg.search.__main__ import main

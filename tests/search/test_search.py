@@ -23,6 +23,8 @@ from timm_ktg.search.objective import suggest
 from timm_ktg.search.sampler import GraphSampler, build_choices
 from timm_ktg.search.space import all_through
 
+pytestmark = pytest.mark.slow
+
 
 def search(tmp_path: Path, values: dict[str, Values], *flags: str) -> int:
     recipe = write_recipe(tmp_path / "s.yaml", values)

@@ -18,6 +18,8 @@ from timm_ktg.search import tracking as search_tracking
 from timm_ktg.search.sampler import GRAPH, build_choices
 from timm_ktg.search.tracking import METRIC, create_sweep
 
+pytestmark = pytest.mark.slow
+
 ACCURACY = "val/top1/target"
 
 

@@ -29,6 +29,8 @@ from timm_ktg.recipe.command_line import parse_command
 from timm_ktg.recipe.recipe import bundled_recipes
 from timm_ktg.tracking.wandb_run import STEP, flat
 
+pytestmark = pytest.mark.slow
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 OFFLINE = {"wandb": True, "mode": "offline"}

@@ -25,6 +25,8 @@ from tests.training_cases import (
 from timm_ktg.graph.weights import export_node, load_weights
 from timm_ktg.train.checkpoint import newest_state
 
+pytestmark = pytest.mark.slow
+
 NODES: Values = {
     "a": {
         "model": "ktg_tiny",

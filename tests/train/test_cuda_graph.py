@@ -34,6 +34,8 @@ from timm_ktg.train import cuda_graph
 from timm_ktg.train.loop import evaluate, start_epoch, train_epoch
 from timm_ktg.train.training import Training
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 3
 # Of an epoch's batches the last is smaller than the one that was recorded.
 REPLAYS = EPOCHS * (UPDATES - 1) - cuda_graph.WARM_UP

@@ -43,6 +43,8 @@ from timm_ktg.train import checks, loop
 from timm_ktg.train.loop import evaluate, start_epoch, train_epoch
 from timm_ktg.train.training import Training
 
+pytestmark = pytest.mark.slow
+
 OPTIONS: Values = {"grad_accum_steps": 2, "clip_grad": 1.0, "momentum": 0.9, "weight_decay": 0.01}
 
 

@@ -28,6 +28,8 @@ from tests.training_cases import (
 )
 from timm_ktg.train import run as running
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 4
 
 

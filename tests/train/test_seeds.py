@@ -22,6 +22,8 @@ from timm_ktg.records.run_directory import RunDirectory
 from timm_ktg.review.__main__ import main as review
 from timm_ktg.train.seeds import run_seed
 
+pytestmark = pytest.mark.slow
+
 
 def values() -> Values:
     return recipe_values(epochs=1)

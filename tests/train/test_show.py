@@ -11,6 +11,8 @@ import timm_ktg as ktg
 from timm_ktg.terminal import progress
 from timm_ktg.train.show import epoch_line, show_graph, show_result
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def graph() -> ktg.KnowledgeTransferGraph:

@@ -16,6 +16,8 @@ from timm_ktg.train.loop import start_epoch, train_epoch
 from timm_ktg.train.metrics import EpochMeter
 from timm_ktg.train.training import Training
 
+pytestmark = pytest.mark.slow
+
 # What copies a value to the host, or makes a tensor whose shape depends on values.
 WAITING = (
     *("_local_scalar_dense", "item", "is_nonzero", "equal", "allclose"),

@@ -39,6 +39,8 @@ from tests.training_cases import (
 )
 from timm_ktg import EdgeContext, register_gate
 
+pytestmark = pytest.mark.slow
+
 EDGES = ("label->a", "b->a", "label->b", "a->b")
 
 

@@ -36,6 +36,8 @@ from timm_ktg.records.metrics import Metrics
 from timm_ktg.train.loop import evaluate, start_epoch, train_epoch
 from timm_ktg.train.training import Training
 
+pytestmark = pytest.mark.slow
+
 NORMED = {
     name: {**node, "model_kwargs": {**node.get("model_kwargs", {}), "norm": True}}
     for name, node in MUTUAL.items()
