@@ -18,6 +18,8 @@ from tests.training_cases import one_process_group as one_process_group
 from tests.training_cases import same_state, state_of
 from timm_ktg import KnowledgeTransferGraph, KnowledgeTransferTask, Node
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 EDGES = [
     edge("label", "a"),

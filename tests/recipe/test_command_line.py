@@ -21,7 +21,7 @@ from timm_ktg.train.__main__ import main
 
 from ..recipe_cases import LABEL_ONLY, TWO, recipe, save_weights, write
 
-pytestmark = pytest.mark.usefixtures("workplace")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("workplace")]
 
 # field: (what is typed, what it means), none of them the default
 MEMORY_DATA = {
