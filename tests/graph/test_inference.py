@@ -20,6 +20,7 @@ from timm_ktg.train.loop import evaluate, start_epoch, train_epoch
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("workbench")]
 
+
 def trained(model: nn.Module, size: int = 32) -> nn.Module:
     """Give BatchNorm weights and statistics that matter, and return the model in evaluation."""
     draw = torch.Generator().manual_seed(0)

@@ -23,10 +23,13 @@ S = TypeVar("S", bound=Section)
 # Fields that say how a machine goes about a run, not what comes out of it.
 PLACE = {
     "data": {"dataset", "workers"},
-    # `capture` and `node_threads` stand in recipes that earlier versions wrote.
+    # The last two stand in recipes that earlier versions wrote; see `_FORMER`.
     "train": {"torchcompile", "channels_last", "cuda_graph", "capture", "node_threads"},
     "tracking": {*TrackingConfig.model_fields, "with"},
 }
+
+# Fields of `train` that earlier versions wrote, and what they are called now; None: nothing.
+_FORMER = {"capture": "cuda_graph", "node_threads": None}
 
 WANDB_SWEEP = "wandb-sweep.yaml"  # for `wandb sweep`: no recipe, though it lies beside them
 
@@ -127,6 +130,12 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise RecipeError([f"{path}: should be YAML. {one_line(error)}"]) from None
     if not isinstance(values, dict):
         raise RecipeError([f"{path}: should be a mapping of sections. Found {type(values)}."])
+    train = values.get("train")
+    if isinstance(train, dict):
+        for former, now in _FORMER.items():
+            value = train.pop(former, None)
+            if now is not None and value is not None:
+                train.setdefault(now, value)
     return values
 
 
