@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from uuid import uuid4
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text so that a process that is killed leaves the old file or the new one.
+    """Write a text file so that a killed process leaves the old file or the new one.
 
     Args:
-        path: The file; what it held is replaced.
-        text: All that it will hold.
+        path: The file; its content is replaced.
+        text: The new content.
     """
     with replace_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -22,14 +22,14 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def replace_whole(path: Path) -> Iterator[Path]:
-    """Give a path to write to, which takes the file's place when the block ends well.
+    """Yield a path to write to, which takes the file's place when the block ends well.
 
-    When it does not, nothing is left of it.
+    If the block raises, the file stays as it was and nothing is left of the new one.
 
     Args:
-        path: The file; what it held is replaced.
+        path: The file; its content is replaced.
     """
-    # Of this process alone, for others, on other hosts too, may be writing the same file.
+    # The name is unique, because other processes, on other hosts too, may write the same file.
     partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
     try:
         yield partial

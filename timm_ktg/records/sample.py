@@ -1,4 +1,4 @@
-"""Mean and spread of a few figures, and the interval of a difference."""
+"""The mean and spread of a few figures, and the interval of a difference."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Sample:
-    """Figures of like runs, such as one of every seed.
+    """Figures of runs that differ only by chance, such as one for every seed.
 
     Args:
         values: The figures, at least one.
@@ -31,7 +31,7 @@ class Sample:
 
     @property
     def std(self) -> float | None:
-        """The standard deviation, with n - 1 degrees of freedom; None of a single figure."""
+        """The standard deviation, with n - 1 degrees of freedom; None for a single figure."""
         return statistics.stdev(self.values) if self.n > 1 else None
 
     def __str__(self) -> str:
@@ -45,17 +45,17 @@ class Sample:
 
 
 def difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
-    """Return by how much the mean of `second` is above that of `first`, and its 95 % interval.
+    """Return how far the mean of `second` is above that of `first`, and the 95 % interval.
 
-    Welch's interval: the samples are independent and may spread differently. It is not a number
-    where one of them has a single figure.
+    The interval is Welch's: the samples are independent and may have different spreads. It is NaN
+    if one of them has a single figure.
 
     Args:
-        first: Figures.
-        second: Figures.
+        first: The figures to compare with.
+        second: The figures to compare.
 
     Returns:
-        The difference, and the interval's lower and upper end.
+        The difference, and the lower and upper end of the interval.
 
     Reference:
         Welch, "The generalization of Student's problem when several different population
@@ -65,7 +65,7 @@ def difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, 
     if min(len(first), len(second)) < 2:
         return gap, float("nan"), float("nan")
     if len({*first}) == len({*second}) == 1:
-        return gap, gap, gap  # no spread at all, which scipy would warn of
+        return gap, gap, gap  # scipy would warn that there is no spread
     from scipy.stats import ttest_ind
 
     interval = ttest_ind(second, first, equal_var=False).confidence_interval(0.95)
@@ -76,11 +76,11 @@ def gain(base: Sample | None, found: Sample | None) -> str:
     """Return how far `found` is above `base`, such as `+1.20 [+0.31, +2.09]`.
 
     Args:
-        base: Figures; None: there are none.
-        found: Figures; None: there are none.
+        base: The sample to compare with, if there is one.
+        found: The sample to compare, if there is one.
 
     Returns:
-        The difference and its 95 % interval; `-` where there is nothing to compare.
+        The difference and its 95 % interval; `-` if there is nothing to compare.
     """
     if base is None or found is None:
         return "-"
