@@ -21,13 +21,17 @@ from tests.draw.picture_cases import (
     random_graph,
     results_of_graph,
 )
+from tests.records.result_cases import a_result
 from timm_ktg import register_gate
+from timm_ktg.draw.__main__ import main
 from timm_ktg.draw.paint import paint
-from timm_ktg.draw.picture import Results, draw_graph, main, mermaid_of, results_of, svg_of
-from timm_ktg.draw.scene import gate_colors, scene_of
+from timm_ktg.draw.picture import draw_graph, mermaid_of, svg_of
+from timm_ktg.draw.reading import results_of
+from timm_ktg.draw.scene import Results, gate_colors, scene_of
 from timm_ktg.errors import RecipeError
 from timm_ktg.recipe.graph_config import GraphConfig
 from timm_ktg.recipe.recipe import load_recipe
+from timm_ktg.records.run_directory import RunDirectory
 
 pytestmark = pytest.mark.usefixtures("workbench")
 
@@ -259,8 +263,7 @@ def test_results_of_a_run_are_its_last_epochs_until_it_has_a_summary() -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "train/to')  # while it is written
     assert results_of(run) == Results({"student": 60.0}, passed, "train")
-    summary = {"split": "test", "nodes": {"student": {"top1": 71.5, "top5": 99.0}}}
-    (run / "summary.json").write_text(json.dumps(summary))
+    RunDirectory(run).write_result(a_result({"student": 71.5}))
     assert results_of(run) == Results({"student": 71.5}, passed, "test")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.records.result_cases import a_result
 from timm_ktg.errors import RecipeError
 from timm_ktg.records.run_directory import RunDirectory, create_run_directory
 
@@ -22,7 +23,7 @@ def a_run(path: str) -> RunDirectory:
     (run.nodes / "student.safetensors").write_bytes(b"weights")
     run.recipe.write_text("graph: {}\n")
     run.log({"epoch": 1, "train/top1/student": 50.0})
-    run.write_summary({"target": "student"})
+    run.write_result(a_result({"student": 50.0}))
     for picture in (run.graph, run.curves):
         picture.write_bytes(b"picture")
     return run

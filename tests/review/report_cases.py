@@ -15,8 +15,10 @@ from optuna import Study, TrialPruned
 from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from tests.records.result_cases import a_result
 from timm_ktg.recipe.recipe import Recipe, check_section, save_recipe
 from timm_ktg.recipe.search_config import SearchRecipe
+from timm_ktg.records.run_directory import RunDirectory
 from timm_ktg.records.sample import Sample
 from timm_ktg.search import final
 from timm_ktg.search.objective import Builder, GraphObjective
@@ -148,10 +150,9 @@ def write_run(folder: Path, epochs: int = 5, done: bool = True, shift: float = 0
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text if done else text + '{"epoch": 5, "lr"')
-    top = {"top1": 88.0 + shift, "top5": 99.0}
-    summary = {"target": "a", "split": "test", "nodes": {"a": top, "b": top}, "epochs": epochs}
     if done:
-        (folder / "summary.json").write_text(json.dumps({**summary, "training_seconds": 5.0}))
+        top1 = dict.fromkeys(nodes, 88.0 + shift)
+        RunDirectory(folder).write_result(a_result(top1, epochs=epochs))
     return folder
 
 

@@ -6,6 +6,7 @@ from statistics import mean, stdev
 
 import pytest
 
+from tests.records.result_cases import a_result
 from tests.training_cases import (
     Values,
     assert_same_run,
@@ -74,11 +75,11 @@ def test_run_of_another_recipe_is_not_taken_for_this_one(tmp_path: Path) -> None
     path = tmp_path / "seed-0"
     train_run(path, values())
     recipe = check_recipe(values())
-    assert run_seed(recipe, 0, RunDirectory(path)) == summary_of(path)
+    assert run_seed(recipe, 0, RunDirectory(path)).as_json() == summary_of(path)
     elsewhere = recipe.model_copy(
         update={"train": recipe.train.model_copy(update={"torchcompile": True})}
     )
-    assert run_seed(elsewhere, 0, RunDirectory(path)) == summary_of(path)
+    assert run_seed(elsewhere, 0, RunDirectory(path)).as_json() == summary_of(path)
     with pytest.raises(RecipeError, match="holds a run of another recipe"):
         run_seed(check_recipe(recipe_values(epochs=1, lr=0.04)), 0, RunDirectory(path))
 
@@ -96,9 +97,7 @@ def test_directory_of_seeds_is_replaced_as_a_whole(tmp_path: Path) -> None:
 
 def save_summary(path: Path, top1: float, split: str = "test") -> None:
     path.mkdir(parents=True)
-    nodes = {"a": {"top1": top1, "top5": 99.0}, "b": {"top1": 1.0, "top5": 99.0}}
-    summary = {"target": "a", "split": split, "epochs": 2, "nodes": nodes}
-    (path / "summary.json").write_text(json.dumps(summary))
+    RunDirectory(path).write_result(a_result({"a": top1, "b": 1.0}, split=split))
 
 
 def test_compare_shows_n_mean_std_and_the_interval_of_the_difference(

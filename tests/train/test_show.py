@@ -8,6 +8,8 @@ import tqdm.std
 from torch import nn
 
 import timm_ktg as ktg
+from tests.records.result_cases import a_result
+from timm_ktg.records.result import Accuracy
 from timm_ktg.terminal import progress
 from timm_ktg.train.show import epoch_line, show_graph, show_result
 
@@ -91,9 +93,9 @@ def test_epoch_shows_validation_where_there_is_one(graph: ktg.KnowledgeTransferG
 
 
 def test_result_marks_the_target_and_names_the_files(capsys: pytest.CaptureFixture[str]) -> None:
-    nodes = {"student": {"top1": 71.125, "top5": 90.0}, "peer": {"top1": 70.0, "top5": 89.0}}
-    summary = {"split": "test", "epochs": 20, "target": "student", "nodes": nodes}
-    show_result(summary, [("weights", "runs/x/nodes"), ("resume", "--resume runs/x")])
+    nodes = {"student": Accuracy(71.125, 90.0), "peer": Accuracy(70.0, 89.0)}
+    result = a_result({"student": 71.125}, epochs=20, nodes=nodes)
+    show_result(result, [("weights", "runs/x/nodes"), ("resume", "--resume runs/x")])
     out = capsys.readouterr().out
     assert [cells(line) for line in out.splitlines() if "│" in line] == [
         ["student (target)", "71.12", "90.00"],

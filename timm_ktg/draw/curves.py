@@ -1,4 +1,4 @@
-"""A run's curves: the nodes' losses and top-1, and the share of samples that each gate passed."""
+"""The curves of a run: losses and top-1 of the nodes, and the share that each gate passed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..records.files import replace_whole
-from ..records.metrics import Metrics
+from ..records.metrics import EPOCH, Metrics, node_losses, shares_passed, top1_by_node
 from ..records.run_directory import RunDirectory
-from .reading import by_name, load_graph, read_epochs
+from .reading import load_graph, measured_epochs
 from .scene import Scene, scene_of
 
 if TYPE_CHECKING:
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 _TARGET = "#1B2430"
 _NODES = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A8A8A")
 _STYLES = ("-", "--", "-.", ":")
-_ROWS = 14  # of a legend
-_MARKED = 20  # epochs up to which each has a mark; a single one is nothing but its mark
+_ROWS = 14  # in a legend
+_MARKED = 20  # up to so many epochs each has a mark; a single epoch is only a mark
 
 
 class Line(NamedTuple):
     """A curve.
 
     Args:
-        name: What the legend calls it; None: it is not there.
-        values: By epoch; None where there is no value.
-        style: Arguments of matplotlib's plot.
+        name: Its name in the legend; None: it is not in the legend.
+        values: The value of each epoch, None where there is none.
+        style: Arguments of matplotlib's `plot`.
     """
 
     name: str | None
@@ -37,20 +37,19 @@ class Line(NamedTuple):
     style: Mapping[str, Any]
 
 
-def draw_curves(run: Path) -> None:
-    """Write a run's curves.png.
+def draw_curves(path: Path) -> None:
+    """Write curves.png of a run.
 
     Args:
-        run: The run's directory.
+        path: The directory of the run.
 
     Raises:
-        RecipeError: The run has no measures, or its files cannot be read.
+        RecipeError: The run has measured nothing yet, or its files cannot be read.
     """
-    epochs = read_epochs(run)
-    directory = RunDirectory(run)
-    figure = plot_curves(epochs, scene_of(load_graph(directory.recipe)))
-    with replace_whole(directory.curves) as partial:
-        # Tight: the legends, however wide, lie outside of the figure.
+    run = RunDirectory(path)
+    figure = plot_curves(measured_epochs(run), scene_of(load_graph(run.recipe)))
+    with replace_whole(run.curves) as partial:
+        # Tight, because the legends are outside the figure and may be wide.
         figure.savefig(partial, format="png", dpi=120, bbox_inches="tight")
 
 
@@ -58,14 +57,14 @@ def plot_curves(epochs: Sequence[Metrics], scene: Scene) -> Figure:
     """Return the curves as a figure.
 
     Args:
-        epochs: What every epoch measured.
-        scene: The graph, for its target and the colours of its gates.
+        epochs: What each epoch measured.
+        scene: The graph, which gives the target and the colors of the gates.
     """
     from matplotlib.figure import Figure
 
     figure = Figure((6.5, 9.5))
     loss, top1, passed = figure.subplots(3, 1, sharex=True, gridspec_kw={"hspace": 0.08})
-    numbers = [epoch["epoch"] for epoch in epochs]
+    numbers = [epoch[EPOCH] for epoch in epochs]
     _plot(loss, numbers, _losses(epochs, scene), "training loss")
     _plot(top1, numbers, _accuracies(epochs, scene), "top-1 %")
     _plot(passed, numbers, _shares(epochs, scene), "share passed by the gate")
@@ -83,7 +82,7 @@ def _plot(axes: Any, numbers: Sequence[float], lines: Iterator[Line], name: str)
     named = 0
     for line in lines:
         values = [float("nan") if value is None else value for value in line.values]
-        # A name that begins with _ is not in the legend, says matplotlib.
+        # matplotlib leaves a name that begins with _ out of the legend.
         axes.plot(numbers, values, label=line.name or "_", **marker, **line.style)
         named += line.name is not None
     axes.set_ylabel(name)
@@ -102,19 +101,19 @@ def _plot(axes: Any, numbers: Sequence[float], lines: Iterator[Line], name: str)
 
 
 def _losses(epochs: Sequence[Metrics], scene: Scene) -> Iterator[Line]:
-    losses = [by_name(epoch, "train/loss/") for epoch in epochs]
+    losses = [node_losses(epoch) for epoch in epochs]
     for name, shown, style in _nodes(scene):
-        if any(name in epoch for epoch in losses):  # frozen nodes have none
+        if any(name in epoch for epoch in losses):  # frozen nodes have no loss
             yield Line(shown, [epoch.get(name) for epoch in losses], style)
 
 
 def _accuracies(epochs: Sequence[Metrics], scene: Scene) -> Iterator[Line]:
-    """Yield top-1: validation as the losses are drawn, and training thin beside it."""
-    train = [by_name(epoch, "train/top1/") for epoch in epochs]
-    val = [by_name(epoch, "val/top1/") for epoch in epochs]
+    """Yield top-1: on validation images in the style of the losses, on training images thin."""
+    train = [top1_by_node(epoch, "train") for epoch in epochs]
+    val = [top1_by_node(epoch, "val") for epoch in epochs]
     for name, shown, style in _nodes(scene):
         if not any(name in epoch for epoch in train):
-            continue  # left out
+            continue  # the node is left out
         watched = any(name in epoch for epoch in val)
         thin = {**style, "linewidth": 0.7, "alpha": 0.6} if watched else style
         yield Line(
@@ -125,23 +124,22 @@ def _accuracies(epochs: Sequence[Metrics], scene: Scene) -> Iterator[Line]:
 
 
 def _shares(epochs: Sequence[Metrics], scene: Scene) -> Iterator[Line]:
-    """Yield the share passed on every edge, in its gate's colour; like gates differ in dashes."""
-    shares = [by_name(epoch, "train/passed/") for epoch in epochs]
+    """Yield the share passed on each edge, a color for each gate and dashes for each edge of it."""
+    shares = [shares_passed(epoch) for epoch in epochs]
     styles = {edge.color: cycle(_STYLES) for edge in scene.edges}
     for edge in scene.edges:
-        name = edge.link.name
-        if any(name in epoch for epoch in shares):
+        if any(edge.name in epoch for epoch in shares):
             style = {"color": edge.color, "linestyle": next(styles[edge.color]), "linewidth": 1.3}
             shown = f"{edge.source} → {edge.destination}: {edge.word}"
-            yield Line(shown, [epoch.get(name) for epoch in shares], style)
+            yield Line(shown, [epoch.get(edge.name) for epoch in shares], style)
 
 
 def _nodes(scene: Scene) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield every node's name, how the legend shows it, and how its curves are drawn."""
-    colours = cycle(_NODES)
+    """Yield the name of each node, its name in the legend, and the style of its curves."""
+    colors = cycle(_NODES)
     for node in scene.nodes:
         if node.role == "target":
             yield node.name, f"{node.name} (target)", {"color": _TARGET, "linewidth": 2.4}
         else:
             frozen = " (frozen)" if node.role == "frozen" else ""
-            yield node.name, node.name + frozen, {"color": next(colours), "linewidth": 1.5}
+            yield node.name, node.name + frozen, {"color": next(colors), "linewidth": 1.5}

@@ -1,8 +1,7 @@
-"""What a picture is made from: the graph of a recipe, the measures of a run."""
+"""What a picture is made from: the graph of a recipe, and what a run measured."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,21 +9,20 @@ from typing import Any
 from ..errors import RecipeError
 from ..recipe.graph_config import GraphConfig
 from ..recipe.recipe import Recipe, check_section, read_recipe
-from ..records.metrics import Metrics
+from ..records.metrics import Metrics, shares_passed, top1_by_node, watched_split
+from ..records.reader import read_epochs, read_result, runs_in
 from ..records.run_directory import RunDirectory
 from .scene import Results
 
-_PASSED = "train/passed/"
-
 
 def load_graph(path: Path) -> GraphConfig:
-    """Return the graph of a recipe, whether or not the weights that it names are there.
+    """Return the graph of a recipe, even if the weights that it names are not there.
 
     Args:
-        path: The recipe's file.
+        path: The file of the recipe.
 
     Raises:
-        RecipeError: It has no graph, or all that is wrong with it.
+        RecipeError: There is no graph, or the graph is wrong; lists all problems.
     """
     values = read_recipe(path)
     if "graph" not in values:
@@ -33,62 +31,45 @@ def load_graph(path: Path) -> GraphConfig:
     return check_section(Recipe, {"graph": _without_files(values["graph"])}).graph
 
 
-def read_epochs(run: Path) -> list[Metrics]:
-    """Return the lines of a run's metrics.jsonl.
-
-    Args:
-        run: The run's directory.
+def measured_epochs(run: RunDirectory) -> list[Metrics]:
+    """Return what each epoch of a run measured, at least one epoch.
 
     Raises:
-        RecipeError: There are none, or they cannot be read.
+        RecipeError: There is no epoch yet, or metrics.jsonl cannot be read.
     """
-    directory = RunDirectory(run)
-    try:
-        epochs = directory.read_metrics()
-    except ValueError as error:
-        raise RecipeError([f"{directory.metrics}: cannot be read: {error}."]) from None
+    epochs = read_epochs(run)
     if not epochs:
-        seeds = ", ".join(sorted(path.name for path in run.glob("seed-*")))
-        runs = f" Its runs are {seeds}." if seeds else ""
-        raise RecipeError([f"{run}: should hold metrics.jsonl, a line an epoch. Found none.{runs}"])
+        names = ", ".join(each.path.name for each in runs_in(run.path) if each != run)
+        seeds = f" Its runs are {names}." if names else ""
+        where = f"{run.path}: should hold {run.metrics.name}"
+        raise RecipeError([f"{where}, a line an epoch. Found none.{seeds}"])
     return epochs
 
 
-def results_of(run: Path) -> Results:
-    """Return what a run measured: its result, or its last epoch's as long as there is none.
+def results_of(path: Path) -> Results:
+    """Return what a run measured: its result, or the last epoch if it is not complete.
 
     Args:
-        run: The run's directory.
+        path: The directory of the run.
 
     Raises:
-        RecipeError: It holds no measures, or they cannot be read.
+        RecipeError: The run has measured nothing yet, or its files cannot be read.
     """
-    last = read_epochs(run)[-1]
-    passed = by_name(last, _PASSED)
-    summary = RunDirectory(run).summary
-    if not summary.is_file():
-        split = "val" if any(key.startswith("val/top1/") for key in last) else "train"
-        return Results(by_name(last, f"{split}/top1/"), passed, split)
-    try:
-        result = json.loads(summary.read_text(encoding="utf-8"))
-        top1 = {name: float(node["top1"]) for name, node in result["nodes"].items()}
-        return Results(top1, passed, str(result["split"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecipeError([f"{summary}: cannot be read: {error!r}."]) from None
-
-
-def by_name(metrics: Metrics, prefix: str) -> dict[str, float]:
-    """Return the measures under a prefix, such as `train/loss/`, by what comes after it."""
-    return {
-        key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)
-    }
+    run = RunDirectory(path)
+    last = measured_epochs(run)[-1]
+    result = read_result(run)
+    if result is None:
+        split = watched_split(last)
+        return Results(top1_by_node(last, split), shares_passed(last), split)
+    top1 = {name: accuracy.top1 for name, accuracy in result.nodes.items()}
+    return Results(top1, shares_passed(last), result.split)
 
 
 def _without_files(graph: Any) -> Any:
-    """Return an unchecked graph whose weights are no files, which may lie on another machine."""
+    """Return an unchecked graph that names no files, because they may be on another machine."""
     nodes = graph.get("nodes") if isinstance(graph, Mapping) else None
     if not isinstance(nodes, Mapping):
-        return graph  # the schema's to report
+        return graph  # the schema will report it
     return {**graph, "nodes": {name: _without_file(node) for name, node in nodes.items()}}
 
 

@@ -91,6 +91,11 @@ class SceneEdge:
         return self.link.destination
 
     @property
+    def name(self) -> str:
+        """Name of the edge, as metrics have it."""
+        return self.link.name
+
+    @property
     def width(self) -> float:
         """How thick the arrow is, in points."""
         return 1.4 if self.passed is None else 0.8 + 2.2 * self.passed

@@ -1,5 +1,74 @@
-"""What a run measures, by name."""
+"""What a run measures, and what each measure is called.
+
+A name says on which images something was measured, what it is, and whose: `train/loss/student`,
+`val/top1/student`, `train/passed/helper->student`. An edge's name contains `->`, and may contain
+`/` as well: `helper->student/attention`.
+"""
 
 from __future__ import annotations
 
 Metrics = dict[str, float]
+
+TOP = (1, 5)
+EPOCH, LR = "epoch", "lr"
+IMAGES_PER_SECOND, SECONDS = "images_per_second", "seconds"
+
+_LOSS, _PASSED = "train/loss/", "train/passed/"
+
+
+def loss_name(owner: str) -> str:
+    """Return what the training loss of a node or an edge is called."""
+    return _LOSS + owner
+
+
+def passed_name(edge: str) -> str:
+    """Return what the share of the samples that an edge's gate let through is called."""
+    return _PASSED + edge
+
+
+def top_name(top: int, split: str, node: str) -> str:
+    """Return what a node's top-1 or top-5 is called.
+
+    Args:
+        top: 1 or 5.
+        split: `train`, `val` or `test`.
+        node: The node.
+    """
+    return f"{split}/top{top}/{node}"
+
+
+def top1_name(split: str, node: str) -> str:
+    """Return what a node's top-1 is called."""
+    return top_name(1, split, node)
+
+
+def node_losses(metrics: Metrics) -> Metrics:
+    """Return the training losses by node."""
+    return {owner: value for owner, value in _below(_LOSS, metrics).items() if not _is_edge(owner)}
+
+
+def shares_passed(metrics: Metrics) -> Metrics:
+    """Return the share of the samples in 0..1 that each gate let through, by edge."""
+    return _below(_PASSED, metrics)
+
+
+def top1_by_node(metrics: Metrics, split: str) -> Metrics:
+    """Return the top-1 in percent by node, on the images of a split; empty if none was measured."""
+    return _below(top1_name(split, ""), metrics)
+
+
+def watched_split(metrics: Metrics) -> str:
+    """Return the split to watch a run by: `val`, or `train` if there are no validation images."""
+    return "val" if top1_by_node(metrics, "val") else "train"
+
+
+def _below(prefix: str, metrics: Metrics) -> Metrics:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in metrics.items()
+        if name.startswith(prefix)
+    }
+
+
+def _is_edge(owner: str) -> bool:
+    return "->" in owner

@@ -1,4 +1,4 @@
-"""The directory of a run: what lies where, and what may be written over."""
+"""The directory of a run: where its files are, and what may be overwritten."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import RecipeError, located
-from ..records.metrics import Metrics
 from .files import write_whole
+from .metrics import Metrics
+from .result import RunResult
 
 RUNS = Path("runs")
 
@@ -33,7 +33,7 @@ class RunDirectory:
 
     @property
     def metrics(self) -> Path:
-        """A line of JSON an epoch."""
+        """The metrics, a line of JSON per epoch."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -43,12 +43,12 @@ class RunDirectory:
 
     @property
     def nodes(self) -> Path:
-        """Every node's weights, as timm reads them."""
+        """The weights of every node, as timm reads them."""
         return self.path / "nodes"
 
     @property
     def seeds(self) -> Path:
-        """The result of several seeds, whose runs lie in `seed-<n>` beside it."""
+        """The result of several seeds; their runs are in `seed-<n>` beside it."""
         return self.path / "seeds.json"
 
     @property
@@ -58,12 +58,12 @@ class RunDirectory:
 
     @property
     def curves(self) -> Path:
-        """Losses, top-1 and shares passed, epoch by epoch, as a picture."""
+        """The losses, top-1 and shares passed of every epoch, as a picture."""
         return self.path / "curves.png"
 
     @property
     def checkpoint(self) -> Path:
-        """States to go on from."""
+        """The states from which the run can be resumed."""
         return self.path / "checkpoint"
 
     @property
@@ -73,78 +73,56 @@ class RunDirectory:
 
     @property
     def wandb(self) -> Path:
-        """What Weights & Biases keeps of the run; `wandb sync` uploads an offline one from it."""
+        """The files of Weights & Biases; `wandb sync` uploads an offline run from them."""
         return self.path / "wandb"
 
     @property
     def trackers(self) -> Path:
-        """What other trackers write, each below its name."""
+        """The files of other trackers, each in a folder of its name."""
         return self.path / "trackers"
 
     @property
     def report(self) -> Path:
-        """The page that `timm_ktg.review report` makes of the run."""
+        """The page that `timm_ktg.review report` makes."""
         return self.path / "report.html"
 
     @property
-    def own(self) -> tuple[Path, ...]:
-        """All that a run writes."""
+    def content(self) -> tuple[Path, ...]:
+        """Everything that a run may write."""
         files = (self.recipe, self.metrics, self.summary, self.seeds, self.nodes, self.checkpoint)
         shown = (self.graph, self.curves, self.report)
         tracked = (self.wandb_id, self.wandb, self.trackers)
         return (*files, *shown, *tracked, *self.path.glob("seed-*"))
 
     def log(self, metrics: Metrics) -> None:
-        """Append an epoch's line."""
+        """Append the line of an epoch."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
 
-    def read_metrics(self) -> list[Metrics]:
-        """Return the lines of the epochs so far, but for one that is being written.
-
-        Raises:
-            ValueError: A line is none of JSON's, or holds something else.
-        """
-        if not self.metrics.is_file():
-            return []
-        # A whole line ends in a newline.
-        lines = self.metrics.read_text(encoding="utf-8").split("\n")[:-1]
-        try:
-            return [dict(json.loads(line)) for line in lines]
-        except TypeError as error:
-            raise ValueError(str(error)) from None
-
     def forget_after(self, epoch: int) -> None:
-        """Drop the lines of epochs after `epoch`, and one that was cut off while written."""
+        """Drop the lines of later epochs, and a line that was only half written."""
         if not self.metrics.exists():
             return
         lines = self.metrics.read_text(encoding="utf-8").splitlines()[:epoch]
         write_whole(self.metrics, "".join(line + "\n" for line in lines))
 
-    def read_summary(self) -> dict[str, Any] | None:
-        """Return the result; None: the run has not come to its end."""
-        if not self.summary.is_file():
-            return None
-        found: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
-        return found
-
-    def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write the result."""
-        write_whole(self.summary, json.dumps(summary, indent=2) + "\n")
+    def write_result(self, result: RunResult) -> None:
+        """Write summary.json."""
+        write_whole(self.summary, json.dumps(result.as_json(), indent=2) + "\n")
 
 
 def create_run_directory(
     name: str, output_dir: Path | None, overwrite: bool = False
 ) -> RunDirectory:
-    """Make the directory of a new run.
+    """Create the directory of a new run.
 
     Args:
-        name: What the run is called.
-        output_dir: The directory; None: `runs/<name>`, or the next of `-2`, `-3`, ... that is free.
-        overwrite: Replace a run that lies there.
+        name: Name of the run.
+        output_dir: The directory; None: `runs/<name>`, or the first free one of `-2`, `-3`, ...
+        overwrite: Whether to replace a run that is there.
 
     Raises:
-        RecipeError: The directory is not empty, and may not be replaced.
+        RecipeError: The directory is not empty and may not be replaced, or cannot be created.
     """
     if output_dir is None:
         return RunDirectory(_next_free(RUNS / name))
@@ -152,7 +130,7 @@ def create_run_directory(
     run = RunDirectory(output_dir)
     with located(f"output-dir: {output_dir} cannot be made"):
         output_dir.mkdir(parents=True, exist_ok=True)
-    for path in run.own:
+    for path in run.content:
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -161,17 +139,20 @@ def create_run_directory(
 
 
 def check_output_dir(output_dir: Path, overwrite: bool) -> None:
-    """Raise RecipeError if a new run cannot be written into a directory.
+    """Check that a new run can be written into a directory.
 
     Args:
-        output_dir: The directory, which need not exist.
-        overwrite: Whether a run that lies there may be replaced.
+        output_dir: The directory; it need not exist.
+        overwrite: Whether a run that is there may be replaced.
+
+    Raises:
+        RecipeError: The directory holds something else, or a run that may not be replaced.
     """
     if not output_dir.exists():
         return
     run = RunDirectory(output_dir)
     found = list(output_dir.iterdir()) if output_dir.is_dir() else [output_dir]
-    if found and not (run.recipe.is_file() and all(path in run.own for path in found)):
+    if found and not (run.recipe.is_file() and all(path in run.content for path in found)):
         raise RecipeError([f"output-dir: {output_dir} is there and is no run; choose another."])
     if found and not overwrite:
         raise RecipeError(
@@ -183,15 +164,15 @@ def check_output_dir(output_dir: Path, overwrite: bool) -> None:
 
 
 def write_seeds(path: Path, seeds: Sequence[int]) -> None:
-    """Note which seeds a directory is for, before the first is trained."""
+    """Write down the seeds that a directory is for, before the first is trained."""
     write_whole(RunDirectory(path).seeds, json.dumps({"seeds": list(seeds)}) + "\n")
 
 
 def read_seeds(path: Path) -> tuple[int, ...]:
-    """Return the seeds that a directory is for; none if it is a single run's.
+    """Return the seeds that a directory is for; none if it is for a single run.
 
     Raises:
-        RecipeError: Its seeds.json names none.
+        RecipeError: seeds.json does not name the seeds.
     """
     file = RunDirectory(path).seeds
     if not file.is_file():

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from ..errors import RecipeError
-from ..records.run_directory import RunDirectory
+from ..records.reader import read_results
+from ..records.result import RunResult
 from ..records.sample import Sample, difference
 from ..terminal import console
 
@@ -23,16 +22,16 @@ class Runs:
 
     Args:
         path: The directory.
-        summaries: What their summary.json hold.
+        results: The results, at least one, all on the same split.
     """
 
     path: Path
-    summaries: tuple[dict[str, Any], ...]
+    results: tuple[RunResult, ...]
 
     @property
     def split(self) -> str:
-        """Which images the result is on."""
-        return str(self.summaries[0]["split"])
+        """Which images the results are on."""
+        return self.results[0].split
 
     def top1(self, node: str | None = None) -> Sample:
         """Return the top-1 in percent of a node, or of each run's target.
@@ -41,12 +40,12 @@ class Runs:
             RecipeError: A run has no such node.
         """
         values = []
-        for summary in self.summaries:
-            name = node or summary["target"]
-            if name not in summary["nodes"]:
-                known = ", ".join(summary["nodes"])
+        for result in self.results:
+            name = node or result.target
+            if name not in result.nodes:
+                known = ", ".join(result.nodes)
                 raise RecipeError([f"{self.path}: `{name}` is no node. Nodes: {known}."])
-            values.append(summary["nodes"][name]["top1"])
+            values.append(result.nodes[name].top1)
         return Sample(tuple(values))
 
 
@@ -54,23 +53,14 @@ def read_runs(path: Path) -> Runs:
     """Return the runs in a directory.
 
     Raises:
-        RecipeError: It holds none that is complete, or what it holds cannot be read.
+        RecipeError: None is complete, one cannot be read, or they are on different splits.
     """
-    own = RunDirectory(path).summary
-    files = [own] if own.is_file() else sorted(path.glob("seed-*/summary.json"))
-    if not files:
-        raise RecipeError([f"{path}: should hold a complete run (summary.json). Found none."])
-    try:
-        summaries = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-        runs = Runs(path, tuple(summaries))
-        runs.top1()
-        if len({summary["split"] for summary in summaries}) > 1:
-            raise ValueError("the seeds were evaluated on different splits")
-        return runs
-    except RecipeError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise RecipeError([f"{path}: summary.json cannot be read: {error!r}."]) from error
+    results = read_results(path)
+    splits = sorted({result.split for result in results})
+    if len(splits) > 1:
+        found = ", ".join(splits)
+        raise RecipeError([f"{path}: all seeds should be evaluated on one split. Found {found}."])
+    return Runs(path, results)
 
 
 def compare(paths: Sequence[Path], node: str | None = None) -> Table:
@@ -78,10 +68,10 @@ def compare(paths: Sequence[Path], node: str | None = None) -> Table:
 
     Args:
         paths: The directories.
-        node: Node to compare; None: each run's target.
+        node: The node to compare; None: each run's target.
 
     Raises:
-        RecipeError: All that is wrong with the directories.
+        RecipeError: A directory holds nothing that can be compared.
     """
     found = [read_runs(path) for path in paths]
     splits = {str(runs.path): runs.split for runs in found}
@@ -98,8 +88,8 @@ def compare(paths: Sequence[Path], node: str | None = None) -> Table:
         interval = "n too small" if math.isnan(low) else f"{low:+.2f} .. {high:+.2f}"
         table.add_row(
             str(runs.path),
-            node or str(runs.summaries[0]["target"]),
-            ", ".join(sorted({str(summary["epochs"]) for summary in runs.summaries})),
+            node or runs.results[0].target,
+            ", ".join(sorted({str(result.epochs) for result in runs.results})),
             str(sample.n),
             f"{sample.mean:.2f}",
             "-" if sample.std is None else f"{sample.std:.2f}",
@@ -113,7 +103,7 @@ def show_compare(paths: Sequence[Path], node: str | None = None) -> None:
     """Print the table of `compare`.
 
     Raises:
-        RecipeError: All that is wrong with the directories.
+        RecipeError: A directory holds nothing that can be compared.
     """
     console().print(compare(paths, node))
     print("Intervals: Welch's, of the difference of means to the first run.")

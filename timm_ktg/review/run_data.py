@@ -1,10 +1,9 @@
-"""Runs as the report shows them: the lines of their epochs, and their results."""
+"""Runs as the report shows them: what each epoch measured, and the results."""
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,13 @@ from ..errors import RecipeError, one_line
 from ..recipe.build import epochs_of
 from ..recipe.recipe import read_recipe
 from ..recipe.train_config import TrainConfig
+from ..records.metrics import EPOCH, Metrics, top1_by_node
+from ..records.reader import read_epochs, read_result, runs_in
+from ..records.result import RunResult
 from ..records.run_directory import RunDirectory
 from ..records.sample import Sample
 
-# By name of a measure and then by epoch: a figure of every seed that has come so far.
+# By epoch, a figure of every seed that has come so far.
 Curve = Mapping[int, Sample]
 
 
@@ -28,19 +30,19 @@ class RunData:
         path: The directory.
         graph: The section `graph` of the recipe.
         epochs: Epochs of a whole run.
-        metrics: A line an epoch, of each seed.
-        summaries: The results of the seeds that are complete.
+        metrics: For each seed, what each epoch measured.
+        results: The results of the seeds that are complete.
     """
 
     path: Path
     graph: Mapping[str, Any]
     epochs: int
-    metrics: tuple[tuple[Mapping[str, float], ...], ...]
-    summaries: tuple[Mapping[str, Any], ...]
+    metrics: tuple[tuple[Metrics, ...], ...]
+    results: tuple[RunResult, ...]
 
     @property
     def name(self) -> str:
-        """What the run is called on the page."""
+        """Name of the run on the page."""
         return str(self.path)
 
     @property
@@ -50,80 +52,82 @@ class RunData:
 
     @property
     def state(self) -> str:
-        """How far it came."""
+        """How far the run is."""
         seeds = len(self.metrics)
-        if len(self.summaries) == seeds:
+        if len(self.results) == seeds:
             return "complete"
-        done = min(len(lines) for lines in self.metrics)
-        return f"{len(self.summaries)} of {seeds} complete, epoch {done} of {self.epochs}"
+        done = min(len(epochs) for epochs in self.metrics)
+        return f"{len(self.results)} of {seeds} complete, epoch {done} of {self.epochs}"
 
-    def curves(self, prefix: str) -> dict[str, Curve]:
-        """Return the measures whose name begins with `prefix`, by the rest of the name."""
-        names = dict.fromkeys(name for lines in self.metrics for line in lines for name in line)
-        found: dict[str, Curve] = {}
-        for name in names:
-            if name.startswith(prefix):
-                found[name.removeprefix(prefix)] = _curve(self.metrics, name)
-        return found
+    def curves(self, measured: Callable[[Metrics], Metrics]) -> dict[str, Curve]:
+        """Return one kind of measure as curves, by node or edge.
 
-    def result(self, node: str, top: str) -> Sample | None:
-        """Return a node's result in percent over the seeds that are complete."""
-        values = [summary["nodes"].get(node, {}).get(top) for summary in self.summaries]
-        known = tuple(float(value) for value in values if value is not None)
-        return Sample(known) if known else None
+        Args:
+            measured: Picks the measure out of an epoch's metrics, by node or edge.
+        """
+        found: dict[str, dict[int, list[float]]] = {}
+        for epochs in self.metrics:
+            for epoch in epochs:
+                for name, value in measured(epoch).items():
+                    values = found.setdefault(name, {})
+                    values.setdefault(int(epoch[EPOCH]), []).append(value)
+        return {name: _curve(values) for name, values in found.items()}
+
+    def top1_curves(self, split: str) -> dict[str, Curve]:
+        """Return the top-1 of the nodes on the images of a split."""
+        return self.curves(lambda epoch: top1_by_node(epoch, split))
+
+    def top1(self, node: str) -> Sample | None:
+        """Return a node's top-1 in percent over the seeds that are complete."""
+        return _sample(run.nodes[node].top1 for run in self.results if node in run.nodes)
+
+    def top5(self, node: str) -> Sample | None:
+        """Return a node's top-5 in percent over the seeds that are complete."""
+        return _sample(run.nodes[node].top5 for run in self.results if node in run.nodes)
 
     @property
     def splits(self) -> str:
         """Which images the result is on."""
-        return ", ".join(sorted({str(summary["split"]) for summary in self.summaries})) or "-"
+        return ", ".join(sorted({result.split for result in self.results})) or "-"
 
     @property
     def seconds(self) -> float | None:
         """Seconds of training, the mean over the seeds that are complete."""
-        times = [float(summary["training_seconds"]) for summary in self.summaries]
+        times = [result.training_seconds for result in self.results]
         return statistics.fmean(times) if times else None
 
 
 def read_run(path: Path) -> RunData:
-    """Return the run, or the seeds' runs, in a directory.
+    """Return the run, or the runs of several seeds, in a directory.
 
     Raises:
-        RecipeError: It holds none, or what it holds cannot be read.
+        RecipeError: There is none, or its files cannot be read.
     """
-    own = RunDirectory(path)
-    seeds = [RunDirectory(each) for each in sorted(path.glob("seed-*"))]
-    runs = [run for run in (seeds or [own]) if run.metrics.is_file()]
+    runs = [run for run in runs_in(path) if run.metrics.is_file()]
+    name = RunDirectory(path).metrics.name
     if not runs:
-        raise RecipeError([f"{path}: should hold a run's {own.metrics.name}. Found none."])
+        raise RecipeError([f"{path}: should hold a run's {name}. Found none."])
+    metrics = tuple(tuple(read_epochs(run)) for run in runs)
+    if not all(metrics):
+        raise RecipeError([f"{path}: {name} has no epoch yet."])
+    results = [read_result(run) for run in runs]
+    complete = tuple(result for result in results if result is not None)
+    recipe = read_recipe(runs[0].recipe)
     try:
-        metrics = tuple(tuple(run.read_metrics()) for run in runs)
-        if not all(metrics):
-            raise RecipeError([f"{path}: {own.metrics.name} has no epoch yet."])
-        recipe = read_recipe(runs[0].recipe)
-        summaries = [
-            json.loads(run.summary.read_text(encoding="utf-8"))
-            for run in runs
-            if run.summary.is_file()
-        ]
-        data = RunData(
-            path,
-            recipe["graph"],
-            epochs_of(TrainConfig.model_validate(recipe["train"])),
-            metrics,
-            tuple(summaries),
-        )
-        data.curves("train/top1/")[data.target], data.splits, data.seconds  # as the page will
+        epochs = epochs_of(TrainConfig.model_validate(recipe["train"]))
+        data = RunData(path, recipe["graph"], epochs, metrics, complete)
+        data.top1_curves("train")[data.target]  # the page will need it
     except RecipeError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise RecipeError([f"{path}: the run cannot be read. {one_line(error)}"]) from error
     return data
 
 
-def _curve(metrics: tuple[tuple[Mapping[str, float], ...], ...], name: str) -> Curve:
-    values: dict[int, list[float]] = {}
-    for lines in metrics:
-        for line in lines:
-            if name in line:
-                values.setdefault(int(line["epoch"]), []).append(line[name])
+def _curve(values: Mapping[int, list[float]]) -> Curve:
     return {epoch: Sample(tuple(each)) for epoch, each in sorted(values.items())}
+
+
+def _sample(values: Iterable[float]) -> Sample | None:
+    known = tuple(values)
+    return Sample(known) if known else None

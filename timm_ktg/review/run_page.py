@@ -1,4 +1,4 @@
-"""What the page of runs says: a table of their results, the graphs, the curves."""
+"""The content of the page of runs: a table of the results, the graphs, the curves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .run_figures import accuracy_figure, loss_figure, passed_figure, targets_fi
 
 
 def runs_page(runs: Sequence[RunData]) -> dict[str, Any]:
-    """Return what the template needs of runs."""
+    """Return what the template needs to show runs."""
     figures: dict[str, Mapping[str, go.Figure]] = {"targets": {"": targets_figure(runs)}}
     for index, run in enumerate(runs):
         figures[f"accuracy-{index}"] = {"": accuracy_figure(run)}
@@ -38,8 +38,8 @@ def _rows(run: RunData, first: RunData) -> list[dict[str, Any]]:
             "model": run.graph["nodes"][node]["model"],
             "state": run.state,
             "split": run.splits,
-            "top1": run.result(node, "top1"),
-            "top5": run.result(node, "top5"),
+            "top1": run.top1(node),
+            "top5": run.top5(node),
             "gain": _gain(run, first) if node == run.target else "",
         }
         for node in nodes
@@ -51,6 +51,6 @@ def _marked(node: str, target: str) -> str:
 
 
 def _gain(run: RunData, first: RunData) -> str:
-    """Return how far a run's target is above the first run's, where that can be said."""
-    base, found = (each.result(each.target, "top1") for each in (first, run))
+    """Return how far the target is above that of the first run, if they can be compared."""
+    base, found = (each.top1(each.target) for each in (first, run))
     return "-" if run is first or run.splits != first.splits else gain(base, found)

@@ -14,8 +14,7 @@ from optuna.exceptions import StorageInternalError
 from ..errors import RecipeError
 from ..recipe.search_command import SearchCommand, parse_search
 from ..records.run_directory import RUNS
-from ..train.program import run_program
-from ..train.run import create_accelerator, settled
+from ..train.program import create_accelerator, resolved, run_program
 from .program import Worker, check_recipe_of
 from .sampler import build_choices
 from .site import say
@@ -62,7 +61,7 @@ def run(command: SearchCommand) -> None:
         RecipeError: What was asked for is wrong.
     """
     accelerator = create_accelerator(check_recipe_of(command.recipe))
-    recipe = settled(command.recipe, accelerator)
+    recipe = resolved(command.recipe, accelerator)
     logging.getLogger("timm_ktg.graph").setLevel(logging.ERROR)  # many trials leave nodes out
     team = Team()
     # Collecting garbage after a trial need not look at what is there now, torch and timm.

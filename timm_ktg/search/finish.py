@@ -111,5 +111,4 @@ def _train(
 
 def _tested(site: Site, recipe: Recipe, seed: int, path: Path) -> float:
     """Train a recipe and return its target's top-1 in percent."""
-    summary = site.team.final(FinalTask(recipe, seed, path))
-    return float(summary["nodes"][summary["target"]]["top1"])
+    return site.team.final(FinalTask(recipe, seed, path)).target_accuracy.top1

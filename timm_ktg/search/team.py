@@ -14,11 +14,12 @@ from optuna import TrialPruned
 from ..errors import RecipeError
 from ..graph.weights import export_node
 from ..recipe.recipe import Recipe
-from ..records.metrics import Metrics
+from ..records.metrics import Metrics, top1_name
+from ..records.result import RunResult
 from ..records.run_directory import RunDirectory
 from ..train.loop import evaluate, start_epoch, train_epoch
 from ..train.metrics import TrainingError
-from ..train.run import create_accelerator
+from ..train.program import create_accelerator
 from ..train.seeds import run_seed
 from ..train.training import Data, build_training
 from .pruning import rungs
@@ -99,8 +100,8 @@ class Team:
         self._tell(task)
         return self._trial(task, report, log)
 
-    def final(self, task: FinalTask) -> dict[str, Any]:
-        """Train to the end; return what summary.json holds.
+    def final(self, task: FinalTask) -> RunResult:
+        """Train to the end; return the result.
 
         Raises:
             TrainingError: A loss is not finite.
@@ -170,7 +171,7 @@ class Team:
             last = epoch == training.epochs
             if epoch in at or last:
                 metrics |= evaluate(training, training.images.val, "val")
-                value = metrics[f"val/top1/{graph.target}"]
+                value = metrics[top1_name("val", graph.target)]
             if log is not None:
                 log(metrics)
             if epoch in at and self._stops(report, epoch, value, last):

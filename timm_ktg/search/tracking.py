@@ -17,10 +17,10 @@ from ..draw.picture import draw_graph
 from ..errors import one_line
 from ..recipe.graph_config import GraphConfig
 from ..recipe.tracking_config import TrackingConfig
-from ..records.metrics import Metrics
+from ..records.metrics import EPOCH, Metrics, top1_name
 from ..tracking.wandb_run import (
     CONNECT_TIMEOUT,
-    Card,
+    RunInfo,
     WandbRun,
     mode_of,
     wait_for_server,
@@ -31,7 +31,7 @@ from .space import CUTOFF, TARGET, CanonicalGraph
 
 WANDB = "wandb"  # attribute of the study: by what its runs are known
 ABSENT = "none"  # model of an auxiliary that the graph does not have
-ACCURACY = f"val/top1/{TARGET}"
+ACCURACY = top1_name("val", TARGET)
 METRIC = "target/top1/last"
 
 _logger = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class TrialRun:
 
     def log(self, metrics: Metrics) -> None:
         """Show an epoch's metrics."""
-        self._epochs = int(metrics["epoch"])
+        self._epochs = int(metrics[EPOCH])
         if ACCURACY in metrics:
             self._values.append(metrics[ACCURACY])
         if self._run is not None:
@@ -229,5 +229,5 @@ class StudyTracking:
         self, id: str, name: str, job_type: str, config: Mapping[str, Any], sweep: str | None
     ) -> WandbRun:
         config = {**config, "study": self.card.name}
-        card = Card(id, name, job_type, self.card.name, config, sweep, console=False)
-        return WandbRun(self.tracking, card, self.directory)
+        info = RunInfo(id, name, job_type, self.card.name, config, sweep, console=False)
+        return WandbRun(self.tracking, info, self.directory)

@@ -1,4 +1,4 @@
-"""Trackers of a training: Weights & Biases, and those that accelerate knows."""
+"""Trackers of a training: Weights & Biases, and those that accelerate supports."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from typing import Any, Protocol, Self
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
-from ..draw.picture import Results, draw_graph, results_of
+from ..draw.picture import draw_graph
+from ..draw.reading import results_of
+from ..draw.scene import Results
 from ..errors import RecipeError, located, one_line
 from ..recipe.recipe import Recipe
 from ..recipe.tracking_config import TrackingConfig
 from ..records.files import write_whole
-from ..records.metrics import Metrics
+from ..records.metrics import EPOCH, Metrics, top_name
+from ..records.result import RunResult
 from ..records.run_directory import RunDirectory
-from .wandb_run import Card, WandbRun, flat, wandb_problems
-
-Summary = Mapping[str, Any]
+from .wandb_run import RunInfo, WandbRun, flat, wandb_problems
 
 _logger = logging.getLogger(__name__)
 
@@ -32,32 +33,32 @@ class Tracker(Protocol):
     def log(self, metrics: Metrics) -> None:
         """Show an epoch's metrics."""
 
-    def finish(self, summary: Summary | None, exit_code: int) -> None:
-        """Show the result, None where there is none, and end."""
+    def finish(self, result: RunResult | None, exit_code: int) -> None:
+        """Show the result, if there is one, and end."""
 
 
 class Trackers:
-    """The trackers of a run, ended with it whatever happens to it; a context manager.
+    """The trackers of a run; a context manager that ends them however the run ends.
 
     Args:
-        trackers: They.
+        trackers: The trackers to call.
     """
 
     def __init__(self, trackers: Sequence[Tracker] = ()) -> None:
         self._trackers = list(trackers)
-        self._summary: Summary | None = None
+        self._result: RunResult | None = None
 
     def add(self, tracker: Tracker) -> None:
-        """Add one, which is ended with the others."""
+        """Add a tracker, to be ended with the others."""
         self._trackers.append(tracker)
 
     def log(self, metrics: Metrics) -> None:
         """Show an epoch's metrics."""
         self._each(lambda tracker: tracker.log(metrics))
 
-    def complete(self, summary: Summary) -> None:
-        """Take note of the result."""
-        self._summary = summary
+    def complete(self, result: RunResult) -> None:
+        """Keep the result, to be shown at the end."""
+        self._result = result
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -70,24 +71,27 @@ class Trackers:
         traceback: TracebackType | None,
     ) -> None:
         """End all trackers."""
-        self._each(lambda tracker: tracker.finish(self._summary, 0 if error is None else 1))
+        self._each(lambda tracker: tracker.finish(self._result, 0 if error is None else 1))
 
     def _each(self, call: Callable[[Tracker], None]) -> None:
-        """Call each tracker; one that fails is said and left out from then on, the run goes on."""
+        """Call each tracker; one that fails is named in a warning and not called again."""
         for tracker in list(self._trackers):
             try:
                 call(tracker)
-            except Exception as error:  # of whatever it speaks to
+            except Exception as error:  # anything that the tracker talks to may fail
                 self._trackers.remove(tracker)
                 _logger.warning("%s failed, and shows nothing more: %s", tracker, one_line(error))
 
 
 def check_tracking(tracking: TrackingConfig, seeds: Sequence[int] = ()) -> None:
-    """Raise RecipeError if a tracker is asked for and is not ready.
+    """Check that the trackers that a recipe asks for are ready.
 
     Args:
-        tracking: What is asked for.
-        seeds: With which the recipe is trained, if there are several.
+        tracking: The section of the recipe.
+        seeds: The seeds to train with, if there are several.
+
+    Raises:
+        RecipeError: One is not; lists all problems.
     """
     problems = wandb_problems(tracking)
     if seeds and tracking.wandb and "WANDB_SWEEP_ID" in os.environ:
@@ -101,23 +105,24 @@ def check_tracking(tracking: TrackingConfig, seeds: Sequence[int] = ()) -> None:
 
 
 def open_trackers(recipe: Recipe, directory: RunDirectory, is_main: bool) -> Trackers:
-    """Return the trackers that a recipe asks for; the main process alone has any.
+    """Return the trackers that a recipe asks for; only the main process has any.
 
     Args:
         recipe: The resolved recipe.
-        directory: The run's, where they may write.
+        directory: The directory of the run, where they may write.
         is_main: Whether this is the main process.
 
     Raises:
-        RecipeError: One cannot be opened.
+        RecipeError: A tracker cannot be opened.
     """
     trackers = Trackers()
     if not is_main:
         return trackers
+    config = flat(recipe.model_dump(mode="json"))
     try:
         for name in recipe.tracking.with_:
             with located(f"tracking.with: {name}"):
-                trackers.add(AccelerateTracker(name, recipe, directory))
+                trackers.add(AccelerateTracker(name, recipe.tracking.project, config, directory))
     except RecipeError as error:
         trackers.__exit__(RecipeError, error, None)
         raise
@@ -129,24 +134,26 @@ def open_trackers(recipe: Recipe, directory: RunDirectory, is_main: bool) -> Tra
 class AccelerateTracker:
     """One of accelerate's trackers.
 
-    Made without `Accelerator.init_trackers`, which would start those of an earlier run in the same
-    process again.
+    It is made without `Accelerator.init_trackers`, which would also start again the trackers of an
+    earlier run in the same process.
 
     Args:
-        name: Its name, such as `tensorboard`.
-        recipe: The resolved recipe.
-        directory: The run's; a tracker that writes files does so below `trackers`.
+        name: Name of the tracker, such as `tensorboard`.
+        project: Name of the project, for a tracker that has projects.
+        config: What was chosen, in flat keys.
+        directory: The directory of the run; a tracker that writes files does so in `trackers`.
     """
 
-    def __init__(self, name: str, recipe: Recipe, directory: RunDirectory) -> None:
+    def __init__(
+        self, name: str, project: str, config: Mapping[str, Any], directory: RunDirectory
+    ) -> None:
         kind: Any = LOGGER_TYPE_TO_CLASS[name]
         self._tracker: GeneralTracker
         if kind.requires_logging_directory:
             self._tracker = kind(run_name(directory), str(directory.trackers / name))
         else:
-            self._tracker = kind(recipe.tracking.project)
+            self._tracker = kind(project)
         self._tracker.start()
-        config = flat(recipe.model_dump(mode="json"))
         self._tracker.store_init_configuration({key: _plain(config[key]) for key in config})
 
     def __str__(self) -> str:
@@ -154,16 +161,19 @@ class AccelerateTracker:
         return str(self._tracker.name)
 
     def log(self, metrics: Metrics) -> None:
-        """Show an epoch's metrics, in names that all trackers take: mlflow has no `>`."""
+        """Show an epoch's metrics, under names that all trackers accept: mlflow refuses `>`."""
         named = {name.replace("->", "-to-"): value for name, value in metrics.items()}
-        self._tracker.log(named, step=int(metrics["epoch"]))
+        self._tracker.log(named, step=int(metrics[EPOCH]))
 
-    def finish(self, summary: Summary | None, exit_code: int) -> None:
+    def finish(self, result: RunResult | None, exit_code: int) -> None:
         """Show the target's accuracy, and end."""
-        if summary is not None:
-            result = summary["nodes"][summary["target"]]
-            figures = {f"{summary['split']}/{top}/target": result[top] for top in result}
-            self._tracker.log(figures, step=int(summary["epochs"]))
+        if result is not None:
+            accuracy = result.target_accuracy
+            figures = {
+                top_name(1, result.split, "target"): accuracy.top1,
+                top_name(5, result.split, "target"): accuracy.top5,
+            }
+            self._tracker.log(figures, step=result.epochs)
         self._tracker.finish()
 
 
@@ -172,20 +182,20 @@ class WandbTracker:
 
     Args:
         recipe: The resolved recipe.
-        directory: The run's; it holds the id, with which a resumed run goes on.
+        directory: The directory of the run; it holds the id, under which a resumed run goes on.
     """
 
     def __init__(self, recipe: Recipe, directory: RunDirectory) -> None:
         self._recipe, self._directory = recipe, directory
         name = run_name(directory)
-        card = Card(
+        info = RunInfo(
             id=_wandb_id(directory),
             name=name,
             job_type="train",
             group=name.rpartition("/")[0] or None,
             config=flat(recipe.model_dump(mode="json", exclude={"tracking"})),
         )
-        self._run = WandbRun(recipe.tracking, card, directory.path)
+        self._run = WandbRun(recipe.tracking, info, directory.path)
         self._draw(None)
 
     def __str__(self) -> str:
@@ -196,16 +206,16 @@ class WandbTracker:
         """Show an epoch's metrics."""
         self._run.log(metrics)
 
-    def finish(self, summary: Summary | None, exit_code: int) -> None:
-        """Show the result, the graph with it, and the target's weights."""
-        result: dict[str, Any] = {}
-        if summary is not None:
-            result = flat(summary, "/")
+    def finish(self, result: RunResult | None, exit_code: int) -> None:
+        """Show the result, also in the picture of the graph, and the target's weights."""
+        summary: dict[str, Any] = {}
+        if result is not None:
+            summary = flat(result.as_json(), "/")
             self._draw(results_of(self._directory.path))
-            target = self._directory.nodes / f"{summary['target']}.safetensors"
+            weights = self._directory.nodes / f"{result.target}.safetensors"
             name = run_name(self._directory).replace("/", "-")
-            self._run.artifact(f"{name}-{summary['target']}", "model", [target])
-        self._run.finish(result, exit_code)
+            self._run.artifact(f"{name}-{result.target}", "model", [weights])
+        self._run.finish(summary, exit_code)
 
     def _draw(self, results: Results | None) -> None:
         graph = self._recipe.graph
@@ -213,13 +223,13 @@ class WandbTracker:
 
 
 def run_name(directory: RunDirectory) -> str:
-    """Return what a run is called: its directory, behind that of all seeds if it is one of them."""
+    """Return the name of a run: its directory, after that of all seeds if it is one of several."""
     path = directory.path.resolve()
     return f"{path.parent.name}/{path.name}" if path.name.startswith("seed-") else path.name
 
 
 def _wandb_id(directory: RunDirectory) -> str:
-    """Return the id of a run: the one it has, or its agent's, or a new one."""
+    """Return the id of a run: the one it has, or that of its agent, or a new one."""
     if directory.wandb_id.is_file():
         return str(json.loads(directory.wandb_id.read_text(encoding="utf-8"))["id"])
     made = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
@@ -228,5 +238,5 @@ def _wandb_id(directory: RunDirectory) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as trackers take it."""
+    """Return a value in a form that all trackers accept."""
     return value if isinstance(value, int | float | str) else json.dumps(value)

@@ -1,4 +1,4 @@
-"""A run in Weights & Biases that never stops or slows what it shows."""
+"""A run in Weights & Biases that never stops or slows down the training that it shows."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ import tenacity
 
 from ..errors import one_line
 from ..recipe.tracking_config import TrackingConfig
+from ..records.metrics import EPOCH
 
 if TYPE_CHECKING:
     import wandb
 
-# Seconds in which the server should be there, and then answer; else the run is written offline.
+# Seconds within which the server should be there, and then answer; else the run is written offline.
 CONNECT_TIMEOUT, INIT_TIMEOUT = 3.0, 10.0
-FINISH_TIMEOUT = 30.0  # seconds for what is not yet uploaded at the end
-STEP = "epoch"
+FINISH_TIMEOUT = 30.0  # seconds at the end for what is not yet uploaded
+STEP = EPOCH
 
 _logger = logging.getLogger(__name__)
 
 
 def wandb_problems(tracking: TrackingConfig) -> list[str]:
-    """Return why a run cannot be shown in Weights & Biases, if so, and what to do."""
-    if not tracking.wandb or os.environ.get("RANK", "0") != "0":  # the first process alone shows
+    """Return why a run cannot be shown in Weights & Biases, and what to do about it."""
+    if not tracking.wandb or os.environ.get("RANK", "0") != "0":  # only the first process shows
         return []
     try:
         import wandb
@@ -43,7 +44,7 @@ def wandb_problems(tracking: TrackingConfig) -> list[str]:
         return ["tracking.wandb: needs wandb. pip install 'timm_ktg[wandb]'."]
     try:
         mode = mode_of(tracking)
-        # The public function would ask at the terminal, where a batch job has nobody to answer.
+        # The public function would ask at the terminal, where nobody answers for a batch job.
         if mode == "online" and not _login(prompt=False, _silent=True)[0]:
             return [
                 "tracking.wandb: nobody is logged in to Weights & Biases. Log in (wandb login), or "
@@ -55,9 +56,9 @@ def wandb_problems(tracking: TrackingConfig) -> list[str]:
 
 
 def mode_of(tracking: TrackingConfig) -> str:
-    """Return the mode of W&B: WANDB_MODE where it is set, the recipe's, or W&B's own choice.
+    """Return the mode of W&B: WANDB_MODE if it is set, else the recipe's, else W&B's own choice.
 
-    The environment comes first, for a run that is resumed has no other way to say it.
+    The environment comes first, because a resumed run can be told in no other way.
     """
     import wandb
 
@@ -65,17 +66,17 @@ def mode_of(tracking: TrackingConfig) -> str:
 
 
 def wait_for_server(url: str, seconds: float) -> None:
-    """Wait until something listens at an address, or there is a proxy in front of it.
+    """Wait until something listens at an address; behind a proxy, do not wait.
 
-    Without this, `wandb.init` starts a process and says after 22 s that nothing does (n=1, wandb
-    0.31.0, `init_timeout` 10).
+    Without this, `wandb.init` starts a process and fails only after 22 s (n=1, wandb 0.31.0,
+    `init_timeout` 10).
 
     Args:
         url: The address.
         seconds: How long to wait.
 
     Raises:
-        OSError: Nothing does.
+        OSError: Nothing listens.
     """
     address = urlsplit(url)
     host, port = address.hostname or "", address.port or {"http": 80}.get(address.scheme, 443)
@@ -92,16 +93,16 @@ def wait_for_server(url: str, seconds: float) -> None:
 
 
 @dataclass(frozen=True)
-class Card:
-    """What a run is.
+class RunInfo:
+    """What Weights & Biases is told about a run when it begins.
 
     Args:
-        id: Its id; a run with the same one is the same run, which goes on.
+        id: Id of the run; a run with an id that is known already goes on.
         name: Name that is shown.
-        job_type: Its kind, such as `train`.
-        group: Name of the group it belongs to, if it does.
+        job_type: Kind of run, such as `train`.
+        group: Name of its group; None: it belongs to none.
         config: What was chosen, in flat keys.
-        sweep: Id of the sweep it belongs to, if it does.
+        sweep: Id of its sweep; None: it belongs to none.
         console: Whether to keep what the terminal shows.
     """
 
@@ -115,29 +116,30 @@ class Card:
 
 
 class WandbRun:
-    """A run in Weights & Biases, spoken to by a thread of its own.
+    """A run in Weights & Biases, which a thread of its own talks to.
 
-    What is logged is handed over at once and sent when it can be. A server that does not answer
-    makes the run an offline one, and a line says so; whatever else goes wrong costs a line too.
+    Logging returns at once; the thread sends what was logged as soon as it can. If the server does
+    not answer, the run is written offline and a line says so; any other failure costs a line too.
 
     Args:
         tracking: Project, entity, tags, group, mode.
-        card: What the run is.
-        directory: Where wandb keeps its files, below `wandb`.
+        info: What the run is.
+        directory: Where wandb keeps its files, in the folder `wandb`.
     """
 
-    # Once the server has not answered, this process does not ask again, for each trial of a search
-    # would wait for it. It belongs to the class as wandb's service belongs to the process.
+    # Once the server has not answered, this process does not ask again, because each trial of a
+    # search would wait for it. It belongs to the class because wandb's service belongs to the
+    # process.
     away = False
 
-    def __init__(self, tracking: TrackingConfig, card: Card, directory: Path) -> None:
-        self._tracking, self._card, self._directory = tracking, card, directory
+    def __init__(self, tracking: TrackingConfig, info: RunInfo, directory: Path) -> None:
+        self._tracking, self._info, self._directory = tracking, info, directory
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="wandb")
         self._said: set[str] = set()
         self._run: Future[wandb.Run] = self._thread.submit(self._start)
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """Log a step's values, `epoch` among them."""
+        """Log the values of an epoch, `epoch` among them."""
         values = dict(values)
         self._do(lambda run: run.log(values))
 
@@ -145,22 +147,22 @@ class WandbRun:
         """Log a picture.
 
         Args:
-            name: Its name.
-            draw: Writes it into a file.
+            name: Name of the picture.
+            draw: Writes the picture into a file.
         """
         import wandb
 
         folder = tempfile.TemporaryDirectory()
         path = Path(folder.name, "picture.png")
         try:
-            draw(path)  # here and not in the thread, for matplotlib draws one thing at a time
+            draw(path)  # not in the thread, because matplotlib draws one thing at a time
         except Exception as error:
             self._say(error)
             return
 
         def log(run: wandb.Run) -> None:
             with folder:
-                run.log({name: wandb.Image(str(path))})  # which copies it
+                run.log({name: wandb.Image(str(path))})  # copies the file
 
         self._do(log)
 
@@ -177,7 +179,7 @@ class WandbRun:
         self._do(lambda run: run.log({name: wandb.Table(columns=list(columns), data=list(rows))}))
 
     def artifact(self, name: str, kind: str, files: Sequence[Path]) -> None:
-        """Log files as an artifact; characters that W&B does not take become `-` in its name."""
+        """Log files as an artifact; in its name, characters that W&B refuses become `-`."""
         import wandb
 
         valid = re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:128]
@@ -191,11 +193,11 @@ class WandbRun:
         self._do(log)
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
-        """End the run, and wait until it is sent, as far as `FINISH_TIMEOUT` goes.
+        """End the run, and wait up to `FINISH_TIMEOUT` until everything is sent.
 
         Args:
-            summary: What it came to, in flat keys.
-            exit_code: 0 unless it failed.
+            summary: The result, in flat keys.
+            exit_code: 0 unless the run failed.
         """
         self._do(lambda run: run.summary.update(dict(summary)))
         self._do(lambda run: run.finish(exit_code=exit_code))
@@ -216,7 +218,7 @@ class WandbRun:
         try:
             return self._init(mode)
         except wandb.errors.CommError as error:
-            wandb.teardown()  # for wandb's service would keep the id for the run that failed
+            wandb.teardown()  # else wandb's service keeps the id for the run that failed
             return self._offline(error)
 
     def _offline(self, error: Exception) -> wandb.Run:
@@ -233,24 +235,24 @@ class WandbRun:
     def _init(self, mode: Any) -> wandb.Run:
         import wandb
 
-        card, tracking = self._card, self._tracking
+        info, tracking = self._info, self._tracking
         settings = wandb.Settings(
             init_timeout=INIT_TIMEOUT,
             finish_timeout=FINISH_TIMEOUT,
-            sweep_id=card.sweep,
-            console="auto" if card.console else "off",
-            silent=not card.console,
+            sweep_id=info.sweep,
+            console="auto" if info.console else "off",
+            silent=not info.console,
         )
         run = wandb.init(
             project=tracking.project,
             entity=tracking.entity,
             tags=tracking.tags or None,
-            group=tracking.group or card.group,
+            group=tracking.group or info.group,
             mode=mode,
-            id=card.id,
-            name=card.name,
-            job_type=card.job_type,
-            config=dict(card.config),
+            id=info.id,
+            name=info.name,
+            job_type=info.job_type,
+            config=dict(info.config),
             resume="allow",
             reinit="create_new",
             dir=str(self._directory),
@@ -266,7 +268,7 @@ class WandbRun:
     def _tried(self, call: Callable[[wandb.Run], None]) -> None:
         try:
             call(self._run.result())
-        except BaseException as error:  # whatever it is, the training is worth more
+        except BaseException as error:  # the training is worth more than its display
             self._say(error)
 
     def _say(self, error: BaseException) -> None:
@@ -277,7 +279,7 @@ class WandbRun:
 
 
 def flat(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
-    """Return nested values as one level, keys joined: `{"train": {"lr": 1}}` is `train.lr: 1`."""
+    """Return nested values on one level: `{"train": {"lr": 1}}` becomes `{"train.lr": 1}`."""
     result: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:

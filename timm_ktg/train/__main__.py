@@ -1,4 +1,4 @@
-"""The main job: `accelerate launch -m timm_ktg.train [RECIPE] [--section.field value ...]`."""
+"""Training: `accelerate launch -m timm_ktg.train [RECIPE] [--section.field value ...]`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from ..errors import RecipeError
 from ..recipe.command_line import Command, parse_command
 from ..recipe.recipe import Recipe, save_recipe
+from ..records.result import RunResult
 from ..records.run_directory import (
     RunDirectory,
     check_output_dir,
@@ -22,23 +23,23 @@ from ..records.run_directory import (
 )
 from ..tracking.trackers import check_tracking
 from .metrics import TrainingError
-from .program import run_program
-from .run import Summary, create_accelerator, run_training, settled
-from .seeds import run_seeds, show_seeds
-from .show import show_graph, show_result
+from .program import create_accelerator, resolved, run_program
+from .run import run_training
+from .seeds import Ready, first_to_run, run_seeds, with_seed
+from .show import show_graph, show_result, show_seeds
 from .training import build_training
 
 PROGRAM = "accelerate launch -m timm_ktg.train"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the main job.
+    """Train.
 
     Args:
         argv: The arguments; None: those of the command line.
 
     Returns:
-        The exit code: 0, 1 if a run cannot go on, 2 if what was asked for is wrong, 130 if it was
+        The exit code: 0, 1 if a run cannot go on, 2 if what was asked for is wrong, 130 if
         interrupted.
     """
     return run_program(
@@ -68,30 +69,47 @@ def run(command: Command) -> None:
     accelerator = create_accelerator(command.recipe)
     if not accelerator.is_main_process:
         logging.getLogger("timm_ktg").setLevel(logging.ERROR)  # one process warns for all
-    recipe = settled(command.recipe, accelerator)
-    accelerator.print(f"Reading {recipe.data.dataset}, building {len(recipe.graph.nodes)} nodes.")
-    training = build_training(recipe, accelerator)
-    if accelerator.is_main_process:
-        show_graph(training.graph, {name: n.model for name, n in recipe.graph.nodes.items()})
+    recipe = resolved(command.recipe, accelerator)
+    ready = _build(command, recipe)
     if command.dry_run:
         accelerator.print("Dry run: everything is built and checked, nothing was trained.")
         return
     directory = _open(command, recipe, accelerator)
     if command.seeds:
-        del training  # each seed builds its own
-        accelerator.free_memory()
-        summary = run_seeds(recipe, command.seeds, directory, accelerator.is_main_process)
+        seeds_result = run_seeds(recipe, command.seeds, directory, ready)
         if accelerator.is_main_process:
-            show_seeds(summary, directory)
+            show_seeds(seeds_result, directory)
     else:
+        (training,) = ready.values()
         result = run_training(training, directory, command.resume is not None, start)
         if accelerator.is_main_process:
             _show(result, directory)
     accelerator.end_training()
 
 
+def _build(command: Command, recipe: Recipe) -> Ready:
+    """Build the first training and show its graph, before anything is written.
+
+    Returns:
+        The training by its seed; none if there are several seeds and all are complete.
+    """
+    if command.seeds:
+        seed = first_to_run(command.seeds, command.resume)
+        if seed is None:
+            return {}
+        recipe = with_seed(recipe, seed)
+    accelerator = create_accelerator(recipe)  # its own, because it holds on to the training
+    accelerator.print(f"Reading {recipe.data.dataset}, building {len(recipe.graph.nodes)} nodes.")
+    training = build_training(recipe, accelerator)
+    if accelerator.is_main_process:
+        show_graph(training.graph, {name: n.model for name, n in recipe.graph.nodes.items()})
+        if training.graph.threads:
+            print(f"{training.graph.threads.count} nodes at a time, a thread each.")
+    return {recipe.train.seed: training}
+
+
 def _open(command: Command, recipe: Recipe, accelerator: Accelerator) -> RunDirectory:
-    """Return the run's directory, made by the main process and known to all."""
+    """Return the directory of the run, which the main process makes and tells the others."""
     if command.resume:
         return RunDirectory(command.resume)
     made: list[Any] = [None]
@@ -111,9 +129,9 @@ def _open(command: Command, recipe: Recipe, accelerator: Accelerator) -> RunDire
     return made[0]
 
 
-def _show(summary: Summary, directory: RunDirectory) -> None:
+def _show(result: RunResult, directory: RunDirectory) -> None:
     show_result(
-        summary,
+        result,
         [
             ("recipe", str(directory.recipe)),
             ("metrics", str(directory.metrics)),

@@ -12,7 +12,7 @@ from timm.utils import dispatch_clip_grad, distribute_bn
 from torch import Tensor, nn
 
 from ..data import Loader, MemoryLoader, derive_seed
-from ..records.metrics import Metrics
+from ..records.metrics import EPOCH, IMAGES_PER_SECOND, LR, SECONDS, Metrics
 from .cuda_graph import Batch
 from .metrics import accuracies, correct_counts
 from .training import Training
@@ -67,11 +67,11 @@ def train_epoch(training: Training, batches: Iterable[Batch]) -> Metrics:
     training.state.seconds += seconds
     speed = meter.images * accelerator.num_processes / seconds
     return {
-        "epoch": epoch + 1,
-        "lr": rate,
+        EPOCH: epoch + 1,
+        LR: rate,
         **metrics,
-        "images_per_second": speed,
-        "seconds": seconds,
+        IMAGES_PER_SECOND: speed,
+        SECONDS: seconds,
     }
 
 

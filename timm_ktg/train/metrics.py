@@ -1,4 +1,4 @@
-"""What a run measures, and what each measure is called."""
+"""What a run measures of each epoch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from ..graph.gates import dominant
 from ..graph.graph import GraphLosses, KnowledgeTransferGraph
 from ..graph.losses import NodeOutput
 from ..graph.registry import shown
-from ..records.metrics import Metrics
-
-TOP = (1, 5)
+from ..records.metrics import TOP, Metrics, loss_name, passed_name, top_name
 
 
 class TrainingError(RuntimeError):
@@ -104,8 +102,8 @@ class EpochMeter:
         )
         self._raise_if_bad(first_bad)
         means = (sums / count).tolist()
-        names = [f"train/loss/{name}" for name in (*self.nodes, *self.edges)]
-        names += [f"train/passed/{edge}" for edge in self.edges]
+        names = [loss_name(name) for name in (*self.nodes, *self.edges)]
+        names += [passed_name(edge) for edge in self.edges]
         return dict(zip(names, means, strict=True)) | accuracies(
             "train", self.counted, correct, count
         )
@@ -135,7 +133,7 @@ def accuracies(split: str, names: Sequence[str], correct: Tensor, count: Tensor)
     """
     shares = (100 * correct.cpu().double() / count.cpu().double()).tolist()
     return {
-        f"{split}/top{top}/{name}": share
+        top_name(top, split, name): share
         for name, row in zip(names, shares, strict=True)
         for top, share in zip(TOP, row, strict=True)
     }

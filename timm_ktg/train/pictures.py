@@ -1,4 +1,4 @@
-"""The pictures in a run's directory, kept up to date while it trains."""
+"""The pictures in the directory of a run, kept up to date while it trains."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 
 from ..draw.curves import draw_curves
-from ..draw.picture import draw_graph, results_of
+from ..draw.picture import draw_graph
+from ..draw.reading import results_of
 from ..errors import one_line
 from ..recipe.graph_config import GraphConfig
 from ..records.run_directory import RunDirectory
@@ -18,12 +19,12 @@ _logger = logging.getLogger(__name__)
 
 
 class RunPictures:
-    """Draws a run's graph and curves; what cannot be drawn costs a line of the log, not the run.
+    """Draws the graph and the curves of a run; a failure costs a line of the log, not the run.
 
     Args:
-        graph: The run's graph.
-        directory: The run's.
-        is_main: Whether this process writes.
+        graph: The graph of the run.
+        directory: The directory of the run.
+        is_main: Whether this is the process that writes.
     """
 
     def __init__(self, graph: GraphConfig, directory: RunDirectory, is_main: bool) -> None:
@@ -37,13 +38,13 @@ class RunPictures:
         self._attempt(lambda: draw_graph(self._graph, self._directory.graph))
 
     def go_on(self) -> None:
-        """Draw the curves so far, at the end of an epoch, if the last drawing is long ago."""
+        """Draw the curves at the end of an epoch, if they were last drawn a while ago."""
         if time.monotonic() - self._drawn >= _INTERVAL:
             self._attempt(lambda: draw_curves(self._directory.path))
             self._drawn = time.monotonic()
 
     def end(self) -> None:
-        """Draw the graph with its results, and the whole curves."""
+        """Draw the graph with its results, and the complete curves."""
         path, graph = self._directory.path, self._directory.graph
         self._attempt(lambda: draw_graph(self._graph, graph, results_of(path)))
         self._attempt(lambda: draw_curves(path))

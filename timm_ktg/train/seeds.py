@@ -4,68 +4,79 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-
-from rich.table import Table
+from collections.abc import Sequence
+from pathlib import Path
 
 from ..errors import RecipeError
 from ..recipe.recipe import Recipe, read_recipe, same_run, save_recipe
 from ..records.files import write_whole
+from ..records.reader import read_result
+from ..records.result import RunResult, SeedsResult
 from ..records.run_directory import RunDirectory
-from ..records.sample import Sample
-from ..terminal import console
-from .run import Summary, create_accelerator, run_training, settled
-from .training import build_training
+from .program import create_accelerator, resolved
+from .run import run_training
+from .training import Training, build_training
+
+# Trainings by seed that are built before it is their turn; a training is taken out when it runs.
+Ready = dict[int, Training]
 
 
 def run_seeds(
-    recipe: Recipe, seeds: Sequence[int], directory: RunDirectory, is_main: bool
-) -> Summary:
-    """Train with every seed in a directory of its own; those that are complete are not run again.
+    recipe: Recipe, seeds: Sequence[int], directory: RunDirectory, ready: Ready
+) -> SeedsResult:
+    """Train with each seed in a directory of its own; complete runs are not run again.
 
     Args:
-        recipe: The recipe, whose own seed does not matter.
+        recipe: The recipe; its own seed does not matter.
         seeds: The seeds.
-        directory: Holds `seed-<n>` for every seed, and seeds.json.
-        is_main: Whether this process speaks and writes.
+        directory: Holds `seed-<n>` for each seed, and seeds.json.
+        ready: Trainings that are built already.
 
     Returns:
-        What seeds.json holds.
+        The result of all seeds.
 
     Raises:
         RecipeError: What was asked for is wrong.
         TrainingError: A loss is not finite, or an update cannot be recorded as asked.
     """
-    runs = []
+    is_main = create_accelerator(recipe).is_main_process
+    results = []
     for number, seed in enumerate(seeds, start=1):
         if is_main:
             print(f"Seed {seed}, {number} of {len(seeds)}.")
-        runs.append(run_seed(recipe, seed, RunDirectory(directory.path / f"seed-{seed}")))
-    summary = combined(seeds, runs)
+        run = _seed_directory(directory.path, seed)
+        results.append(run_seed(recipe, seed, run, ready))
+    result = SeedsResult.of(seeds, results)
     if is_main:
-        write_whole(directory.seeds, json.dumps(summary, indent=2) + "\n")
-    return summary
+        write_whole(directory.seeds, json.dumps(result.as_json(), indent=2) + "\n")
+    return result
 
 
-def run_seed(recipe: Recipe, seed: int, directory: RunDirectory) -> Summary:
-    """Train with one seed, or go on with that, or return the result if it is there.
+def run_seed(
+    recipe: Recipe, seed: int, directory: RunDirectory, ready: Ready | None = None
+) -> RunResult:
+    """Train with one seed, or resume that run, or return its result if it is complete.
+
+    Args:
+        recipe: The recipe; its own seed does not matter.
+        seed: The seed.
+        directory: The directory of the run, which may hold a part of it.
+        ready: Trainings that are built already.
 
     Raises:
         RecipeError: What was asked for is wrong.
         TrainingError: A loss is not finite, or an update cannot be recorded as asked.
     """
     start = time.perf_counter()
-    train = recipe.train.model_copy(update={"seed": seed})
-    recipe = recipe.model_copy(update={"train": train})
     accelerator = create_accelerator(recipe)
-    recipe = settled(recipe, accelerator)
+    recipe = resolved(with_seed(recipe, seed), accelerator)
     begun = directory.recipe.is_file()
     if begun and not same_run(read_recipe(directory.recipe), recipe.model_dump(mode="json")):
         raise RecipeError(
             [f"output-dir: {directory.path} holds a run of another recipe; choose another place."]
         )
-    done = directory.read_summary()
-    accelerator.wait_for_everyone()  # before one of them writes it
+    done = read_result(directory)
+    accelerator.wait_for_everyone()  # all have looked before one of them writes it
     if done is not None:
         return done
     if accelerator.is_main_process and not begun:
@@ -73,42 +84,38 @@ def run_seed(recipe: Recipe, seed: int, directory: RunDirectory) -> Summary:
         save_recipe(recipe, directory.recipe)
     accelerator.wait_for_everyone()
     try:
-        resume = directory.checkpoint.exists()
-        return run_training(build_training(recipe, accelerator), directory, resume, start)
+        # No variable holds the training, so that its memory can be freed.
+        return run_training(
+            (ready or {}).pop(seed, None) or build_training(recipe, accelerator),
+            directory,
+            directory.checkpoint.exists(),
+            start,
+        )
     finally:
         accelerator.free_memory()
 
 
-def combined(seeds: Sequence[int], runs: Sequence[Summary]) -> Summary:
-    """Return the results of all seeds as one: mean, standard deviation, n and values."""
-    first = runs[0]
-    return {
-        "target": first["target"],
-        "split": first["split"],
-        "epochs": first["epochs"],
-        "seeds": list(seeds),
-        "nodes": {
-            name: {top: _sample(runs, name, top).as_json() for top in first["nodes"][name]}
-            for name in first["nodes"]
-        },
-    }
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    """Return the recipe with another seed."""
+    train = recipe.train.model_copy(update={"seed": seed})
+    return recipe.model_copy(update={"train": train})
 
 
-def show_seeds(summary: Summary, directory: RunDirectory) -> None:
-    """Print every node's mean accuracy, and where everything lies."""
-    seeds = ", ".join(map(str, summary["seeds"]))
-    table = Table(title=f"Result on {summary['split']} images, mean ± std, seeds {seeds}")
-    for column in ("node", "top-1 %", "top-5 %"):
-        table.add_column(column, justify="left" if column == "node" else "right")
-    for name, node in summary["nodes"].items():
-        is_target = name == summary["target"]
-        figures = [str(Sample(tuple(node[top]["values"]))) for top in ("top1", "top5")]
-        style = "bold" if is_target else None
-        table.add_row(f"{name} (target)" if is_target else name, *figures, style=style)
-    console().print(table)
-    print(f"runs       {directory.path / 'seed-<n>'}")
-    print(f"summary    {directory.seeds}")
+def first_to_run(seeds: Sequence[int], path: Path | None) -> int | None:
+    """Return the first seed whose run is not complete; None if all are.
+
+    Args:
+        seeds: The seeds.
+        path: The directory to resume; None: nothing has been run yet.
+
+    Raises:
+        RecipeError: A result cannot be read.
+    """
+    for seed in seeds:
+        if path is None or read_result(_seed_directory(path, seed)) is None:
+            return seed
+    return None
 
 
-def _sample(runs: Sequence[Mapping[str, Summary]], name: str, top: str) -> Sample:
-    return Sample(tuple(run["nodes"][name][top] for run in runs))
+def _seed_directory(path: Path, seed: int) -> RunDirectory:
+    return RunDirectory(path / f"seed-{seed}")

@@ -1,25 +1,34 @@
-"""What the terminal shows of a training: the graph, a line an epoch, the result."""
+"""What the terminal shows of a training: the graph, a line an epoch, the results."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from rich.table import Table
 
 from ..graph.edge import Edge
 from ..graph.graph import KnowledgeTransferGraph
 from ..graph.registry import shown
-from ..records.metrics import Metrics
+from ..records.metrics import (
+    EPOCH,
+    IMAGES_PER_SECOND,
+    LR,
+    SECONDS,
+    Metrics,
+    top1_name,
+    watched_split,
+)
+from ..records.result import RunResult, SeedsResult
+from ..records.run_directory import RunDirectory
 from ..terminal import console
 
 
-def show_graph(graph: KnowledgeTransferGraph, models: dict[str, str]) -> None:
+def show_graph(graph: KnowledgeTransferGraph, models: Mapping[str, str]) -> None:
     """Print who learns from whom, and through which gate.
 
     Args:
         graph: The graph.
-        models: Name of every node's model.
+        models: Name of the model of each node.
     """
     table = Table(title="Knowledge transfer graph")
     for column in ("node", "model", "parameters", "role", "learns from, through which gate"):
@@ -35,39 +44,64 @@ def show_graph(graph: KnowledgeTransferGraph, models: dict[str, str]) -> None:
     console().print(table)
 
 
-def _describe(edge: Edge) -> str:
-    temperature = f", T={edge.temperature:g}" if edge.temperature != 1 else ""
-    return f"{edge.source}: {shown(edge.gate)}{temperature}"
-
-
 def epoch_line(metrics: Metrics, epochs: int, graph: KnowledgeTransferGraph) -> str:
-    """Return an epoch as a line: every node's top-1, the target marked by a star."""
-    split = "val" if f"val/top1/{graph.target}" in metrics else "train"
+    """Return an epoch as a line: the top-1 of each node, the target marked by a star.
+
+    Args:
+        metrics: What the epoch measured.
+        epochs: Epochs of the whole run.
+        graph: The graph.
+    """
+    split = watched_split(metrics)
     shares = (
-        f"{name}{'*' if name == graph.target else ''} {metrics[f'{split}/top1/{name}']:.2f}"
+        f"{name}{'*' if name == graph.target else ''} {metrics[top1_name(split, name)]:.2f}"
         for name in graph.members
     )
     return (
-        f"epoch {metrics['epoch']:>{len(str(epochs))}.0f}/{epochs}  {split} top-1 %  "
-        f"{'  '.join(shares)}  lr {metrics['lr']:.3g}  "
-        f"{metrics['images_per_second']:.0f} images/s  {metrics['seconds']:.1f} s"
+        f"epoch {metrics[EPOCH]:>{len(str(epochs))}.0f}/{epochs}  {split} top-1 %  "
+        f"{'  '.join(shares)}  lr {metrics[LR]:.3g}  "
+        f"{metrics[IMAGES_PER_SECOND]:.0f} images/s  {metrics[SECONDS]:.1f} s"
     )
 
 
-def show_result(summary: dict[str, Any], files: Iterable[tuple[str, str]]) -> None:
-    """Print every node's accuracy, and where everything lies."""
-    epochs = f"{summary['epochs']} epoch" + "s" * (summary["epochs"] != 1)
-    table = Table(title=f"Result on {summary['split']} images, after {epochs}")
+def show_result(result: RunResult, files: Iterable[tuple[str, str]]) -> None:
+    """Print the accuracy of each node, and where everything is.
+
+    Args:
+        result: The result.
+        files: What there is, and where.
+    """
+    epochs = f"{result.epochs} epoch" + "s" * (result.epochs != 1)
+    rows = {name: (f"{node.top1:.2f}", f"{node.top5:.2f}") for name, node in result.nodes.items()}
+    _show_accuracies(f"Result on {result.split} images, after {epochs}", result.target, rows, files)
+
+
+def show_seeds(result: SeedsResult, directory: RunDirectory) -> None:
+    """Print the mean accuracy of each node over the seeds, and where everything is."""
+    seeds = ", ".join(map(str, result.seeds))
+    title = f"Result on {result.split} images, mean ± std, seeds {seeds}"
+    rows = {name: (str(node.top1), str(node.top5)) for name, node in result.nodes.items()}
+    files = [("runs", str(directory.path / "seed-<n>")), ("summary", str(directory.seeds))]
+    _show_accuracies(title, result.target, rows, files)
+
+
+def _show_accuracies(
+    title: str,
+    target: str,
+    rows: Mapping[str, tuple[str, str]],
+    files: Iterable[tuple[str, str]],
+) -> None:
+    table = Table(title=title)
     for column in ("node", "top-1 %", "top-5 %"):
         table.add_column(column, justify="left" if column == "node" else "right")
-    for name, node in summary["nodes"].items():
-        is_target = name == summary["target"]
-        table.add_row(
-            f"{name} (target)" if is_target else name,
-            f"{node['top1']:.2f}",
-            f"{node['top5']:.2f}",
-            style="bold" if is_target else None,
-        )
+    for name, figures in rows.items():
+        marked = f"{name} (target)" if name == target else name
+        table.add_row(marked, *figures, style="bold" if name == target else None)
     console().print(table)
     for what, where in files:
         print(f"{what:<10} {where}")
+
+
+def _describe(edge: Edge) -> str:
+    temperature = f", T={edge.temperature:g}" if edge.temperature != 1 else ""
+    return f"{edge.source}: {shown(edge.gate)}{temperature}"

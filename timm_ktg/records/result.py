@@ -1,0 +1,177 @@
+"""The results of a run, and of several seeds of one recipe, as they are kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from .sample import Sample
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A node's accuracy.
+
+    Args:
+        top1: Top-1 in percent.
+        top5: Top-5 in percent.
+    """
+
+    top1: float
+    top5: float
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the images were.
+
+    Args:
+        fingerprint: Hash of the data set's splits.
+        mean: Mean of each channel that batches are normalized with.
+        std: Standard deviation of each channel, likewise.
+    """
+
+    fingerprint: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The result of a run: summary.json, key for key.
+
+    Args:
+        target: Name of the target.
+        split: Split that the accuracies were measured on: `test`, `val` or `train`.
+        nodes: Accuracy by node.
+        seed: Seed of the run.
+        epochs: Epochs trained.
+        data: What the images were.
+        processes: Processes that trained together.
+        device: Device that they trained on.
+        python: Version of Python.
+        packages: Versions of the packages that decide the result.
+        training_seconds: Seconds of training.
+        wall_seconds: Seconds from start to end, of the last process if the run was resumed.
+    """
+
+    target: str
+    split: str
+    nodes: Mapping[str, Accuracy]
+    seed: int
+    epochs: int
+    data: DataFacts
+    processes: int
+    device: str
+    python: str
+    packages: Mapping[str, str]
+    training_seconds: float
+    wall_seconds: float
+
+    @property
+    def target_accuracy(self) -> Accuracy:
+        """The target's accuracy."""
+        return self.nodes[self.target]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the result as summary.json holds it."""
+        return asdict(self, dict_factory=_with_lists)
+
+    @classmethod
+    def from_json(cls, values: Any) -> RunResult:
+        """Return the result that summary.json holds.
+
+        Args:
+            values: Content of the file, parsed.
+
+        Raises:
+            ValueError: Something is missing or of another type; says what and where.
+        """
+        try:
+            result = TypeAdapter(cls).validate_python(values)
+        except ValidationError as error:
+            raise ValueError("; ".join(map(_problem, error.errors()))) from None
+        if result.target not in result.nodes:
+            nodes = ", ".join(result.nodes)
+            raise ValueError(f"target: should be one of the nodes {nodes}. Found {result.target!r}")
+        return result
+
+
+@dataclass(frozen=True)
+class AccuracySample:
+    """A node's accuracy with several seeds.
+
+    Args:
+        top1: Top-1 in percent.
+        top5: Top-5 in percent.
+    """
+
+    top1: Sample
+    top5: Sample
+
+
+@dataclass(frozen=True)
+class SeedsResult:
+    """The result of several seeds of one recipe: seeds.json, key for key.
+
+    Args:
+        target: Name of the target.
+        split: Split that the accuracies were measured on.
+        epochs: Epochs of each run.
+        seeds: The seeds.
+        nodes: Accuracies by node.
+    """
+
+    target: str
+    split: str
+    epochs: int
+    seeds: tuple[int, ...]
+    nodes: Mapping[str, AccuracySample]
+
+    @classmethod
+    def of(cls, seeds: Sequence[int], runs: Sequence[RunResult]) -> SeedsResult:
+        """Return the results of all seeds as one.
+
+        Args:
+            seeds: The seeds, at least one.
+            runs: The result of each.
+        """
+        first = runs[0]
+        nodes = {}
+        for name in first.nodes:
+            found = [run.nodes[name] for run in runs]
+            nodes[name] = AccuracySample(
+                Sample(tuple(each.top1 for each in found)),
+                Sample(tuple(each.top5 for each in found)),
+            )
+        return cls(first.target, first.split, first.epochs, tuple(seeds), nodes)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the result as seeds.json holds it."""
+        nodes = {
+            name: {"top1": each.top1.as_json(), "top5": each.top5.as_json()}
+            for name, each in self.nodes.items()
+        }
+        return {
+            "target": self.target,
+            "split": self.split,
+            "epochs": self.epochs,
+            "seeds": list(self.seeds),
+            "nodes": nodes,
+        }
+
+
+def _with_lists(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return fields as JSON has them, where there are no tuples."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields}
+
+
+def _problem(details: Any) -> str:
+    where = ".".join(map(str, details["loc"])) or "the whole"
+    if details["type"] == "missing":
+        return f"{where}: should be given"
+    said = details["msg"].removeprefix("Input ")
+    return f"{where}: {said}. Found {details['input']!r}"
