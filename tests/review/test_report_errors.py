@@ -92,7 +92,7 @@ def test_runs_without_metrics_are_named(tmp_path: Path, refuse: Refuse) -> None:
     metrics.write_text("")
     assert refuse(run) == f"{run}: metrics.jsonl has no epoch yet."
     metrics.write_text('{"epoch": 1\n{"epoch": 2}\n')
-    assert refuse(run).startswith(f"{run}: the run cannot be read. Expecting")
+    assert refuse(run).startswith(f"{metrics}: cannot be read: Expecting")
     metrics.write_text('{"epoch": 1}\n')
     assert refuse(run) == f"{run}: the run cannot be read. KeyError: 'a'"
     metrics.unlink()

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import pytest
 
@@ -18,10 +19,11 @@ from tests.training_cases import (
     write_recipe,
 )
 from timm_ktg.errors import RecipeError
-from timm_ktg.recipe.recipe import check_recipe
+from timm_ktg.recipe.recipe import Recipe, check_recipe
 from timm_ktg.records.run_directory import RunDirectory
 from timm_ktg.review.__main__ import main as review
 from timm_ktg.train.seeds import run_seed
+from timm_ktg.train.training import Training, build_training
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +63,34 @@ def test_seeds_go_on_where_they_were_interrupted(tmp_path: Path) -> None:
         assert_same_run(whole / f"seed-{seed}", path / f"seed-{seed}")
     assert run_main("--resume", path) == 0  # nothing is left to do
     assert (path / "seed-0" / "summary.json").stat().st_mtime_ns == first
+
+
+def test_no_training_is_built_that_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built = []
+
+    def build(recipe: Recipe, *arguments: Any) -> Training:
+        built.append(recipe.train.seed)
+        return build_training(recipe, *arguments)
+
+    for module in ("__main__", "seeds"):
+        monkeypatch.setattr(f"timm_ktg.train.{module}.build_training", build)
+    recipe, path = write_recipe(tmp_path / "r.yaml", values()), tmp_path / "runs"
+    arguments = (recipe, "--seeds", "4", "2", "--output-dir", path)
+    assert run_main(*arguments, "--dry-run") == 0
+    assert built == [4] and not path.exists()
+    capsys.readouterr()
+    assert run_main(*arguments) == 0
+    said = capsys.readouterr().out
+    assert built == [4, 4, 2]
+    assert said.count("Knowledge transfer graph") == 1
+    assert said.index("Knowledge transfer graph") < said.index("Seed 4, 1 of 2.")
+    (path / "seed-2" / "summary.json").unlink()
+    assert run_main("--resume", path) == 0
+    assert built == [4, 4, 2, 2]
+    assert run_main("--resume", path) == 0  # all are complete
+    assert built == [4, 4, 2, 2]
 
 
 def test_a_seed_that_is_given_twice_is_refused(

@@ -67,7 +67,7 @@ def run_seed(
         RecipeError: What was asked for is wrong.
         TrainingError: A loss is not finite, or an update cannot be recorded as asked.
     """
-    start = time.perf_counter()
+    start, ready = time.perf_counter(), ready or {}
     accelerator = create_accelerator(recipe)
     recipe = resolved(with_seed(recipe, seed), accelerator)
     begun = directory.recipe.is_file()
@@ -86,7 +86,7 @@ def run_seed(
     try:
         # No variable holds the training, so that its memory can be freed.
         return run_training(
-            (ready or {}).pop(seed, None) or build_training(recipe, accelerator),
+            ready.pop(seed) if seed in ready else build_training(recipe, accelerator),
             directory,
             directory.checkpoint.exists(),
             start,
