@@ -59,9 +59,7 @@ def _draw(recipe: str, output: Path | None, run: Path | None) -> None:
 
 def _check_same_graph(graph: GraphConfig, results: Results, where: str) -> None:
     """Raise RecipeError if the run is of another graph."""
-    edges = {
-        f"{source}->{name}" for name, node in graph.nodes.items() for source in node.learns_from
-    }
+    edges = {link.name for link in graph.edges}
     others = [*(results.top1.keys() - graph.nodes.keys()), *(results.passed.keys() - edges)]
     if others:
         found = ", ".join(sorted(others))

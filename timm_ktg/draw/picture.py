@@ -7,6 +7,7 @@ from pathlib import Path
 from ..errors import RecipeError
 from ..recipe.graph_config import GraphConfig
 from ..records.files import replace_whole
+from .config import Drawable, config_of
 from .mermaid import mermaid
 from .paint import paint, rendered
 from .scene import Results, scene_of
@@ -15,20 +16,22 @@ from .svg import inlined
 ENDINGS = (".svg", ".png", ".md")
 
 
-def draw_graph(graph: GraphConfig, path: Path, results: Results | None = None) -> None:
+def draw_graph(graph: Drawable, path: Path | str, results: Results | None = None) -> None:
     """Write the picture of a graph.
 
     Edges that are cut off are not drawn; nodes that cannot influence the target are drawn pale and
     marked as left out.
 
     Args:
-        graph: The graph.
+        graph: A graph that was built by hand, or a recipe: itself, its path, or its bundled name.
         path: The file; its ending decides the format: .svg, .png, or .md for Mermaid.
         results: What a run of the graph measured.
 
     Raises:
-        RecipeError: The ending is none of these, or the file cannot be written.
+        RecipeError: The ending is none of these, the file cannot be written, or there is no such
+            recipe.
     """
+    graph, path = config_of(graph), Path(path)
     ending = path.suffix.lower()
     if ending not in ENDINGS:
         raise RecipeError([f"{path}: should end in {', '.join(ENDINGS)}. Found `{ending}`."])

@@ -103,8 +103,6 @@ def _build(command: Command, recipe: Recipe) -> Ready:
     training = build_training(recipe, accelerator)
     if accelerator.is_main_process:
         show_graph(training.graph, {name: n.model for name, n in recipe.graph.nodes.items()})
-        if training.graph.threads:
-            print(f"{training.graph.threads.count} nodes at a time, a thread each.")
     return {recipe.train.seed: training}
 
 
