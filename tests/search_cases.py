@@ -25,7 +25,7 @@ from tests.training_cases import (
 )
 from timm_ktg.graph import gates
 from timm_ktg.search.__main__ import main
-from timm_ktg.search.tracking import make_card
+from timm_ktg.search.tracking import make_run_ids
 
 
 @register_model
@@ -76,7 +76,7 @@ def make_shown_search(folder: Path) -> Path:
     with gates.registry.isolated(), pytest.MonkeyPatch.context() as patch:
         register_cases()
         # The sweep is made once, online; here the study is given one before its first trial.
-        patch.setattr("timm_ktg.search.program.make_card", partial(make_card, sweep="sweep1"))
+        patch.setattr("timm_ktg.search.worker.make_run_ids", partial(make_run_ids, sweep="sweep1"))
         recipe = write_recipe(folder / "s.yaml", values)
         assert run_search(recipe, "--output-dir", folder / "out") == 0
     return folder / "out"

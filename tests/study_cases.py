@@ -17,11 +17,12 @@ from optuna import Study, Trial, TrialPruned
 
 from timm_ktg.recipe.search_config import SearchConfig
 from timm_ktg.search.jobs import Jobs
-from timm_ktg.search.objective import suggest
 from timm_ktg.search.pruning import build_pruner, rungs
-from timm_ktg.search.sampler import GRAPH, Choices, GraphSampler, build_choices, seen_graphs
+from timm_ktg.search.sampler import GraphSampler, suggest
+from timm_ktg.search.space import Choices, build_choices
 from timm_ktg.search.storage import JOURNAL, open_storage
-from timm_ktg.search.study import DUPLICATE, Join, Objective, finished, open_study, run_trials
+from timm_ktg.search.study import Objective, StudyOptions, open_study, run_trials
+from timm_ktg.search.trials import finished, note, seen_graphs
 from timm_ktg.train.metrics import TrainingError
 
 from .training_cases import DEADLINE, finish, start
@@ -54,7 +55,7 @@ def joined(folder: Path, search: SearchConfig, prepare: Callable[[Study], None])
     """Make or join the study, as a worker of a search does."""
     sampler = GraphSampler(build_choices(search), search.sampler, search.seed, search.unique)
     storage, pruner = open_storage(search, folder), build_pruner(search)
-    return open_study(Join("study", storage, sampler, pruner, {"search.nodes": 2}, prepare))
+    return open_study(StudyOptions("study", storage, sampler, pruner, {"search.nodes": 2}, prepare))
 
 
 def objective_of(choices: Choices, pause: float, failing: bool) -> Objective:
@@ -64,9 +65,9 @@ def objective_of(choices: Choices, pause: float, failing: bool) -> Objective:
         graph = choices.graph(suggest(trial, choices))
         assert graph is not None
         if graph.key in seen_graphs(trial.study, before=trial.number):
-            trial.set_user_attr(DUPLICATE, graph.key)
+            note(trial, duplicate=graph.key)
             raise TrialPruned
-        trial.set_user_attr(GRAPH, graph.key)
+        note(trial, graph=graph.key)
         high = failing and fails(trial.number)
         for epoch in rungs(EPOCHS):
             if high and epoch > 8:
@@ -121,7 +122,7 @@ def hang(folder: Path, search: SearchConfig, number: int) -> None:
     def objective(trial: Trial) -> float:
         if trial.number < number:
             return ordinary(trial)
-        trial.set_user_attr(GRAPH, str(suggest(trial, choices)))
+        note(trial, graph=str(suggest(trial, choices)))
         for epoch in (1, 2, 4):
             trial.report(1000.0, step=epoch)
             assert not trial.should_prune()
@@ -150,7 +151,7 @@ def do_jobs(folder: Path, hanging: str | None = None) -> None:
         return float(JOBS.index(job))
 
     jobs = jobs_of(folder)
-    jobs.work(do, (), print)
+    jobs.work(do)
     assert list(sorted(jobs.done())) == JOBS and jobs.failed() == {}
 
 

@@ -14,7 +14,7 @@ import yaml
 import timm_ktg
 from timm_ktg.recipe.recipe import check_recipe, check_section
 from timm_ktg.recipe.search_config import SearchRecipe
-from timm_ktg.search.sampler import build_choices
+from timm_ktg.search.space import build_choices
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

@@ -43,10 +43,9 @@ import psutil
 from optuna.trial import FrozenTrial, TrialState
 
 from tests.benchmarks.ratios import ROOT, provenance
-from timm_ktg.search import team
+from timm_ktg.search import processes as worker_processes
 from timm_ktg.search.__main__ import main as search
 from timm_ktg.search.storage import JOURNAL
-from timm_ktg.search.study import WORKER
 from timm_ktg.train import training
 
 COST = [
@@ -99,7 +98,7 @@ def cost(folder: Path) -> str:
 
     optuna.Study.optimize = counted  # type: ignore[method-assign,assignment]
     with (
-        timed(spent, team, "train_epoch", "evaluate"),
+        timed(spent, worker_processes, "train_epoch", "evaluate"),
         timed(spent, training, "build_nodes"),
     ):
         code = search([*COST, "--output-dir", str(folder)])
@@ -180,7 +179,7 @@ def throughput(folder: Path, workers: int) -> str:
     starts: dict[int, list[datetime]] = {}
     for trial in trials:
         if trial.datetime_start:
-            starts.setdefault(trial.user_attrs[WORKER]["pid"], []).append(trial.datetime_start)
+            starts.setdefault(trial.user_attrs["worker"]["pid"], []).append(trial.datetime_start)
     assert len(starts) == workers
     begun, over = max(map(min, starts.values())), min(map(max, starts.values()))
     ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]

@@ -10,7 +10,7 @@ from timm_ktg.recipe.recipe import check_section, load_recipe, read_recipe
 from timm_ktg.recipe.search_command import parse_search
 from timm_ktg.recipe.search_config import SearchRecipe
 from timm_ktg.search.pruning import rungs
-from timm_ktg.search.sampler import build_choices
+from timm_ktg.search.space import build_choices
 
 pytestmark = pytest.mark.slow
 

@@ -20,14 +20,17 @@ from timm_ktg.recipe.recipe import Recipe, check_section, save_recipe
 from timm_ktg.recipe.search_config import SearchRecipe
 from timm_ktg.records.run_directory import RunDirectory
 from timm_ktg.records.sample import Sample
-from timm_ktg.search import final
-from timm_ktg.search.objective import Builder, GraphObjective
+from timm_ktg.search.objective import GraphObjective
+from timm_ktg.search.processes import Log, Report, TrialTask
 from timm_ktg.search.pruning import build_pruner, rungs
-from timm_ktg.search.sampler import GRAPH, GraphSampler, build_choices
+from timm_ktg.search.recipes import RecipeBuilder
+from timm_ktg.search.result import Result, best_and_controls, spent
+from timm_ktg.search.sampler import GraphSampler
+from timm_ktg.search.space import build_choices
 from timm_ktg.search.storage import JOURNAL
-from timm_ktg.search.study import DUPLICATE, Join, finished, open_study, run_trials
-from timm_ktg.search.team import Log, Report, TrialTask
-from timm_ktg.search.tracking import StudyCard, StudyTracking
+from timm_ktg.search.study import StudyOptions, open_study, run_trials
+from timm_ktg.search.tracking import StudyTracking, WandbRunIds
+from timm_ktg.search.trials import finished, note
 from timm_ktg.train.metrics import TrainingError
 
 MODELS = ["resnet8_cifar", "resnet14_cifar", "wrn16_2_cifar"]
@@ -46,7 +49,7 @@ def search_recipe(trials: int, epochs: int = 40, **search: Any) -> SearchRecipe:
     )
 
 
-class MadeUpTeam:
+class MadeUpProcesses:
     """Reports figures that depend on the graph: `correct` from an auxiliary helps, most of all."""
 
     def __init__(self, failing: int) -> None:
@@ -82,13 +85,13 @@ def make_study(folder: Path, trials: int, failing: int = 29, name: str = "made-u
     recipe = search_recipe(trials)
     study = _searched(recipe, folder, failing, name)
     write_study(folder, recipe, study)
-    rows = final.rows(study, build_choices(recipe.search), recipe, label_only=71.5)
+    rows = best_and_controls(study, build_choices(recipe.search), recipe.search, label_only=71.5)
     draw = random.Random(0)
     samples = {
         row.name: Sample(tuple(round(72 + index + draw.gauss(0, 0.5), 2) for _ in range(5)))
         for index, row in enumerate(reversed(rows))
     }
-    result = final.Result(rows, samples, final.spent(study, recipe.train.epochs))
+    result = Result(rows, samples, spent(study, recipe.train.epochs))
     (folder / "result.json").write_text(json.dumps(result.as_json()))
     return study
 
@@ -108,15 +111,15 @@ def write_study(folder: Path, recipe: SearchRecipe, study: Study) -> None:
 def _searched(recipe: SearchRecipe, folder: Path, failing: int, name: str) -> Study:
     choices = build_choices(recipe.search)
     sampler = GraphSampler(choices, "random", 0, unique=True)
-    join = Join(name, InMemoryStorage(), sampler, build_pruner(recipe.search), {})
-    study = open_study(join)
+    options = StudyOptions(name, InMemoryStorage(), sampler, build_pruner(recipe.search), {})
+    study = open_study(options)
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "weights.safetensors"
     weights.write_text("")
-    team: Any = MadeUpTeam(failing)
-    builder = Builder(recipe, lambda model: weights)
-    tracking = StudyTracking(recipe.tracking, StudyCard(name, "id", None), choices, folder)
-    objective = GraphObjective(builder, choices, team, tracking, lambda line: None)
+    processes: Any = MadeUpProcesses(failing)
+    builder = RecipeBuilder(recipe, lambda model: weights)
+    tracking = StudyTracking(recipe.tracking, WandbRunIds(name, "id", None), choices, folder)
+    objective = GraphObjective(builder, choices, processes, tracking)
 
     def enough(study: Study) -> bool:
         return len(finished(study)) >= recipe.search.trials
@@ -125,8 +128,8 @@ def _searched(recipe: SearchRecipe, folder: Path, failing: int, name: str) -> St
         patch.setattr(gc, "collect", lambda: 0)  # 0.4 s after each trial, with torch imported
         run_trials(study, objective, enough, (TrainingError,))
     trial = study.ask()  # as where two workers draw the same graph at the same time
-    trial.set_user_attr(GRAPH, study.trials[0].user_attrs[GRAPH])
-    trial.set_user_attr(DUPLICATE, study.trials[0].user_attrs[GRAPH])
+    seen = study.trials[0].user_attrs["graph"]
+    note(trial, graph=seen, duplicate=seen)
     study.tell(trial, state=optuna.trial.TrialState.PRUNED)
     return study
 

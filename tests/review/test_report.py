@@ -12,8 +12,8 @@ from timm_ktg.review import study_page
 from timm_ktg.review.__main__ import main
 from timm_ktg.review.report import write_report
 from timm_ktg.review.stages import FEWEST, importances
-from timm_ktg.review.study_data import TrialData, read_study
-from timm_ktg.search.objective import EDGES, MODELS
+from timm_ktg.review.study_data import read_study
+from timm_ktg.search.trials import TrialRecord
 
 pytestmark = pytest.mark.slow
 
@@ -47,8 +47,8 @@ def assert_quiet(browser: Browser) -> None:
 def test_table_says_which_auxiliaries_are_frozen() -> None:
     models = {"target": "resnet8_cifar", "aux1": "wrn16_2_cifar", "aux2": "resnet8_cifar"}
     edges = [[*pair, "through"] for pair in (("aux1", "target"), ("label", "aux2"))]
-    attributes = {MODELS: models, EDGES: [*edges, ["aux2", "target", "correct"]]}
-    row = study_page._trial(TrialData(create_trial(value=90.0, user_attrs=attributes), epochs=4))
+    attributes = {"models": models, "edges": [*edges, ["aux2", "target", "correct"]]}
+    row = study_page._trial(TrialRecord(create_trial(value=90.0, user_attrs=attributes)))
     shown = dict(zip([title for title, _ in study_page.COLUMNS], row, strict=True))
     assert shown["auxiliaries"] == "aux1 wrn16_2_cifar (frozen), aux2 resnet8_cifar"
 

@@ -17,7 +17,6 @@ from tests.search.postgres_server import binaries, serve
 from timm_ktg.review import report
 from timm_ktg.review.__main__ import main
 from timm_ktg.review.study_data import read_study
-from timm_ktg.search.sampler import REASON
 from timm_ktg.search.storage import JOURNAL
 
 Refuse = Callable[..., str]
@@ -43,7 +42,7 @@ def study(name: str = "s") -> Study:
 
 
 def failed(reason: str | None = None) -> optuna.trial.FrozenTrial:
-    attributes = {} if reason is None else {REASON: reason}
+    attributes = {} if reason is None else {"reason": reason}
     return create_trial(state=TrialState.FAIL, user_attrs=attributes)
 
 

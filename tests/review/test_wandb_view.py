@@ -11,7 +11,7 @@ from tests.wandb_log import nobody as nobody
 from timm_ktg.recipe.search_config import SearchConfig
 from timm_ktg.review.__main__ import main as review
 from timm_ktg.review.wandb_view import build_view
-from timm_ktg.search.sampler import build_choices
+from timm_ktg.search.space import build_choices
 from timm_ktg.search.tracking import sweep_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("workbench")]

@@ -12,11 +12,12 @@ from optuna.storages import BaseStorage
 
 from timm_ktg.recipe.search_config import SearchConfig
 from timm_ktg.search import storage as storage_module
-from timm_ktg.search.objective import suggest
 from timm_ktg.search.pruning import build_pruner, rungs
-from timm_ktg.search.sampler import GRAPH, GraphSampler, build_choices
+from timm_ktg.search.sampler import GraphSampler, suggest
+from timm_ktg.search.space import build_choices
 from timm_ktg.search.storage import open_storage
-from timm_ktg.search.study import Join, finished, open_study, run_trials, wait_for_others
+from timm_ktg.search.study import StudyOptions, open_study, run_trials, wait_for_others
+from timm_ktg.search.trials import finished, note
 
 TRIALS = 24
 HELD = 10  # this trial and later ones begin when the killed worker has been silent for GRACE
@@ -38,7 +39,7 @@ def section(url: str, grace_period: int = GRACE) -> SearchConfig:
 def study_on(storage: BaseStorage, name: str = "study", **identity: Any) -> Study:
     search = section("unused")
     sampler = GraphSampler(build_choices(search), "random", 0, unique=True)
-    return open_study(Join(name, storage, sampler, build_pruner(search), identity))
+    return open_study(StudyOptions(name, storage, sampler, build_pruner(search), identity))
 
 
 def begun(study: Study) -> Trial:
@@ -78,7 +79,7 @@ def work(number: int, url: str, empty: list[str], signals: Signals) -> None:
     def objective(trial: Trial) -> float:
         graph = choices.graph(suggest(trial, choices))
         assert graph is not None
-        trial.set_user_attr(GRAPH, graph.key)
+        note(trial, graph=graph.key)
         if trial.number >= HELD:
             assert signals.late.wait(timeout=60)
         for epoch in rungs(EPOCHS):
@@ -96,7 +97,7 @@ def work(number: int, url: str, empty: list[str], signals: Signals) -> None:
     study = study_on(open_storage(search, Path()))
     signals.together.wait(timeout=60)
     run_trials(study, objective, lambda study: len(finished(study)) >= TRIALS)
-    wait_for_others(study, print)
+    wait_for_others(study)
     signals.said.put((number, waits.count))
 
 

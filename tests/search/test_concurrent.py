@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -28,15 +27,9 @@ from tests.study_cases import (
     start_all,
     work,
 )
-from timm_ktg.search import study as study_module
+from timm_ktg.search.liveness import fail_dead, identify, sign
 from timm_ktg.search.pruning import rungs
-from timm_ktg.search.study import (
-    DUPLICATE,
-    REASON,
-    WORKER,
-    fail_dead,
-    finished,
-)
+from timm_ktg.search.trials import finished, note
 
 pytestmark = pytest.mark.slow
 
@@ -207,7 +200,7 @@ def test_search_concurrent_trials_that_fail_count_as_trials(eight: Path) -> None
     failed = study.get_trials(states=(TrialState.FAIL,))
     assert len(failed) > 10
     assert all(fails(trial.number) for trial in failed)
-    assert {trial.user_attrs[REASON] for trial in failed} == {"TrainingError: diverged"}
+    assert {trial.user_attrs["reason"] for trial in failed} == {"TrainingError: diverged"}
     assert 400 <= len(finished(study)) < 408
 
 
@@ -223,7 +216,7 @@ def test_search_concurrent_thirty_workers_lose_and_double_nothing(tmp_path: Path
     assert [trial.number for trial in trials] == list(range(len(trials)))
     assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
     assert 1500 <= len(finished(study)) < 1530
-    assert len(finished(study)) == len([t for t in trials if DUPLICATE not in t.user_attrs])
+    assert len(finished(study)) == len([t for t in trials if "duplicate" not in t.user_attrs])
     ran = lines(tmp_path, "numbers")
     assert len(ran) > 20  # on a busy machine a worker may come too late
     assert sorted(int(number) for numbers in ran for number in numbers) == list(range(len(trials)))
@@ -248,25 +241,21 @@ def test_search_concurrent_trial_of_a_killed_worker_does_not_count(tmp_path: Pat
     worker = start_all(tmp_path, (work, (tmp_path, search, 0.0, False, 0)))
     assert exit_codes(tmp_path, worker) == [0], logs(tmp_path)
     assert len(study.trials) == 41 and len(finished(study)) == 40
-    assert {trial.state for trial in finished(study)} == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert {trial.state for trial in finished(study)} == {"complete", "pruned"}
     assert impossible(best_half, replay(tmp_path)) == []
 
 
 def test_search_concurrent_trial_of_a_living_worker_is_left_alone(tmp_path: Path) -> None:
     study = joined(tmp_path, search_of(1), lambda study: None)
-    study_module.sign(study.ask())
+    sign(study.ask())
     assert fail_dead(joined(tmp_path, search_of(1), lambda study: None)) == []
-
-
-def signed_by(process: psutil.Process) -> dict[str, Any]:
-    return study_module._process(process)
 
 
 def test_search_concurrent_worker_that_nobody_waits_for_is_dead(tmp_path: Path) -> None:
     study = joined(tmp_path, search_of(1), lambda study: None)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         trial = study.ask()
-        trial.set_user_attr(WORKER, signed_by(psutil.Process(process.pid)))
+        note(trial, worker=identify(psutil.Process(process.pid)))
         assert fail_dead(study) == []
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)

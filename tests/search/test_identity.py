@@ -10,7 +10,7 @@ from tests.search_cases import search_values
 from timm_ktg.graph import gates
 from timm_ktg.recipe.recipe import check_section
 from timm_ktg.recipe.search_config import SearchRecipe
-from timm_ktg.search.program import identity_of, without_storage
+from timm_ktg.search.identity import identity_of, without_storage
 
 
 def recipe(**search: object) -> SearchRecipe:

@@ -20,10 +20,9 @@ from tests.study_cases import (
     pid_of,
     start_all,
 )
-from timm_ktg.search import study as study_module
+from timm_ktg.search import liveness
 from timm_ktg.search.jobs import _job_of
-from timm_ktg.search.storage import RETRIES, retry
-from timm_ktg.search.study import fail_dead
+from timm_ktg.search.liveness import RETRIES, fail_dead, retry
 
 pytestmark = pytest.mark.slow
 
@@ -74,15 +73,15 @@ def test_search_jobs_two_that_find_a_dead_worker_do_its_job_once(
     worker = start_all(tmp_path, (do_jobs, (tmp_path, "a")))
     kill(tmp_path)
     assert exit_codes(tmp_path, worker) == [-signal.SIGKILL]
-    monkeypatch.setattr(study_module, "_is_dead", lambda trial: False)
+    monkeypatch.setattr(liveness, "_is_dead", lambda trial: False)
     first, second = jobs_of(tmp_path).study, jobs_of(tmp_path).study
 
     def found_by_both(trial: Any) -> bool:
-        monkeypatch.setattr(study_module, "_is_dead", lambda trial: True)
+        monkeypatch.setattr(liveness, "_is_dead", lambda trial: True)
         assert fail_dead(second, again=True) == [0]
         return True
 
-    monkeypatch.setattr(study_module, "_is_dead", found_by_both)
+    monkeypatch.setattr(liveness, "_is_dead", found_by_both)
     assert fail_dead(first, again=True) == []
     assert len(first.get_trials(states=(TrialState.WAITING,))) == len(JOBS)
 
@@ -94,7 +93,7 @@ def test_search_job_is_done_though_who_found_its_worker_dead_died_too(tmp_path: 
     assert exit_codes(tmp_path, worker) == [-signal.SIGKILL]
     assert fail_dead(jobs.study) == [0]
     asked = []
-    jobs.work(lambda job, trial: asked.append(job) or 1.0, (), lambda line: None)
+    jobs.work(lambda job, trial: asked.append(job) or 1.0)
     assert sorted(asked) == JOBS and asked.count("a") == 1
 
 
@@ -106,7 +105,7 @@ def test_search_job_in_which_all_workers_die_is_given_up(tmp_path: Path) -> None
         jobs.study.tell(trial.number, state=TrialState.FAIL)
         for left in jobs._left():
             retry(jobs.study, left)
-    jobs.work(lambda job, trial: 1.0, (), lambda line: None)
+    jobs.work(lambda job, trial: 1.0)
     assert jobs.failed() == {"a": "its workers died"}
 
 
@@ -117,14 +116,14 @@ def test_search_job_that_failed_is_tried_again_at_the_next_start(tmp_path: Path)
         return 1.0
 
     jobs = jobs_of(tmp_path)
-    jobs.work(fails, (OSError,), lambda line: None)
+    jobs.work(fails, (OSError,))
     assert jobs.failed() == {"b": "OSError: No space left on device"}
     for _ in range(2):  # two workers that start together
         jobs = jobs_of(tmp_path)
         assert [trial.system_attrs["fixed_params"] for trial in jobs._waiting()] == [{"job": "b"}]
     jobs.study.enqueue_trial({"job": "b"})  # as where both had looked before either enqueued it
     asked = []
-    jobs.work(lambda job, trial: asked.append(job) or 2.0, (), lambda line: None)
+    jobs.work(lambda job, trial: asked.append(job) or 2.0)
     assert asked == ["b"]
     assert {name: trial.value for name, trial in jobs.done().items()} == {
         name: 2.0 if name == "b" else 1.0 for name in JOBS

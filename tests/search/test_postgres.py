@@ -31,15 +31,11 @@ from tests.search.postgres_worker import (
 )
 from timm_ktg.errors import RecipeError
 from timm_ktg.search import storage as storage_module
+from timm_ktg.search.liveness import retry
 from timm_ktg.search.pruning import RUNG, rungs
-from timm_ktg.search.sampler import GRAPH
-from timm_ktg.search.storage import open_storage, retry
-from timm_ktg.search.study import (
-    WORKER,
-    finished,
-    run_trials,
-    wait_for_others,
-)
+from timm_ktg.search.storage import open_storage
+from timm_ktg.search.study import run_trials, wait_for_others
+from timm_ktg.search.trials import finished, note
 
 pytestmark = pytest.mark.slow
 
@@ -279,10 +275,10 @@ def test_postgres_worker_of_another_host_is_not_waited_for_in_vain(
     storage = opened(server.create("elsewhere"), grace_period=2)
     study = study_on(storage)
     trial = begun(study)
-    trial.set_user_attr(WORKER, {"host": "elsewhere", "pid": 1, "started": 0.0})
+    note(trial, worker={"host": "elsewhere", "pid": 1, "started": 0.0})
     storage.record_heartbeat(trial._trial_id)
     began = time.monotonic()
-    wait_for_others(study, print)
+    wait_for_others(study)
     assert 2 <= time.monotonic() - began < 10
     assert study.trials[0].state == TrialState.FAIL
 
@@ -296,7 +292,7 @@ def test_postgres_study_comes_to_its_end(outcome: Outcome) -> None:
     ended = of_state(outcome.trials, TrialState.COMPLETE, TrialState.PRUNED)
     assert len(ended) == outcome.counted
     assert {trial.state for trial in ended} == {TrialState.COMPLETE, TrialState.PRUNED}
-    assert len({trial.user_attrs[GRAPH] for trial in ended}) == len(ended)
+    assert len({trial.user_attrs["graph"] for trial in ended}) == len(ended)
 
 
 def test_postgres_no_trial_is_lost(outcome: Outcome) -> None:
@@ -314,11 +310,11 @@ def test_postgres_trial_of_a_killed_worker_is_run_again_from_the_beginning(
     outcome: Outcome,
 ) -> None:
     (failed,) = of_state(outcome.trials, TrialState.FAIL)
-    assert failed.user_attrs[WORKER]["pid"] == outcome.killed
+    assert failed.user_attrs["worker"]["pid"] == outcome.killed
     assert kept_rungs(failed) == reported_rungs(failed) != {}
     (again,) = [t for t in outcome.trials if t.system_attrs.get("failed_trial") == failed.number]
     assert again.params == failed.params
     assert again.state in (TrialState.COMPLETE, TrialState.PRUNED)
-    assert again.user_attrs[WORKER]["pid"] != outcome.killed
+    assert again.user_attrs["worker"]["pid"] != outcome.killed
     assert kept_rungs(again) == reported_rungs(again)
     assert kept_rungs(again)[f"{RUNG}0"] != kept_rungs(failed)[f"{RUNG}0"]

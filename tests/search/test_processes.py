@@ -13,7 +13,7 @@ import timm_ktg as ktg
 from tests.search_cases import result_in, run_search, search_values, study_in
 from tests.train.test_distributed import logs, start_two
 from tests.training_cases import NO_AUGMENTATION, Values, finish, start, write_recipe
-from timm_ktg.search import team
+from timm_ktg.search import processes as worker_processes
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def interrupted(*argv: str | Path) -> None:
     def press(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    team.train_epoch = press  # type: ignore[assignment]
+    worker_processes.train_epoch = press  # type: ignore[assignment]
     searching(*argv)
 
 

@@ -14,19 +14,11 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
 from timm_ktg.recipe.search_config import SearchConfig
-from timm_ktg.search.objective import suggest
-from timm_ktg.search.sampler import (
-    GRAPH,
-    MOST_GRAPHS,
-    NODES,
-    Choices,
-    GraphSampler,
-    all_graphs,
-    build_choices,
-    seen_graphs,
-)
-from timm_ktg.search.space import CanonicalGraph, SearchSpace, canonical
-from timm_ktg.search.study import Join, open_study, run_trials
+from timm_ktg.search.canonical import CanonicalGraph
+from timm_ktg.search.sampler import MOST_GRAPHS, GraphSampler, all_graphs, suggest
+from timm_ktg.search.space import NODES, Choices, SearchSpace, build_choices, canonical
+from timm_ktg.search.study import StudyOptions, open_study, run_trials
+from timm_ktg.search.trials import note, seen_graphs
 
 Params = dict[str, Any]
 
@@ -61,13 +53,13 @@ class Run:
     def worker(self, kind: str = "random", seed: int = 0, unique: bool = True) -> Study:
         """Join as a new worker, with nothing but what is stored."""
         sampler = GraphSampler(self.choices, kind, seed, unique)
-        return open_study(Join("study", self.storage, sampler, NopPruner(), {}))
+        return open_study(StudyOptions("study", self.storage, sampler, NopPruner(), {}))
 
     def objective(self, trial: Trial) -> float:
         params = suggest(trial, self.choices)
         graph = self.choices.graph(params)
         assert graph is not None
-        trial.set_user_attr(GRAPH, graph.key)
+        note(trial, graph=graph.key)
         self.graphs.append(graph.key)
         return float(trial.number % 7)
 

@@ -18,10 +18,10 @@ from timm_ktg.data import images as data_images
 from timm_ktg.recipe import images as recipe_images
 from timm_ktg.recipe.recipe import check_section, load_recipe
 from timm_ktg.recipe.search_config import SearchRecipe
-from timm_ktg.search import team
-from timm_ktg.search.objective import suggest
-from timm_ktg.search.sampler import GraphSampler, build_choices
-from timm_ktg.search.space import all_through
+from timm_ktg.search import processes
+from timm_ktg.search.canonical import all_through
+from timm_ktg.search.sampler import GraphSampler, suggest
+from timm_ktg.search.space import build_choices
 
 pytestmark = pytest.mark.slow
 
@@ -185,7 +185,7 @@ def test_out_of_memory_fails_its_trial_and_not_the_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     epochs: list[int] = []
-    train = team.train_epoch
+    train = processes.train_epoch
 
     def full(*arguments: Any) -> Any:
         epochs.append(len(epochs))
@@ -193,7 +193,7 @@ def test_out_of_memory_fails_its_trial_and_not_the_worker(
             raise torch.OutOfMemoryError("out of memory")
         return train(*arguments)
 
-    monkeypatch.setattr(team, "train_epoch", full)
+    monkeypatch.setattr(processes, "train_epoch", full)
     assert search(tmp_path, search_values(nodes=1, gates=["through", "linear"], trials=2)) == 0
     first, second = study_in(tmp_path / "run", "s").trials
     assert (first.state, second.state) == (TrialState.FAIL, TrialState.COMPLETE)
@@ -228,7 +228,7 @@ def test_redraws_are_those_of_the_trial_itself() -> None:
     sampler = GraphSampler(choices, "random", 0, True)
     study = optuna.create_study(sampler=sampler)
     sampler.redrawn = {"invalid": 5, "seen": 5}  # of a trial before
-    study.enqueue_trial(choices.params(all_through(choices.largest, ["ktg_tiny"])))
+    study.enqueue_trial(choices.params(all_through("ktg_tiny", ["ktg_tiny"])))
     suggest(study.ask(), choices)
     assert sampler.redrawn == {"invalid": 0, "seen": 0}
 

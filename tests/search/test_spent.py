@@ -9,8 +9,8 @@ from tests.search_cases import result_in, run_search, search_values, study_in
 from tests.training_cases import Values, write_recipe
 from timm_ktg.recipe.recipe import Recipe
 from timm_ktg.review.study_data import read_study
-from timm_ktg.search.objective import Builder
-from timm_ktg.search.space import CanonicalGraph
+from timm_ktg.search.canonical import CanonicalGraph
+from timm_ktg.search.recipes import RecipeBuilder
 from timm_ktg.search.weights import NoWeightsError
 
 
@@ -30,15 +30,15 @@ def test_result_is_written_as_json(tmp_path: Path) -> None:
 def test_trial_that_never_trained_has_no_epochs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe_of, asked = Builder.recipe_of, []
+    recipe_of, asked = RecipeBuilder.recipe_of, []
 
-    def without_weights(builder: Builder, graph: CanonicalGraph) -> Recipe:
+    def without_weights(builder: RecipeBuilder, graph: CanonicalGraph) -> Recipe:
         asked.append(graph)
         if len(asked) == 2:
             raise NoWeightsError("There are none.")
         return recipe_of(builder, graph)
 
-    monkeypatch.setattr(Builder, "recipe_of", without_weights)
+    monkeypatch.setattr(RecipeBuilder, "recipe_of", without_weights)
     values = search_values(gates=["through", "linear"], trials=3, top_k=0, pruner="none")
     assert search(tmp_path, values) == 0
     trials = study_in(tmp_path / "run", "s").trials

@@ -15,7 +15,7 @@ from tests.wandb_log import nobody as nobody
 from timm_ktg.recipe.search_config import SearchConfig
 from timm_ktg.recipe.tracking_config import TrackingConfig
 from timm_ktg.search import tracking as search_tracking
-from timm_ktg.search.sampler import GRAPH, build_choices
+from timm_ktg.search.space import build_choices
 from timm_ktg.search.tracking import METRIC, create_sweep
 
 pytestmark = pytest.mark.slow
@@ -28,12 +28,12 @@ def test_search_is_shown_as_a_run_per_trial_and_one_of_the_study(shown: Path) ->
     study = study_in(shown, "s")
     trials = {log.config["trial"]: log for log in logs if log.run.job_type == "trial"}
     assert sorted(trials) == [trial.number for trial in study.trials]
-    card = study.user_attrs["wandb"]
+    ids = study.user_attrs["wandb"]
     seen = set()
     for trial in study.trials:
         log = trials[trial.number]
         run = log.run
-        assert run.run_id == f"{card['id']}-trial-{trial.number}"
+        assert run.run_id == f"{ids['id']}-trial-{trial.number}"
         assert (run.project, run.run_group, run.sweep_id) == ("pets", "s", "sweep1")
         state = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}[trial.state.name]
         seen.add(state)
@@ -48,7 +48,7 @@ def test_search_is_shown_as_a_run_per_trial_and_one_of_the_study(shown: Path) ->
         if reported:
             assert log.summary["target/top1/best"] == max(reported.values())
             assert log.summary[METRIC] == reported[max(reported)]
-        assert log.config["graph"] == trial.user_attrs[GRAPH]
+        assert log.config["graph"] == trial.user_attrs["graph"]
         assert any(name.startswith("media/images/graph") for name in log.files)
     assert seen == {"complete", "pruned", "failed"}
 

@@ -1,4 +1,4 @@
-"""A study's figures. Colours are names of the page's style, which knows light and dark."""
+"""A study's figures. Colors are variables of the page's style, which is light or dark."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from typing import Any
 import plotly.graph_objects as go
 
 from ..records.sample import Sample
+from ..search.trials import COMPLETE, FAILED, PRUNED, RUNNING, TrialRecord
 from .stages import best_quarter, choice_of, importances, label, means, parameters
-from .study_data import COMPLETE, FAILED, StudyData, TrialData
+from .study_data import StudyData
 
 Points = Iterable[tuple[float, float]]
 
-MOST_BEST = 30  # of the best quarter side by side; more would hide each other
+MOST_BEST = 30  # trials of the best quarter side by side; more would hide each other
 CLEAR = "rgba(0,0,0,0)"
 TOP1 = "validation top-1 %"
 _KINDS = {
-    "running": "var(--muted)",
-    "pruned": "var(--faint)",
+    RUNNING: "var(--muted)",
+    PRUNED: "var(--faint)",
     FAILED: "var(--bad)",
     COMPLETE: "var(--accent)",
 }
 
 
 def figure(height: int, **layout: Any) -> go.Figure:
-    """Return an empty figure in the manner of the page."""
+    """Return an empty figure in the style of the page."""
     plain = go.Figure()
     plain.update_layout(
         template="none",
@@ -52,10 +53,10 @@ def epochs_figure(study: StudyData) -> go.Figure:
     """Return every trial's accuracy by epoch, with the rungs and how many reached them."""
     plot = figure(420, xaxis_title="epoch", yaxis_title=TOP1)
     best = study.best[0]
-    for kind, colour in _KINDS.items():
+    for kind, color in _KINDS.items():
         trials = [trial for trial in study.trials if trial.state == kind and trial is not best]
         if any(trial.values for trial in trials):
-            look = {"line": {"color": colour, "width": 1}, "opacity": 0.6, "marker": {"size": 4}}
+            look = {"line": {"color": color, "width": 1}, "opacity": 0.6, "marker": {"size": 4}}
             plot.add_trace(_lines(kind, [(trial, trial.values.items()) for trial in trials], look))
     look = {"line": {"color": "var(--best)", "width": 3}, "marker": {"size": 7}}
     plot.add_trace(_lines(f"best: trial {best.number}", [(best, best.values.items())], look))
@@ -69,7 +70,7 @@ def epochs_figure(study: StudyData) -> go.Figure:
     return plot
 
 
-def parallel_figure(trials: Sequence[TrialData], epoch: int) -> go.Figure:
+def parallel_figure(trials: Sequence[TrialRecord], epoch: int) -> go.Figure:
     """Return the choices of trials that reached an epoch side by side with their accuracy."""
     axes = parameters(trials)
     values = [trial.values[epoch] for trial in trials]
@@ -78,21 +79,23 @@ def parallel_figure(trials: Sequence[TrialData], epoch: int) -> go.Figure:
     numbers = {trial.number for trial in top}
     others = [trial for trial in trials if trial.number not in numbers]
 
-    def line(trial: TrialData) -> Points:
-        spread = Random(trial.number)  # lines of one choice side by side, not on each other
+    def line(trial: TrialRecord) -> Points:
+        spread = Random(
+            trial.number
+        )  # lines of one choice lie side by side, not on top of each other
         for place, (name, choices) in enumerate(axes.items()):
             choice = choices.index(choice_of(trial, name))
             yield place, (choice + 0.2 + 0.6 * spread.random()) / len(choices)
         yield len(axes), (trial.values[epoch] - low) / (high - low or 1.0)
 
     plot = figure(460, margin={"l": 40, "r": 64, "t": 8, "b": 56})
-    groups: list[tuple[str, Sequence[TrialData], str, float, float]] = [
+    groups: list[tuple[str, Sequence[TrialRecord], str, float, float]] = [
         ("others", others, "var(--faint)", 1, 0.3),
         (f"best {len(top)}", top[1:], "var(--accent)", 1, 0.8),
         (f"best: trial {top[0].number}", top[:1], "var(--best)", 3, 1),
     ]
-    for name, group, colour, width, opacity in groups:
-        look = {"line": {"color": colour, "width": width}, "opacity": opacity}
+    for name, group, color, width, opacity in groups:
+        look = {"line": {"color": color, "width": width}, "opacity": opacity}
         plot.add_trace(_lines(name, [(each, line(each)) for each in group], look, mode="lines"))
     _parallel_axes(plot, axes, (low, high), epoch)
     return plot
@@ -120,16 +123,16 @@ def _parallel_axes(
     _mark(plot, notes, [_upright(place, "var(--muted)", "solid") for place in places])
 
 
-def _upright(x: float, colour: str, dash: str) -> dict[str, Any]:
+def _upright(x: float, color: str, dash: str) -> dict[str, Any]:
     """Return a line from the bottom of the figure to its top."""
-    line = {"color": colour, "width": 1, "dash": dash}
+    line = {"color": color, "width": 1, "dash": dash}
     return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": line}
 
 
 def _mark(
     plot: go.Figure, notes: list[dict[str, Any]], shapes: list[dict[str, Any]], yref: str = "y"
 ) -> None:
-    """Add texts and lines all at once; plotly looks at all that are there for each that comes."""
+    """Add texts and lines all at once, because plotly checks all that exist for each one added."""
     font = {"size": 11, "color": "var(--text)"}
     common = {"yref": yref, "showarrow": False, "xshift": 3, "font": font}
     if yref == "paper":
@@ -137,8 +140,8 @@ def _mark(
     plot.update_layout(annotations=[{**common, **note} for note in notes], shapes=shapes)
 
 
-def importance_figure(trials: Sequence[TrialData], epoch: int) -> go.Figure | None:
-    """Return the share of each choice in being among the best quarter; None: too few trials."""
+def importance_figure(trials: Sequence[TrialRecord], epoch: int) -> go.Figure | None:
+    """Return how much each choice mattered for the best quarter; None: too few trials."""
     shares = importances(trials, epoch)
     if not shares:
         return None
@@ -180,11 +183,11 @@ def tested_figure(samples: Mapping[str, Sample]) -> go.Figure:
             hovertemplate="%{y}, one seed: %{x:.2f} %<extra></extra>",
         )
     )  # fmt: skip
-    colours = ["var(--best)" if name.startswith("best") else "var(--accent)" for name in names]
+    colors = ["var(--best)" if name.startswith("best") else "var(--accent)" for name in names]
     plot.add_trace(
         go.Scatter(
             x=[samples[name].mean for name in names], y=names, mode="markers",
-            marker={"color": colours, "size": 11, "symbol": "diamond"},
+            marker={"color": colors, "size": 11, "symbol": "diamond"},
             error_x={"array": [samples[name].std or 0.0 for name in names], "color": "var(--text)"},
             hovertext=[f"{name}: {samples[name]}" for name in names],
             hovertemplate="%{hovertext}<extra></extra>",
@@ -195,13 +198,13 @@ def tested_figure(samples: Mapping[str, Sample]) -> go.Figure:
 
 def _lines(
     name: str,
-    trials: Sequence[tuple[TrialData, Points]],
+    trials: Sequence[tuple[TrialRecord, Points]],
     look: Mapping[str, Any],
     mode: str = "lines+markers",
 ) -> go.Scatter:
-    """Return trials as one trace with gaps: 1,500 traces would take the browser seconds.
+    """Return trials as one trace with gaps, because 1,500 traces would take the browser seconds.
 
-    The trials' numbers stand beside the points; the page makes what is shown on a hover of them.
+    The points carry their trials' numbers, from which the page makes what a hover shows.
     """
     xs: list[float | None] = []
     ys: list[float | None] = []

@@ -1,4 +1,4 @@
-"""Graphs of studies and runs as pictures and in words, on whatever machine they are looked at."""
+"""Graphs of studies and runs as pictures, which any machine can draw."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from typing import Any
 
 from ..graph.registry import with_arguments
 from ..recipe.graph_config import EdgeConfig, GraphConfig, NodeConfig, from_word
-from ..search.space import TARGET, THROUGH, GraphEdge
-
-Edges = Iterable[GraphEdge]
+from ..search.canonical import TARGET, GraphEdge
 
 
 def section_of(
-    models: Mapping[str, str], edges: Edges, reduction: str, gates: Iterable[Any]
+    models: Mapping[str, str], edges: Iterable[GraphEdge], reduction: str, gates: Iterable[Any]
 ) -> dict[str, Any]:
     """Return a search's graph as the section `graph` of a recipe.
 
@@ -40,17 +38,8 @@ def picture(section: Mapping[str, Any]) -> str:
     return svg_of(_unchecked(section))
 
 
-def words(edges: Edges) -> str:
-    """Return who learns from whom: `target ← label, aux1 (correct); aux1 ← label`."""
-    learns: dict[str, list[str]] = {}
-    for source, destination, gate in edges:
-        shown = source if gate == THROUGH else f"{source} ({gate})"
-        learns.setdefault(destination, []).append(shown)
-    return "; ".join(f"{name} ← {', '.join(sources)}" for name, sources in learns.items())
-
-
 def _unchecked(section: Mapping[str, Any]) -> GraphConfig:
-    """Return the section without a check of its gates and files, which may be elsewhere."""
+    """Return the section unchecked, because its gates and files may be on another machine."""
     nodes = {}
     for name, node in section["nodes"].items():
         sources = node.get("learns_from", {})

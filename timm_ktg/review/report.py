@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NEEDS = ("plotly", "jinja2")
 MARK = '<meta name="generator" content="timm_ktg.review">'
-HEAD = 1000  # bytes of a page within which the mark stands
+HEAD = 1000  # bytes at the start of a page that contain the mark
 
 
 def write_report(
@@ -65,7 +65,7 @@ _EXTRA = "It comes with: pip install 'timm_ktg[review]'."
 
 
 def _check_paths(paths: Sequence[Path]) -> bool:
-    """Return whether the only path is a search's; else all are runs'.
+    """Return whether the only path is a search's; otherwise all are runs'.
 
     Raises:
         RecipeError: A path is neither, or there are several searches.
@@ -86,7 +86,7 @@ def _is_study(path: Path) -> bool:
 
 
 def _check_output(output: Path) -> None:
-    """Raise RecipeError if a page would take the place of what is not one of ours."""
+    """Raise RecipeError if the page would replace something that is not a page of ours."""
     if output.is_dir():
         raise RecipeError([f"report: {output} is a directory; --output should be a file."])
     if not output.exists():

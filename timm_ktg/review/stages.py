@@ -1,4 +1,4 @@
-"""What mattered among the trials that came as far as a given epoch."""
+"""What mattered among the trials that got as far as a given epoch."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
-from ..search.sampler import NODES
-from .study_data import TrialData
+from ..search.space import NODES
+from ..search.trials import TrialRecord
 
 BEST = 0.25  # the share of the trials whose choices are compared with those of all
 ABSENT = "-"  # the choice of a trial whose graph is too small to have one
 FEWEST = 20  # trials, which makes five in the best quarter, as Optuna recommends
 
 
-def importances(trials: Sequence[TrialData], epoch: int) -> dict[str, float]:
+def importances(trials: Sequence[TrialRecord], epoch: int) -> dict[str, float]:
     """Return the share of each choice in what makes the best quarter differ from the rest.
 
-    Optuna's PED-ANOVA, which fits no forest and knows choices that only some trials have. Its
-    values are those at the epoch, so that trials count that were stopped later.
+    This is Optuna's PED-ANOVA, which fits no forest and handles choices that only some trials
+    have. It looks at the values at the epoch, so trials that were stopped later count too.
 
     Args:
         trials: Trials that reached the epoch.
         epoch: The epoch.
 
     Returns:
-        The shares by parameter, the largest first, which add up to 1; none where there are too
-        few trials to say, or all are alike.
+        The shares by parameter, the largest first; they add up to 1. None if there are too few
+        trials to say, or all are alike.
 
     Reference:
         Watanabe, Bansal, Hutter, "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in
@@ -51,27 +51,27 @@ def importances(trials: Sequence[TrialData], epoch: int) -> dict[str, float]:
         for trial in trials
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a choice that fewer than two trials have
+        warnings.simplefilter("ignore")  # there is one for a choice that fewer than two trials have
         evaluator = PedAnovaImportanceEvaluator(target_quantile=BEST)
         return get_param_importances(study, evaluator=evaluator)
 
 
-def best_quarter(trials: Sequence[TrialData], epoch: int) -> list[TrialData]:
+def best_quarter(trials: Sequence[TrialRecord], epoch: int) -> list[TrialRecord]:
     """Return the best of the trials at an epoch, the best first."""
     ranked = sorted(trials, key=lambda trial: (-trial.values[epoch], trial.number))
     return ranked[: math.ceil(BEST * len(ranked))]
 
 
-def means(trials: Sequence[TrialData], epoch: int, name: str) -> dict[str, tuple[float, int]]:
-    """Return the mean at an epoch and the number of the trials with each category of a choice."""
+def means(trials: Sequence[TrialRecord], epoch: int, name: str) -> dict[str, tuple[float, int]]:
+    """Return, for each category of a choice, the mean at an epoch and the number of trials."""
     values: dict[str, list[float]] = {}
     for trial in trials:
         values.setdefault(choice_of(trial, name), []).append(trial.values[epoch])
     return {category: (statistics.fmean(each), len(each)) for category, each in values.items()}
 
 
-def parameters(trials: Sequence[TrialData]) -> dict[str, list[str]]:
-    """Return each parameter's categories: of the number of nodes, models, roles, gates."""
+def parameters(trials: Sequence[TrialRecord]) -> dict[str, list[str]]:
+    """Return each parameter's categories: first the number of nodes, then models, roles, gates."""
     found: dict[str, dict[str, None]] = {}
     for trial in trials:
         for name, distribution in trial.trial.distributions.items():
@@ -87,8 +87,8 @@ def parameters(trials: Sequence[TrialData]) -> dict[str, list[str]]:
     }
 
 
-def choice_of(trial: TrialData, name: str) -> str:
-    """Return the category that a trial has of a parameter, which only larger graphs may have."""
+def choice_of(trial: TrialRecord, name: str) -> str:
+    """Return a trial's category of a parameter, which only larger graphs may have."""
     return str(trial.trial.params.get(name, ABSENT))
 
 

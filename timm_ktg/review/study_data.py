@@ -1,4 +1,4 @@
-"""A study as the report shows it: read once, changed by nobody."""
+"""A study as the report shows it: read once, and never changed."""
 
 from __future__ import annotations
 
@@ -13,85 +13,19 @@ from typing import Any
 import optuna
 from optuna import Study
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import RecipeError, did_you_mean, located
 from ..recipe.build import epochs_of
 from ..recipe.recipe import read_recipe
 from ..recipe.train_config import TrainConfig
-from ..search.final import spent
-from ..search.objective import EDGES, EPOCHS, MODELS
-from ..search.sampler import REASON
-from ..search.space import GraphEdge
+from ..search.result import spent
 from ..search.storage import open_to_read
-from ..search.study import DUPLICATE
+from ..search.trials import DEAD, FAILED, TrialRecord, records
 
 RECIPE, RESULT = "search.yaml", "result.json"
-COMPLETE, PRUNED, FAILED, DEAD = "complete", "pruned", "failed", "worker died"
 
-# How the studies beside a search's own are called; see search.program.
+# What the studies beside a search's own are called; see `Worker.jobs`.
 _BESIDE = re.compile(r"(.+)/(pretrained|wandb-sweep|(final|teachers|wandb)-[0-9a-f]{8})")
-
-
-@dataclass(frozen=True)
-class TrialData:
-    """A trial.
-
-    Args:
-        trial: As Optuna keeps it.
-        epochs: Epochs of a whole trial.
-    """
-
-    trial: FrozenTrial
-    epochs: int
-
-    @property
-    def number(self) -> int:
-        """Optuna's number, from 0."""
-        return self.trial.number
-
-    @property
-    def state(self) -> str:
-        """What became of it, in a word or two."""
-        attributes = self.trial.user_attrs
-        if DUPLICATE in attributes:
-            return "duplicate"
-        if self.trial.state == TrialState.FAIL:
-            return FAILED if REASON in attributes else DEAD
-        return self.trial.state.name.lower()
-
-    @cached_property
-    def values(self) -> dict[int, float]:
-        """The target's validation top-1 in percent by epoch: at the rungs, and at the end."""
-        found = dict(sorted(self.trial.intermediate_values.items()))
-        if self.trial.state == TrialState.COMPLETE and self.trial.value is not None:
-            found.setdefault(self.epochs, self.trial.value)
-        return found
-
-    @property
-    def last(self) -> float | None:
-        """The last of the values."""
-        return next(reversed(self.values.values()), None)
-
-    @property
-    def trained(self) -> int:
-        """Epochs that were trained."""
-        return int(self.trial.user_attrs.get(EPOCHS, 0))
-
-    @property
-    def models(self) -> dict[str, str]:
-        """The nodes' models by name; nothing of a trial that did not get so far."""
-        return dict(self.trial.user_attrs.get(MODELS, {}))
-
-    @property
-    def edges(self) -> tuple[GraphEdge, ...]:
-        """The edges that exist."""
-        return tuple(GraphEdge(*edge) for edge in self.trial.user_attrs.get(EDGES, ()))
-
-    @property
-    def reason(self) -> str:
-        """Why it failed, or nothing."""
-        return str(self.trial.user_attrs.get(REASON, ""))
 
 
 @dataclass(frozen=True)
@@ -100,25 +34,25 @@ class StudyData:
 
     Args:
         name: Its name.
-        directory: That of the search.
-        recipe: The search's recipe, every field spelled out.
+        directory: The search's.
+        recipe: The search's recipe, with every field.
         trials: All trials, by number.
         epochs: Epochs of a whole trial.
-        spent: What was spent; see `search.final.spent`.
+        spent: What was spent; see `search.result.spent`.
         result: What result.json holds; None: the search has not come to its end.
     """
 
     name: str
     directory: Path
     recipe: Mapping[str, Mapping[str, Any]]
-    trials: tuple[TrialData, ...]
+    trials: tuple[TrialRecord, ...]
     epochs: int
     spent: Mapping[str, int]
     result: Mapping[str, Any] | None
 
     @cached_property
-    def stages(self) -> dict[int, tuple[TrialData, ...]]:
-        """The trials that reached each rung and the end, by epoch; those that failed left out."""
+    def stages(self) -> dict[int, tuple[TrialRecord, ...]]:
+        """The trials that reached each rung and the end, by epoch, without those that failed."""
         counted = [trial for trial in self.trials if trial.state not in (FAILED, DEAD)]
         epochs = sorted({epoch for trial in counted for epoch in trial.values})
         return {
@@ -126,12 +60,12 @@ class StudyData:
         }
 
     @cached_property
-    def best(self) -> tuple[TrialData, ...]:
+    def best(self) -> tuple[TrialRecord, ...]:
         """The trials that got furthest, the best first, each graph once."""
         last = self.stages[max(self.stages)]
-        first: dict[tuple[Any, ...], TrialData] = {}
+        first: dict[str | None, TrialRecord] = {}
         for trial in sorted(last, key=lambda trial: (-(trial.last or 0.0), trial.number)):
-            first.setdefault((*trial.models.items(), *trial.edges), trial)
+            first.setdefault(trial.graph, trial)
         return tuple(first.values())
 
 
@@ -141,8 +75,8 @@ class FoundStudy:
 
     Args:
         study: The study.
-        directory: That of the search.
-        recipe: What its search.yaml says, unchecked, for its gates and weights may be those of
+        directory: The search's.
+        recipe: What its search.yaml says, unchecked, because its gates and weights may be on
             another machine.
     """
 
@@ -162,7 +96,7 @@ def find_study(path: Path, storage: str | None = None, name: str | None = None) 
     Raises:
         RecipeError: There is none.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # each of the little studies says hello
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # each of the studies for jobs says hello
     directory = path.parent if path.is_file() else path
     recipe = _recipe(directory / RECIPE)
     opened = open_to_read(storage or recipe["search"]["storage"], directory)
@@ -185,7 +119,7 @@ def read_study(path: Path, storage: str | None = None, name: str | None = None) 
     study, directory = found.study, found.directory
     with located(f"{directory / RECIPE}: train"):
         epochs = epochs_of(TrainConfig.model_validate(found.recipe["train"]))
-    trials = tuple(TrialData(trial, epochs) for trial in study.get_trials(deepcopy=False))
+    trials = tuple(records(study))
     _check_any(trials, f"{directory}: study `{study.study_name}`")
     file, result = directory / RESULT, None
     if file.is_file():
@@ -197,7 +131,7 @@ def read_study(path: Path, storage: str | None = None, name: str | None = None) 
 
 
 def _recipe(path: Path) -> dict[str, Any]:
-    """Return a search's recipe, unchecked but for what is needed here."""
+    """Return a search's recipe, of which only what is needed here is checked."""
     if not path.is_file():
         raise RecipeError([f"{path.parent}: should hold a search's {RECIPE}. Found none."])
     values = read_recipe(path)
@@ -225,14 +159,14 @@ def _name(storage: BaseStorage, name: str | None, directory: Path) -> str:
 
 
 def _own(names: Iterable[str]) -> list[str]:
-    """Return the names of searches, without those of the studies beside them."""
+    """Return the names of searches, without the studies that belong to their jobs."""
     known = set(names)
     beside = {name: _BESIDE.fullmatch(name) for name in known}
     return sorted(name for name, match in beside.items() if match is None or match[1] not in known)
 
 
-def _check_any(trials: Sequence[TrialData], where: str) -> None:
-    """Raise RecipeError unless a trial has something to show."""
+def _check_any(trials: Sequence[TrialRecord], where: str) -> None:
+    """Raise RecipeError if no trial has anything to show."""
     if not trials:
         raise RecipeError([f"{where} has no trial yet."])
     failed = [trial for trial in trials if trial.state in (FAILED, DEAD)]

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
 from ..records.sample import Sample, gain
-from ..search.final import LABEL_ONLY, MEAN, SUM
-from ..search.space import GraphEdge
+from ..search.canonical import GraphEdge, describe
+from ..search.result import LABEL_ONLY, MEAN, SUM
+from ..search.trials import COMPLETE, RUNNING, TrialRecord
 from .figures import epochs_figure, importance_figure, parallel_figure, tested_figure
-from .pictures import picture, section_of, words
+from .pictures import picture, section_of
 from .stages import FEWEST
-from .study_data import COMPLETE, StudyData, TrialData
+from .study_data import StudyData
 
-MANY = 5 * FEWEST  # trials, among which importance says something, and not only noise
-DRAWN = 3  # of the best graphs, at least
+MANY = 5 * FEWEST  # trials; with fewer, importance is mostly noise
+DRAWN = 3  # how many of the best graphs are drawn, at least
 CONTROLS = (LABEL_ONLY, SUM, MEAN)
 
-# Title, and how the page sorts and filters: by number, by one of few words, or by any text.
+# Title, and how the page sorts and filters: by number, by one of a few words, or by any text.
 COLUMNS = (
     ("trial", "number"),
     ("state", "choice"),
@@ -54,7 +55,7 @@ def study_page(study: StudyData) -> dict[str, Any]:
 
 
 def _figures(study: StudyData, samples: Mapping[str, Sample]) -> dict[str, Variants]:
-    """Return the figures by name, each in one variant or in one for every stage."""
+    """Return the figures by name, each in one variant, or in one for every stage."""
     importances = {
         str(epoch): found
         for epoch, trials in study.stages.items()
@@ -68,7 +69,7 @@ def _figures(study: StudyData, samples: Mapping[str, Sample]) -> dict[str, Varia
 
 
 def _stages(study: StudyData) -> list[dict[str, Any]]:
-    """Return the epochs to choose from; the last one that says something is chosen first."""
+    """Return the epochs to choose from; at first the last that is not mostly noise is chosen."""
     telling = [epoch for epoch, trials in study.stages.items() if len(trials) >= MANY]
     first = max(telling, default=min(study.stages))
     return [
@@ -81,14 +82,14 @@ def _lead(study: StudyData) -> str:
     """Return what was searched and what was found, in two sentences."""
     search, best = study.recipe["search"], study.best[0]
     data = study.recipe.get("data", {}).get("dataset", "?")
-    running = sum(trial.state == "running" for trial in study.trials)
+    running = sum(trial.state == RUNNING for trial in study.trials)
     going = f" so far, {running} of them running" if running else ""
     epoch = max(best.values)
     return (
         f"Which graph makes {search['target_model']} most accurate on {data}: "
         f"{len(study.trials):,} trials{going}. The best, trial {best.number}, has "
         f"{best.values[epoch]:.2f} % on the validation images after epoch {epoch} of "
-        f"{study.epochs}: {words(best.edges)}."
+        f"{study.epochs}: {_words(best.edges)}."
     )
 
 
@@ -122,7 +123,7 @@ def _rows(study: StudyData) -> list[dict[str, Any]]:
         row["section"] = section_of(
             row["models"], row["edges"], row["reduction"], search.get("gates", ())
         )
-        row["words"] = words(row["edges"])
+        row["words"] = _words(row["edges"])
         row["gains"] = _gains(row, samples)
     return rows
 
@@ -140,7 +141,7 @@ def _tested(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _untested(trial: TrialData, reduction: str) -> dict[str, Any]:
+def _untested(trial: TrialRecord, reduction: str) -> dict[str, Any]:
     return {
         "name": f"trial {trial.number}",
         "what": f"{trial.state}, after epoch {max(trial.values)}",
@@ -169,7 +170,12 @@ def _gains(row: Mapping[str, Any], samples: Mapping[str, Sample]) -> list[str]:
     ]
 
 
-def _trial(trial: TrialData) -> list[Any]:
+def _words(edges: Iterable[GraphEdge]) -> str:
+    """Return who learns from whom: `target ← label, aux1 (correct); aux1 ← label`."""
+    return describe(edges, arrow="←")
+
+
+def _trial(trial: TrialRecord) -> list[Any]:
     """Return a trial as a row of the table; see COLUMNS."""
     values = trial.values
     learning = {edge.destination for edge in trial.edges}
@@ -183,8 +189,8 @@ def _trial(trial: TrialData) -> list[Any]:
         None if trial.last is None else round(trial.last, 2),
         round(max(values.values()), 2) if values else None,
         max(values, default=None),
-        trial.trained,
+        trial.epochs,
         ", ".join(auxiliaries),
-        words(trial.edges),
+        _words(trial.edges),
         trial.reason,
     ]

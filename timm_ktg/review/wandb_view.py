@@ -7,24 +7,23 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optuna import Study
-
 from ..errors import RecipeError, one_line
 from ..recipe.recipe import check_section
 from ..recipe.search_config import SearchRecipe
 from ..recipe.tracking_config import TrackingConfig
-from ..search.objective import MODELS
-from ..search.sampler import Choices, build_choices
-from ..search.space import TARGET
+from ..search.canonical import TARGET
+from ..search.space import Choices, build_choices, gate_param, model_param
 from ..search.tracking import (
     ACCURACY,
     METRIC,
     WANDB,
-    StudyCard,
-    card_of,
+    WandbRunIds,
     create_sweep,
+    make_run_ids,
+    run_ids_of,
     search_tracking_problems,
 )
+from ..search.trials import records
 from ..tracking.wandb_run import STEP
 from .study_data import find_study
 
@@ -36,7 +35,7 @@ def show_wandb(path: Path, storage: str | None, name: str | None) -> list[tuple[
     """Save a view of a study's runs, and make their sweep if there is none yet.
 
     Args:
-        path: The search's directory, whose search.yaml says to which project the runs went.
+        path: The search's directory; its search.yaml says to which project the runs went.
         storage: Where the study is kept; None: where search.yaml says.
         name: Name of the study; None: the only one that is kept there.
 
@@ -49,9 +48,7 @@ def show_wandb(path: Path, storage: str | None, name: str | None) -> list[tuple[
     found = find_study(path, storage, name)
     recipe = check_section(SearchRecipe, found.recipe)
     tracking = recipe.tracking.model_copy(update={"wandb": True, "mode": "online"})
-    shown = [
-        trial for trial in found.study.get_trials(deepcopy=False) if MODELS in trial.user_attrs
-    ]
+    shown = [trial for trial in records(found.study) if trial.models]
     if not recipe.tracking.wandb or WANDB not in found.study.user_attrs or not shown:
         where = f"{found.directory}: study `{found.study.study_name}`"
         raise RecipeError([f"{where} should have runs (--tracking.wandb true). Found none."])
@@ -62,26 +59,29 @@ def show_wandb(path: Path, storage: str | None, name: str | None) -> list[tuple[
         raise RecipeError(problems)
     import wandb
 
-    _check_runs_are_there(tracking, card_of(found.study), len(shown))
-    choices, card, made = build_choices(recipe.search), card_of(found.study), []
-    if card.sweep is None:
-        runs = [card.trial_id(trial.number) for trial in shown]
-        card = _with_sweep(found.study, create_sweep(tracking, card.name, choices, runs))
-        made.append(("sweep", str(card.sweep)))
+    choices, ids, made = build_choices(recipe.search), run_ids_of(found.study), []
+    _check_runs_are_there(tracking, ids, len(shown))
+    if ids.sweep is None:
+        runs = [ids.trial_id(trial.number) for trial in shown]
+        sweep = create_sweep(tracking, ids.name, choices, runs)
+        if sweep is None:
+            raise RecipeError(["wandb: no sweep could be made; the reason is said above."])
+        make_run_ids(found.study, sweep)  # the study keeps it
+        made.append(("sweep", sweep))
     try:
         entity = tracking.entity or wandb.Api().default_entity or ""
-        group = tracking.group or card.name
+        group = tracking.group or ids.name
         view = build_view(entity, tracking.project, group, choices).save()
     except (wandb.Error, ValueError, OSError) as error:
         raise RecipeError([f"wandb: the view could not be saved. {one_line(error)}"]) from error
     return [*made, ("view", str(view.url))]
 
 
-def _check_runs_are_there(tracking: TrackingConfig, card: StudyCard, count: int) -> None:
-    """Raise RecipeError unless the server has a run of every trial, which the sweep will hold."""
+def _check_runs_are_there(tracking: TrackingConfig, ids: WandbRunIds, count: int) -> None:
+    """Raise RecipeError unless the server has a run of every trial, for the sweep to contain."""
     import wandb
 
-    filters = {"group": tracking.group or card.name, "jobType": "trial"}
+    filters = {"group": tracking.group or ids.name, "jobType": "trial"}
     path = f"{tracking.entity}/{tracking.project}" if tracking.entity else tracking.project
     try:
         there = len(wandb.Api().runs(path, filters=filters))
@@ -94,14 +94,6 @@ def _check_runs_are_there(tracking: TrackingConfig, card: StudyCard, count: int)
                 "those that were written offline first: wandb sync <search>/wandb/offline-run-*"
             ]
         )
-
-
-def _with_sweep(study: Study, sweep: str | None) -> StudyCard:
-    """Return the study's card with the sweep that was made, which the study keeps."""
-    if sweep is None:
-        raise RecipeError(["wandb: no sweep could be made; the reason is said above."])
-    study.set_user_attr(WANDB, {"id": card_of(study).id, "sweep": sweep})
-    return card_of(study)
 
 
 def build_view(entity: str, project: str, group: str, choices: Choices) -> ws.Workspace:
@@ -140,7 +132,7 @@ def build_view(entity: str, project: str, group: str, choices: Choices) -> ws.Wo
             ws.Section("Side by side", [wr.RunComparer(diff_only="split")]),
         ],
         settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=100),
-        # Runs that are grouped would leave the importance panel empty.
+        # Grouping the runs would leave the importance panel empty.
         runset_settings=ws.RunsetSettings(
             filters=expr.And(expr.Metric("Group") == group, expr.Metric("JobType") == "trial"),
             order=[expr.Ordering(expr.Summary(METRIC), ascending=False)],
@@ -150,5 +142,5 @@ def build_view(entity: str, project: str, group: str, choices: Choices) -> ws.Wo
 
 def _graph_keys(choices: Choices) -> Sequence[str]:
     space = choices.largest
-    models = [f"model/{name}" for name in (TARGET, *space.auxiliaries)]
-    return [*models, *(f"gate/{source}->{destination}" for source, destination in space.pairs)]
+    models = [model_param(name) for name in (TARGET, *space.auxiliaries)]
+    return [*models, *map(gate_param, space.pairs)]

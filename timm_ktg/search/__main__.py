@@ -1,4 +1,4 @@
-"""The search: `accelerate launch -m timm_ktg.search [RECIPE] [--section.field value ...]`."""
+"""The program: `accelerate launch -m timm_ktg.search [RECIPE] [--section.field value ...]`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from ..errors import RecipeError
 from ..recipe.search_command import SearchCommand, parse_search
 from ..records.run_directory import RUNS
 from ..train.program import create_accelerator, resolved, run_program
-from .program import Worker, check_recipe_of
-from .sampler import build_choices
-from .site import say
-from .team import CheckTask, Team
+from .final import finish
+from .processes import WorkerProcesses
+from .recipes import candidates_recipe
+from .space import build_choices
+from .study import say
 from .tracking import search_tracking_problems
 from .weights import NoWeightsError
+from .worker import join_search
 
 # While the first process waits for other workers, the rest wait for it.
 PATIENCE = timedelta(days=30)
@@ -60,32 +62,33 @@ def run(command: SearchCommand) -> None:
     Raises:
         RecipeError: What was asked for is wrong.
     """
-    accelerator = create_accelerator(check_recipe_of(command.recipe))
+    accelerator = create_accelerator(candidates_recipe(command.recipe))
     recipe = resolved(command.recipe, accelerator)
     logging.getLogger("timm_ktg.graph").setLevel(logging.ERROR)  # many trials leave nodes out
-    team = Team()
-    # Collecting garbage after a trial need not look at what is there now, torch and timm.
+    processes = WorkerProcesses()
+    # What is there now, torch and timm, need not be looked at when garbage is collected.
     gc.freeze()
     if not accelerator.is_main_process:
-        team.follow()
+        processes.follow()
         accelerator.end_training()
         return
     name = recipe.search.study or command.name
     directory = command.output_dir or Path(RUNS, name)
     try:
         if command.dry_run:
-            team.check(CheckTask(check_recipe_of(recipe)))
+            processes.check(candidates_recipe(recipe))
             say(f"Dry run: {build_choices(recipe.search).size:,} ways to choose, all models built.")
         else:
-            Worker(recipe, name, directory, team).run(command.resume)
+            worker = join_search(recipe, name, directory, processes, must_exist=command.resume)
+            finish(worker, worker.search())
     except (RecipeError, NoWeightsError):
-        team.dismiss()
+        processes.dismiss()
         raise
     finally:
         gc.unfreeze()
-    # After any other error the others may be in the middle of a step: this process ends, and with
-    # it, by the launcher, they do.
-    team.dismiss()
+    # After any other error the other processes may be in the middle of a step: this process ends,
+    # and the launcher then ends them.
+    processes.dismiss()
     accelerator.end_training()
 
 

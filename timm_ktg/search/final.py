@@ -1,141 +1,68 @@
-"""What becomes of the best graphs: trained again on all training images, tested beside controls."""
+"""A search's end: the best graphs and the controls trained on all training images, and shown."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from hashlib import sha256
+from itertools import product
 from pathlib import Path
-from typing import Any
 
-from optuna import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna import Trial
 
-from ..recipe.data_config import DataConfig
-from ..recipe.recipe import Recipe
-from ..recipe.search_config import SearchRecipe
+from ..errors import RecipeError
+from ..recipe.build import epochs_of
+from ..recipe.recipe import Recipe, save_recipe
+from ..records.files import write_whole
 from ..records.sample import Sample
-from .objective import EDGES, EPOCHS, REDRAWN, Builder
-from .sampler import GRAPH, Choices
-from .space import CanonicalGraph, SearchSpace, all_through
-from .study import DUPLICATE, finished
-
-LABEL_ONLY = "label-only"
-SUM, MEAN = "all-through sum", "all-through mean"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A graph to train again.
-
-    Args:
-        name: What it is called in the table and on the disk.
-        graph: The graph.
-        reduction: How a node's losses from networks add up.
-        trial: Number of the trial that found it; None: a control.
-        value: Validation top-1 in percent of one training on the search's split, if there was one.
-    """
-
-    name: str
-    graph: CanonicalGraph
-    reduction: str
-    trial: int | None = None
-    value: float | None = None
+from ..tracking.wandb_run import mode_of
+from .processes import FinalTask
+from .recipes import RecipeBuilder, on_all_images
+from .result import Result, Row, show_result, spent
+from .study import say
+from .study_run import show_study
+from .trials import TrialRecord
+from .weights import SharedWeights, file_name
+from .worker import Worker
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a search came to.
+def finish(worker: Worker, rows: Sequence[Row]) -> None:
+    """Train the best graphs and the controls on all training images, and show them.
 
     Args:
-        rows: The best graphs and, after them, the controls.
-        samples: Test top-1 in percent of each row by its name, over the seeds; None: no figure.
-        spent: What the search cost.
+        worker: This worker of the search.
+        rows: The graphs, the best first.
+
+    Raises:
+        RecipeError: There is no best graph.
     """
-
-    rows: Sequence[Row]
-    samples: Mapping[str, Sample | None]
-    spent: Mapping[str, int]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the result as result.json holds it."""
-        described = []
-        for row in self.rows:
-            found = self.samples[row.name]
-            described.append(
-                {
-                    "name": row.name,
-                    "trial": row.trial,
-                    "validation top1": row.value,
-                    "test top1": None if found is None else found.as_json(),
-                    "graph": row.graph.key,
-                    "reduction": row.reduction,
-                    "edges": [list(edge) for edge in row.graph.edges],
-                    "models": {node.name: node.model for node in row.graph.nodes},
-                }
-            )
-        return {"rows": described, "spent": dict(self.spent)}
+    search, directory = worker.recipe.search, worker.directory
+    if not rows or rows[0].trial is None:
+        raise RecipeError(["search: no trial was completed, so there is no best graph."])
+    digest = digest_of(rows, search.final_seeds)
+    builder = RecipeBuilder(worker.recipe, _teachers(worker, rows, digest).path)
+    for row in rows:
+        if row.trial is not None:
+            name = row.name.removesuffix("-1") + ".yaml"
+            save_recipe(builder.final(row.graph, row.reduction), directory / name)
+    seeds = search.final_seeds if search.top_k else []
+    done = _train(worker, rows, builder, seeds, digest)
+    samples = {row.name: _sample(done, row, seeds) for row in rows}
+    result = Result(rows, samples, spent(worker.study, epochs_of(worker.recipe.train)))
+    write_whole(directory / "result.json", json.dumps(result.as_json(), indent=2) + "\n")
+    show_result(result, directory)
+    if worker.recipe.tracking.wandb:
+        weights = [run_path(directory, rows[0], seed) / "nodes" for seed in seeds[:1]]
+        _show_study(worker, result, builder, [each / "target.safetensors" for each in weights])
 
 
-def best_trials(study: Study, count: int) -> list[FrozenTrial]:
-    """Return the complete trials of the best graphs, the best first, each graph once."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    best: dict[str, FrozenTrial] = {}
-    for trial in sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number)):
-        best.setdefault(trial.user_attrs[GRAPH], trial)
-    return list(best.values())[:count]
+def digest_of(rows: Sequence[Row], seeds: Sequence[int]) -> str:
+    """Return what tells these final trainings from others, as part of their jobs' names.
 
-
-def rows(
-    study: Study, choices: Choices, recipe: SearchRecipe, label_only: float | None
-) -> list[Row]:
-    """Return the best graphs and, beside them, the controls on the same nodes as the best.
-
-    Args:
-        study: The study.
-        choices: What there was to draw.
-        recipe: The search's.
-        label_only: Validation top-1 in percent of the target trained on the labels alone.
+    It comes from the repr of a row. If that changes, a search that was interrupted during its
+    final trainings begins them anew.
     """
-    search, space = recipe.search, choices.largest
-    found = []
-    for rank, trial in enumerate(best_trials(study, max(1, search.top_k)), start=1):
-        graph = choices.graph(trial.params)
-        assert graph is not None  # it was trained
-        found.append(Row(f"best-{rank}", graph, search.reduction, trial.number, trial.value))
-    return [*found, *_controls(space, found, label_only)]
-
-
-def _controls(space: SearchSpace, found: Sequence[Row], value: float | None) -> list[Row]:
-    nodes = found[0].graph.nodes[1:] if found else ()
-    label_only = Row(LABEL_ONLY, all_through(space, ()), "sum", value=value)
-    if not nodes:
-        return [label_only]
-    graph = all_through(space, [node.model for node in nodes])
-    return [label_only, Row(SUM, graph, "sum"), Row(MEAN, graph, "mean")]
-
-
-def final_recipe(builder: Builder, row: Row) -> Recipe:
-    """Return the recipe that trains a graph on all training images."""
-    recipe = builder.recipe_of(row.graph)
-    graph = recipe.graph.model_copy(update={"reduction": row.reduction})
-    return recipe.model_copy(update={"graph": graph, "data": whole(recipe.data)})
-
-
-def whole(data: DataConfig) -> DataConfig:
-    """Return the section `data` with nothing held out of the training images."""
-    return data.model_copy(update={"holdout": 0})
-
-
-def job_name(row: str, seed: int) -> str:
-    """Return the name of the job that trains a row with a seed."""
-    return f"{row}, seed {seed}"
-
-
-def sample(done: Mapping[str, FrozenTrial], row: Row, seeds: Sequence[int]) -> Sample | None:
-    """Return a row's test figures over its seeds, or None if none succeeded."""
-    names = [job_name(row.name, seed) for seed in seeds]
-    values = tuple(done[name].value or 0.0 for name in names if name in done)
-    return Sample(values) if values else None
+    return sha256(repr([rows, seeds]).encode()).hexdigest()[:8]
 
 
 def run_path(directory: Path, row: Row, seed: int) -> Path:
@@ -144,24 +71,72 @@ def run_path(directory: Path, row: Row, seed: int) -> Path:
     return directory / "final" / name / f"seed-{seed}"
 
 
-def spent(study: Study, epochs: int) -> dict[str, int]:
-    """Return what a search cost.
+def _teachers(worker: Worker, rows: Sequence[Row], digest: str) -> SharedWeights:
+    """Return the weights of the rows' frozen nodes, trained on all training images."""
+    models = {row.graph.models[name] for row in rows for name in row.graph.frozen_nodes}
+    shared = worker.weights(sorted(models), f"teachers-{digest}", "weights-all-images")
+    builder = RecipeBuilder(worker.recipe, shared.path)
 
-    Args:
-        study: The study.
-        epochs: Epochs of a whole trial.
-    """
-    trials = study.get_trials(deepcopy=False)
-    trained = [trial for trial in finished(study) if EDGES in trial.user_attrs]
-    redrawn = [trial.user_attrs.get(REDRAWN, {}) for trial in trained]
-    states = [trial.state for trial in trained]
-    return {
-        "complete": states.count(TrialState.COMPLETE),
-        "pruned": states.count(TrialState.PRUNED),
-        "failed": states.count(TrialState.FAIL),
-        "epochs": sum(trial.user_attrs.get(EPOCHS, 0) for trial in trained),
-        "epochs without pruning": len(trained) * epochs,
-        "duplicates avoided": sum(each.get("seen", 0) for each in redrawn)
-        + sum(DUPLICATE in trial.user_attrs for trial in trials),
-        "invalid graphs drawn again": sum(each.get("invalid", 0) for each in redrawn),
-    }
+    def train(model: str, path: Path) -> float:
+        recipe = on_all_images(builder.label_only(model))
+        run = worker.directory / "final" / f"teacher-{file_name(model)}"
+        value = _tested(worker, recipe, recipe.train.seed, run)
+        path.write_bytes((run / "nodes" / "target.safetensors").read_bytes())
+        return value
+
+    shared.train(train, worker.catch)
+    return shared
+
+
+def _train(
+    worker: Worker, rows: Sequence[Row], builder: RecipeBuilder, seeds: Sequence[int], digest: str
+) -> dict[str, TrialRecord]:
+    """Train every row with every seed, here or by other workers, and return what succeeded."""
+    if not seeds:
+        return {}
+    by_name = {_job_name(row, seed): (row, seed) for row, seed in product(rows, seeds)}
+
+    def do(name: str, trial: Trial) -> float:
+        row, seed = by_name[name]
+        say(f"Training {name} on all training images.")
+        path = run_path(worker.directory, row, seed)
+        return _tested(worker, builder.final(row.graph, row.reduction), seed, path)
+
+    jobs = worker.jobs(f"final-{digest}", list(by_name))
+    jobs.work(do, worker.catch)
+    return jobs.done()
+
+
+def _tested(worker: Worker, recipe: Recipe, seed: int, path: Path) -> float:
+    """Train a recipe and return its target's top-1 in percent."""
+    summary = worker.processes.final(FinalTask(recipe, seed, path))
+    return float(summary["nodes"][summary["target"]]["top1"])
+
+
+def _job_name(row: Row, seed: int) -> str:
+    return f"{row.name}, seed {seed}"
+
+
+def _sample(done: Mapping[str, TrialRecord], row: Row, seeds: Sequence[int]) -> Sample | None:
+    """Return a row's test figures over its seeds, or None if none succeeded."""
+    names = [_job_name(row, seed) for seed in seeds]
+    values = tuple(done[name].value or 0.0 for name in names if name in done)
+    return Sample(values) if values else None
+
+
+def _show_study(
+    worker: Worker, result: Result, builder: RecipeBuilder, weights: Sequence[Path]
+) -> None:
+    """Show the result in Weights & Biases, once for all workers."""
+    rows, tracking = result.rows, worker.tracking
+    best = builder.final(rows[0].graph, rows[0].reduction).graph
+    files = [worker.directory / "best.yaml", *weights]
+
+    def show(name: str, trial: Trial) -> float:
+        show_study(tracking, worker.study, result, best, files)
+        return 0.0
+
+    if mode_of(worker.recipe.tracking) == "offline":
+        say(f"upload     wandb sync {worker.directory / 'wandb' / 'offline-run-*'}")
+    digest = digest_of(rows, worker.recipe.search.final_seeds)
+    worker.jobs(f"wandb-{digest}", ["study run"]).work(show)

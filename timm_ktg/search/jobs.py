@@ -1,4 +1,4 @@
-"""Work that the workers of a search share: each piece is done once, by whoever comes first."""
+"""Work that the workers of a search share: each piece is done once, by the first who is free."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import one_line
-from .sampler import REASON
-from .storage import RETRIES, retry
-from .study import Join, fail_dead, open_study, run_trials, until
+from .liveness import RETRIES, fail_dead, retry
+from .study import StudyOptions, open_study, run_trials, say, until
+from .trials import COMPLETE, DEAD, FAILED, RUNNING, WAITING, TrialRecord, records
 
 JOB = "job"
 NOTHING = "nothing"  # what a trial gets that was not enqueued
-ALIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
+ALIVE = (WAITING, RUNNING, COMPLETE)
 
 # Does a job, within its trial, and returns its figure.
 Do = Callable[[str, Trial], float]
@@ -29,13 +29,13 @@ Do = Callable[[str, Trial], float]
 class Jobs:
     """A study beside the search's, whose trials are all enqueued: one for each job.
 
-    Optuna hands every one to one worker only, and again to another if that one dies.
+    Optuna hands each to one worker only, and again to another if that one dies.
 
     Args:
         name: Name of the study.
         storage: Where it is kept.
         names: The jobs.
-        identity: What must not change; see `Join`.
+        identity: What must not change; see `StudyOptions`.
 
     Raises:
         RecipeError: The study was made with other choices.
@@ -55,17 +55,16 @@ class Jobs:
             warnings.simplefilter("ignore", ExperimentalWarning)
             sampler = PartialFixedSampler({JOB: NOTHING}, RandomSampler())
         self.study = open_study(
-            Join(name, storage, sampler, NopPruner(), identity, prepare, again=True)
+            StudyOptions(name, storage, sampler, NopPruner(), identity, prepare, again=True)
         )
         self._try_again()
 
-    def work(self, do: Do, catch: tuple[type[Exception], ...], say: Callable[[str], None]) -> None:
+    def work(self, do: Do, catch: tuple[type[Exception], ...] = ()) -> None:
         """Do jobs until all are done, here or by other workers.
 
         Args:
             do: Does a job.
             catch: Exceptions that fail a job and not the worker.
-            say: Prints a line.
         """
 
         def objective(trial: Trial) -> float:
@@ -81,69 +80,63 @@ class Jobs:
         while True:
             if self._waiting():
                 run_trials(self.study, objective, lambda study: not self._waiting(), catch)
-            elif self._running():
-                say(f"Waiting for other workers: {', '.join(self._running())}.")
+            elif running := self._in(RUNNING):
+                jobs = ", ".join(_job_of(each.trial) for each in running)
+                say(f"Waiting for other workers: {jobs}.")
                 self._wait()
             elif left := self._left():
-                for trial in left:  # if the other does so, too, the later one is pruned
+                for trial in left:  # if another worker does so too, the later one is pruned
                     retry(self.study, trial)
             else:
                 return
 
-    def done(self) -> dict[str, FrozenTrial]:
+    def done(self) -> dict[str, TrialRecord]:
         """Return the trials of jobs that succeeded, by job."""
-        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        return {trial.params[JOB]: trial for trial in complete}
+        return {each.trial.params[JOB]: each for each in self._in(COMPLETE)}
 
     def failed(self) -> dict[str, str]:
         """Return the jobs that did not succeed, with the reason."""
         reasons = {
-            trial.params[JOB]: trial.user_attrs[REASON]
-            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-            if JOB in trial.params and REASON in trial.user_attrs
+            each.trial.params[JOB]: each.reason
+            for each in self._in(FAILED)
+            if JOB in each.trial.params
         }
         done = self.done()
         return {
             name: reasons.get(name, "its workers died") for name in self.names if name not in done
         }
 
+    def _in(self, *states: str) -> list[TrialRecord]:
+        return [each for each in records(self.study) if each.state in states]
+
     def _try_again(self) -> None:
-        """Enqueue what failed before this start, for a full disk may have room again."""
-        trials = self.study.get_trials(deepcopy=False)  # one look, for they go on meanwhile
-        failed = [trial for trial in trials if trial.state == TrialState.FAIL]
-        others = {_job_of(trial) for trial in trials if trial.state in ALIVE}
-        for name in {_job_of(trial) for trial in failed if REASON in trial.user_attrs} - others:
+        """Enqueue what failed before this start: a full disk, say, may have room again."""
+        trials = self._in(*ALIVE, FAILED)  # one look, because trials go on meanwhile
+        failed = {_job_of(each.trial) for each in trials if each.state == FAILED}
+        for name in failed - {_job_of(each.trial) for each in trials if each.state in ALIVE}:
             self.study.enqueue_trial({JOB: name})
 
     def _is_taken(self, trial: Trial, job: str) -> bool:
-        """Say whether a job that two enqueued who started together has been taken before."""
+        """Say whether an earlier trial has the job: workers that start together may enqueue two."""
         return any(
-            each.number < trial.number and _job_of(each) == job
-            for each in self.study.get_trials(deepcopy=False, states=ALIVE)
+            each.number < trial.number and _job_of(each.trial) == job for each in self._in(*ALIVE)
         )
 
     def _waiting(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
 
-    def _running(self) -> list[str]:
-        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return [_job_of(trial) for trial in running]
-
     def _left(self) -> list[FrozenTrial]:
-        """Return the jobs in which a worker died and that are not enqueued again so far.
+        """Return the trials of dead workers whose jobs are not enqueued again so far.
 
-        Who found that has yet to do so, or has died in between.
+        The worker that found them has yet to do so, or has died too.
         """
-        states = (*ALIVE, TrialState.FAIL)
-        trials = self.study.get_trials(deepcopy=False, states=states)
-        newest = {_job_of(trial): trial for trial in trials}
+        newest = {_job_of(each.trial): each for each in self._in(*ALIVE, FAILED, DEAD)}
         return [
-            trial
-            for name, trial in newest.items()
+            each.trial
+            for name, each in newest.items()
             if name in self.names
-            and trial.state == TrialState.FAIL
-            and REASON not in trial.user_attrs
-            and len(trial.system_attrs.get("retry_history", [])) < RETRIES
+            and each.state == DEAD
+            and len(each.trial.system_attrs.get("retry_history", [])) < RETRIES
         ]
 
     def _wait(self) -> None:
@@ -151,12 +144,12 @@ class Jobs:
 
         def ended() -> bool:
             fail_dead(self.study, again=True)
-            return bool(self._waiting()) or not self._running()
+            return bool(self._waiting()) or not self._in(RUNNING)
 
         until(ended)
 
 
 def _job_of(trial: FrozenTrial) -> str:
-    """Return the job of a trial, also where its worker has not asked for it yet."""
+    """Return the job of a trial, even if its worker has not asked for it yet."""
     enqueued: dict[str, str] = trial.system_attrs.get("fixed_params", {})
     return str(enqueued.get(JOB, trial.params.get(JOB, NOTHING)))

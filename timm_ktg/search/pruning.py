@@ -11,16 +11,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ..recipe.search_config import SearchConfig
 
-RUNG = "completed_rung_"  # how the attributes begin in which Optuna keeps a trial's rungs
+RUNG = "completed_rung_"  # how the names of the attributes begin that hold a trial's rungs
 
 
 def rungs(epochs: int, min_resource: int = 1, reduction_factor: int = 2) -> tuple[int, ...]:
     """Return the epochs, from 1, at which a trial reports: the paper's 1, 2, 4, ..., 2^k.
 
     Args:
-        epochs: All epochs of a trial.
+        epochs: How many epochs a whole trial has.
         min_resource: Epoch of the first rung.
-        reduction_factor: A rung's epochs over those of the rung before.
+        reduction_factor: The factor from the epoch of each rung to that of the next.
     """
 
     def powers() -> Iterator[int]:
@@ -42,12 +42,12 @@ def build_pruner(search: SearchConfig) -> BasePruner:
 class Asha(BasePruner):
     """Optuna's successive halving with the paper's settings, where failed trials do not count.
 
-    A trial whose worker died is run again and would otherwise stand twice on every rung that it
-    had reached, for Optuna keeps a rung's value whatever becomes of the trial.
+    Optuna keeps a rung's value even if the trial fails later. A trial whose worker died is run
+    again, so it would otherwise stand twice on every rung that it had reached.
 
     Args:
         min_resource: Epoch of the first rung.
-        reduction_factor: One of this many trials passes a rung.
+        reduction_factor: One in this many trials passes a rung.
 
     Reference:
         Li et al., "A System for Massively Parallel Hyperparameter Tuning", MLSys 2020.
@@ -67,7 +67,7 @@ class Asha(BasePruner):
 
 
 class _Counting:
-    """A study as successive halving sees it: without the trials that failed."""
+    """A study without its failed trials, as successive halving sees it."""
 
     def __init__(self, study: Study) -> None:
         self._study = study

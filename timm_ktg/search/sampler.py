@@ -5,97 +5,28 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
-from optuna import Study
+from optuna import Study, Trial
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from ..data import derive_seed
-from ..recipe.search_config import SearchConfig
-from .space import CanonicalGraph, SearchSpace, canonical, params_of
+from .space import Choices, Params
+from .trials import seen_graphs
 
-NODES = "nodes"
-REASON = "reason"  # the user attribute that says why a trial failed by itself
-GRAPH = "graph"  # the user attribute that holds a trial's graph, as its key
 MOST_DRAWS = 1000
-MOST_DRAWS_BY_TPE = 50  # which may insist on what it likes best, seen or not
-MOST_GRAPHS = 200_000  # to write down one by one
-
-Params = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Choices:
-    """All spaces of a search, one for each number of nodes.
-
-    Args:
-        spaces: The spaces by number of nodes.
-    """
-
-    spaces: Mapping[int, SearchSpace]
-
-    @property
-    def size(self) -> int:
-        """The number of ways to choose: M^(N-1) * G^(N^2), summed over the numbers of nodes."""
-        return sum(space.size for space in self.spaces.values())
-
-    @property
-    def largest(self) -> SearchSpace:
-        """The space of the most nodes, which holds all others."""
-        return self.spaces[max(self.spaces)]
-
-    def nodes(self) -> dict[str, BaseDistribution]:
-        """Return the parameter that chooses the number of nodes, if there is a choice."""
-        return {NODES: CategoricalDistribution(list(self.spaces))} if len(self.spaces) > 1 else {}
-
-    def space(self, params: Params) -> SearchSpace:
-        """Return the space that a trial draws from."""
-        return self.spaces[params.get(NODES, next(iter(self.spaces)))]
-
-    def graph(self, params: Params) -> CanonicalGraph | None:
-        """Return the graph that the parameters draw, or None if it is invalid."""
-        return canonical(self.space(params), params)
-
-    def params(self, graph: CanonicalGraph) -> Params:
-        """Return parameters that draw a graph.
-
-        Raises:
-            ValueError: No space holds it.
-        """
-        chosen = {NODES: max(self.spaces)} if len(self.spaces) > 1 else {}
-        return {**chosen, **params_of(self.largest, graph)}
-
-
-def build_choices(search: SearchConfig) -> Choices:
-    """Return the spaces of a recipe.
-
-    Raises:
-        ValueError: There is nothing to draw, or something is there twice.
-    """
-    return Choices(
-        {
-            nodes: SearchSpace(
-                search.target_model,
-                tuple(search.models),
-                tuple(gate.shown for gate in search.gates),
-                nodes,
-                search.frozen,
-            )
-            for nodes in dict.fromkeys(search.nodes)
-        }
-    )
+MOST_DRAWS_BY_TPE = 50  # it may insist on what it likes best, seen or not
+MOST_GRAPHS = 200_000  # to list one by one
 
 
 class GraphSampler(BaseSampler):
     """Draws whole graphs, so that one that is invalid or was seen before costs no trial.
 
     Everything random comes from the seed and the trial's number, which no two workers share and no
-    new start repeats. What was drawn again, and why, is counted in `redrawn`.
+    restart repeats. What was drawn in vain, and why, is counted in `redrawn`.
 
     Args:
         choices: What there is to draw.
@@ -121,10 +52,10 @@ class GraphSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """Return all parameters: they are drawn together."""
-        return {**self.choices.nodes(), **_distributions(self.choices.largest)}
+        return _distributions({**self.choices.nodes(), **self.choices.largest.choices()})
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Begin to count anew; Optuna draws nothing for a trial whose parameters are given."""
+        """Reset the counts here: Optuna draws nothing for a trial whose parameters are given."""
         self.redrawn = {"invalid": 0, "seen": 0}
 
     def sample_relative(
@@ -132,7 +63,7 @@ class GraphSampler(BaseSampler):
     ) -> Params:
         """Return the parameters of a graph that is worth a training.
 
-        Where there is none left the study is stopped, and the graph returned was seen before.
+        When none is left, the study is stopped, and the graph returned was seen before.
         """
         if {"fixed_params", "failed_trial"} & trial.system_attrs.keys():
             return {}  # enqueued, or to be done again
@@ -161,8 +92,8 @@ class GraphSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Return one parameter by itself, for trials of which a part was chosen by hand."""
-        # Of the name too, for every parameter comes with a sampler that has drawn nothing yet.
+        """Return one parameter by itself, for a trial some of whose choices were made by hand."""
+        # The seed depends on the name too, because each parameter gets a sampler of its own.
         sampler = self._sampler(trial, self.kind, f"search {param_name}")
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
@@ -175,7 +106,8 @@ class GraphSampler(BaseSampler):
             return TPESampler(seed=seed, multivariate=True, constant_liar=True)
 
     def _draw(self, sampler: BaseSampler, study: Study, trial: FrozenTrial) -> Params:
-        def together(distributions: dict[str, BaseDistribution]) -> Params:
+        def together(choices: Mapping[str, tuple[Any, ...]]) -> Params:
+            distributions = _distributions(choices)
             drawn = sampler.sample_relative(study, trial, distributions)
             return {
                 name: drawn[name]
@@ -185,7 +117,7 @@ class GraphSampler(BaseSampler):
             }
 
         nodes = together(self.choices.nodes())
-        return {**nodes, **together(_distributions(self.choices.space(nodes)))}
+        return {**nodes, **together(self.choices.space(nodes).choices())}
 
     def _unseen(self, study: Study, trial: FrozenTrial, seen: set[str]) -> Params:
         self._all = self._all or all_graphs(self.choices)
@@ -196,35 +128,25 @@ class GraphSampler(BaseSampler):
         return drawn.choice(left or list(self._all.values()))
 
 
-def seen_graphs(study: Study, before: int | None = None) -> set[str]:
-    """Return the graphs of all trials, but of those whose worker died.
-
-    Args:
-        study: The study.
-        before: Count trials below this number only.
-    """
-    return {
-        trial.user_attrs[GRAPH]
-        for trial in study.get_trials(deepcopy=False)
-        if GRAPH in trial.user_attrs
-        and (trial.state != TrialState.FAIL or REASON in trial.user_attrs)
-        and (before is None or trial.number < before)
-    }
+def suggest(trial: Trial, choices: Choices) -> Params:
+    """Return the parameters of a trial."""
+    params: Params = {}
+    for name, numbers in choices.nodes().items():
+        params[name] = trial.suggest_categorical(name, numbers)
+    for name, values in choices.space(params).choices().items():
+        params[name] = trial.suggest_categorical(name, values)
+    return params
 
 
 def all_graphs(choices: Choices) -> dict[str, Params]:
     """Return every valid graph once, by its key, as the parameters that draw it."""
     found: dict[str, Params] = {}
-    for nodes, space in choices.spaces.items():
-        chosen = {NODES: nodes} if len(choices.spaces) > 1 else {}
-        names = list(space.choices())
-        for values in product(*space.choices().values()):
-            params = dict(zip(names, values, strict=True))
-            graph = canonical(space, params)
-            if graph is not None:
-                found.setdefault(graph.key, {**chosen, **params})
+    for params in choices.every():
+        graph = choices.graph(params)
+        if graph is not None:
+            found.setdefault(graph.key, params)
     return found
 
 
-def _distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
-    return {name: CategoricalDistribution(values) for name, values in space.choices().items()}
+def _distributions(choices: Mapping[str, tuple[Any, ...]]) -> dict[str, BaseDistribution]:
+    return {name: CategoricalDistribution(values) for name, values in choices.items()}

@@ -7,22 +7,14 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import copy
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import tenacity
-from optuna import Study
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.storages import (
-    BaseStorage,
-    JournalStorage,
-    RDBStorage,
-    RetryHeartbeatStaleTrialCallback,
-)
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.storages.journal._file import BaseJournalFileLock
-from optuna.trial import FrozenTrial
 from sqlalchemy import NullPool, create_engine, inspect
 from sqlalchemy.exc import (
     IntegrityError,
@@ -35,19 +27,18 @@ from sqlalchemy.exc import (
 
 from ..errors import RecipeError, first_line, located
 from ..recipe.search_config import SearchConfig
-from .pruning import RUNG
+from .liveness import retry
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
 
 JOURNAL = "study.journal"
 PATIENCE = 600.0  # seconds that a database may be away
-CONNECT_TIMEOUT = 10  # seconds; a host that drops what it is sent would take minutes to fail
-RETRIES = 3  # of a trial whose worker died
+CONNECT_TIMEOUT = 10  # seconds; without it, a host that drops what it is sent takes minutes to fail
 
 _EXTRA = "A database needs: pip install 'timm_ktg[postgres]'."
 
-# What Optuna's cache calls of an RDBStorage, beside the methods that every storage has.
+# What Optuna's cache calls on an RDBStorage, beside the methods that every storage has.
 _CALLED = (
     *("record_heartbeat", "get_trial_id_from_study_id_trial_number", "_get_stale_trial_ids"),
     *("_create_new_trial", "_set_trial_param", "_get_trials", "_get_best_trial_id"),
@@ -61,7 +52,7 @@ def open_storage(search: SearchConfig, directory: Path) -> BaseStorage:
 
     Args:
         search: The section of the recipe.
-        directory: That of the search, for a journal.
+        directory: The search's, for a journal.
 
     Raises:
         RecipeError: There is no such storage.
@@ -76,13 +67,13 @@ def open_storage(search: SearchConfig, directory: Path) -> BaseStorage:
 
 
 def open_to_read(where: str | None, directory: Path) -> BaseStorage:
-    """Return the storage of studies that are there, for one who only looks at them.
+    """Return the storage of studies that exist, only to look at them.
 
     Nothing is made, and no worker's trial is taken for dead.
 
     Args:
         where: As a recipe's `search.storage` says.
-        directory: That of the search, for a journal.
+        directory: The search's, for a journal.
 
     Raises:
         RecipeError: There is none.
@@ -103,11 +94,11 @@ def open_to_read(where: str | None, directory: Path) -> BaseStorage:
 
 
 def open_artifacts(search: SearchConfig, directory: Path) -> ArtifactStore:
-    """Return where workers share weights.
+    """Return the store in which workers share weights.
 
     Args:
         search: The section of the recipe.
-        directory: That of the search, for a folder.
+        directory: The search's, for a folder.
 
     Raises:
         RecipeError: The store cannot be opened.
@@ -124,8 +115,8 @@ def open_artifacts(search: SearchConfig, directory: Path) -> ArtifactStore:
 
 
 def _bucket(name: str) -> ArtifactStore:
-    """Return the store in a bucket, which is asked for once before anything is trained for it."""
-    with located("search.artifacts"):  # as where boto3 is missing
+    """Return the store in a bucket, once it is clear that the bucket can be used."""
+    with located("search.artifacts"):  # boto3 may be missing
         import boto3
         from botocore.exceptions import BotoCoreError, ClientError
         from optuna.artifacts import Boto3ArtifactStore
@@ -141,8 +132,8 @@ def _bucket(name: str) -> ArtifactStore:
 class _KernelLock(BaseJournalFileLock):
     """A lock that the kernel gives back when its holder is killed.
 
-    Optuna's `JournalFileOpenLock` is a file that such a holder leaves behind. The others then wait
-    for 30 s and take it by force, several of them at once.
+    Optuna's `JournalFileOpenLock` is a file, which a killed holder leaves behind. The others then
+    wait for 30 s and take it by force, several of them at once.
 
     Args:
         path: The journal.
@@ -161,7 +152,7 @@ class _KernelLock(BaseJournalFileLock):
         return True
 
     def release(self) -> None:
-        """Let the next one have it."""
+        """Give the lock back."""
         assert self._file is not None
         self._file.close()
 
@@ -169,22 +160,6 @@ class _KernelLock(BaseJournalFileLock):
 def _journal_lock(path: str) -> BaseJournalFileLock:
     """Return a lock for the workers of one host; Optuna's own where the kernel has none."""
     return JournalFileOpenLock(path) if sys.platform == "win32" else _KernelLock(path)
-
-
-def retry(study: Study, trial: FrozenTrial) -> None:
-    """Enqueue the trial of a worker that died, as if it had not begun.
-
-    What Optuna's own callback hands on includes the rungs that the trial had reached, with which
-    it would never be pruned.
-    """
-    clean = copy(trial)
-    clean.system_attrs = {
-        key: value for key, value in trial.system_attrs.items() if not key.startswith(RUNG)
-    }
-    clean.user_attrs = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, clean)
 
 
 def _refuse_sqlite(url: str) -> None:
@@ -201,18 +176,18 @@ def _refuse_sqlite(url: str) -> None:
 def _url(url: str) -> str:
     """Return the url as Optuna wants it."""
     url = url.replace("postgresql://", "postgresql+psycopg://", 1)  # not psycopg2, the default
-    return url.replace("{", "{{").replace("}", "}}")  # for Optuna takes it for a template
+    return url.replace("{", "{{").replace("}", "}}")  # because Optuna takes it for a template
 
 
 @contextmanager
 def _opening() -> Iterator[None]:
-    """Make a RecipeError of one line of whatever a database has to say."""
+    """Turn what a database raises into a RecipeError of one line."""
     try:
         yield
     except RecipeError:
         raise
     except (ImportError, SQLAlchemyError, StorageInternalError, RuntimeError, ValueError) as error:
-        # RuntimeError: tables that another version of Optuna made; ValueError: a port in letters.
+        # RuntimeError: another version of Optuna made the tables; ValueError: a port in letters.
         extra = _EXTRA if isinstance(error, ImportError) else ""
         raise RecipeError([f"search.storage: {first_line(error)} {extra}".strip()]) from error
 
@@ -245,7 +220,7 @@ def _database(url: str, heartbeat_interval: int, grace_period: int) -> RDBStorag
 
 
 def _patient_storage() -> type[RDBStorage]:
-    """Return RDBStorage whose every call waits for a database that is away, up to 10 minutes."""
+    """Return an RDBStorage whose calls wait up to 10 minutes for a database that is away."""
     wait = tenacity.retry(
         retry=tenacity.retry_if_exception(_is_away),
         wait=tenacity.wait_exponential(multiplier=0.5, max=10),
@@ -259,7 +234,7 @@ def _patient_storage() -> type[RDBStorage]:
 
 
 def _is_away(error: BaseException) -> bool:
-    """Say whether an error is a database's that cannot be reached, not one of what was asked."""
+    """Say whether an error means that the database cannot be reached, not that a query is wrong."""
     # Optuna asks again over a connection that broke, which SQLAlchemy answers with the last kind.
     kinds = (OperationalError, InterfaceError, PendingRollbackError)
     return isinstance(error, kinds) or (

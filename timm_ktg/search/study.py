@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import logging
-import socket
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Any
 
 import optuna
-import psutil
 import tenacity
 from optuna import Study, Trial, TrialPruned
-from optuna.exceptions import (
-    DuplicatedStudyError,
-    ExperimentalWarning,
-    UpdateFinishedTrialError,
-)
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
-from optuna.storages._heartbeat import fail_stale_trials, is_heartbeat_enabled
+from optuna.storages._heartbeat import is_heartbeat_enabled
 from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import RecipeError, one_line
-from .sampler import REASON
-from .storage import retry
+from .liveness import fail_dead, sign
+from .trials import note
 
 READY = "ready"
 IDENTITY = "identity"
-WORKER = "worker"
-DUPLICATE = "duplicate"  # a trial that was not trained, for its graph was seen before
-CLOCK = 5.0  # seconds by which the clock may be set without a process seeming another
-PATIENCE = 60.0  # seconds that a worker has to prepare a new study, or to sign a new trial
+PATIENCE = 60.0  # seconds that a worker has to prepare a new study
 
 Objective = Callable[[Trial], float]
 Identity = Mapping[str, Any]
@@ -43,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Join:
+class StudyOptions:
     """How a study is made or joined.
 
     Args:
@@ -51,9 +40,9 @@ class Join:
         storage: Where it is kept.
         sampler: Draws graphs.
         pruner: Stops trials.
-        identity: What must not change while it lasts, by the place in the recipe.
+        identity: What must not change as long as the study lasts, by its place in the recipe.
         prepare: What else to do with a new study, once.
-        again: Enqueue the trials of workers that are no more again.
+        again: Enqueue again the trials whose worker died.
     """
 
     name: str
@@ -65,36 +54,41 @@ class Join:
     again: bool = False
 
 
-def open_study(join: Join, must_exist: bool = False) -> Study:
-    """Return the study, made by the first worker that comes.
+def say(line: str) -> None:
+    """Print a line at once, even into a file."""
+    print(line, flush=True)
+
+
+def open_study(options: StudyOptions, must_exist: bool = False) -> Study:
+    """Return the study; the first worker that comes makes it.
 
     Args:
-        join: How.
+        options: How.
         must_exist: Do not make it.
 
     Raises:
-        RecipeError: It was made with other choices; a line for each difference. Or there is none.
+        RecipeError: It was made with other choices, a line for each difference; or there is none.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what fails is said by us
-    options: dict[str, Any] = {
-        "study_name": join.name,
-        "storage": join.storage,
-        "sampler": join.sampler,
-        "pruner": join.pruner,
+    name, storage = options.name, options.storage
+    if must_exist and name not in [study.study_name for study in storage.get_all_studies()]:
+        raise RecipeError([f"resume: there is no study `{name}`."])
+    keywords: dict[str, Any] = {
+        "study_name": name,
+        "storage": storage,
+        "sampler": options.sampler,
+        "pruner": options.pruner,
     }
-    names = [study.study_name for study in join.storage.get_all_studies()] if must_exist else []
-    if must_exist and join.name not in names:
-        raise RecipeError([f"resume: there is no study `{join.name}`."])
     try:
-        study = optuna.create_study(direction="maximize", **options)
+        study = optuna.create_study(direction="maximize", **keywords)
     except DuplicatedStudyError:
-        study = optuna.load_study(**options)
+        study = optuna.load_study(**keywords)
         _wait_until_ready(study)
-        _check_identity(study, join.identity)
-        fail_dead(study, join.again or is_heartbeat_enabled(join.storage))
+        _check_identity(study, options.identity)
+        fail_dead(study, options.again or is_heartbeat_enabled(storage))
         return study
-    study.set_user_attr(IDENTITY, dict(join.identity))
-    join.prepare(study)
+    study.set_user_attr(IDENTITY, dict(options.identity))
+    options.prepare(study)
     study.set_user_attr(READY, True)
     return study
 
@@ -105,14 +99,14 @@ def run_trials(
     enough: Callable[[Study], bool],
     catch: tuple[type[Exception], ...] = (),
 ) -> None:
-    """Run trials until there are enough of them, those of all workers and starts together.
+    """Run trials until all workers and all starts together have run enough of them.
 
-    A trial that was given to another worker meanwhile, for the database was away too long, is left.
+    A trial that another worker was given because the database was away too long is left to it.
 
     Args:
         study: The study.
-        objective: Takes a trial, and returns its value.
-        enough: Says so; asked before the first trial and after each.
+        objective: Takes a trial and returns its value.
+        enough: Says whether there are enough; asked before the first trial and after each.
         catch: Exceptions that fail a trial and not the worker.
     """
 
@@ -127,13 +121,13 @@ def run_trials(
         except (TrialPruned, UpdateFinishedTrialError):
             raise
         except Exception as error:
-            trial.set_user_attr(REASON, one_line(error))
+            note(trial, reason=one_line(error))
             raise
 
     def held(trial: Trial) -> float:
         try:
             value = signed(trial)
-            sign(trial)  # which cannot be done in one that was given to another worker
+            sign(trial)  # this fails if the trial was given to another worker
             return value
         except UpdateFinishedTrialError as error:
             raise _GivenAway(one_line(error)) from error
@@ -150,27 +144,8 @@ def run_trials(
             _logger.warning("A trial was given to another worker meanwhile: %s", error)
 
 
-def finished(study: Study) -> list[FrozenTrial]:
-    """Return the trials that count: complete, pruned, or failed for a reason of their own.
-
-    One whose worker died does not count, nor one whose graph had been seen before.
-    """
-    ended = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    return [
-        trial
-        for trial in study.get_trials(deepcopy=False, states=ended)
-        if DUPLICATE not in trial.user_attrs
-        and (trial.state != TrialState.FAIL or REASON in trial.user_attrs)
-    ]
-
-
-def wait_for_others(study: Study, say: Callable[[str], None]) -> None:
-    """Wait until no worker is in the middle of a trial.
-
-    Args:
-        study: The study.
-        say: Prints a line.
-    """
+def wait_for_others(study: Study) -> None:
+    """Wait until no worker is in the middle of a trial."""
 
     def running() -> list[FrozenTrial]:
         fail_dead(study)
@@ -188,75 +163,16 @@ def until(over: Callable[[], bool]) -> None:
     )(over)
 
 
-def sign(trial: Trial) -> None:
-    """Note in a trial which process works on it."""
-    trial.set_user_attr(WORKER, _process(psutil.Process()))
-
-
-def fail_dead(study: Study, again: bool = False) -> list[int]:
-    """Fail the trials of workers that are no more, as far as this host can tell.
-
-    A database's heartbeats find those of all hosts, which are enqueued again. A journal has none.
-
-    Args:
-        study: The study.
-        again: Enqueue them again.
-
-    Returns:
-        The numbers of those trials that it was this worker that failed.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        fail_stale_trials(study)  # Optuna does so before a trial, and not while one waits
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    failed = [trial for trial in running if _is_dead(trial) and _fail(study, trial)]
-    for trial in failed if again else []:
-        retry(study, trial)
-    return [trial.number for trial in failed]
-
-
-def _fail(study: Study, trial: FrozenTrial) -> bool:
-    """Fail a trial, and say whether it was this worker that did; of several only one does."""
-    try:
-        study.tell(trial.number, state=TrialState.FAIL)
-    except (ValueError, UpdateFinishedTrialError):  # how Optuna says that it has ended
-        return False
-    return True
-
-
 class _Interrupted(BaseException):
-    """Ctrl-C, of which Optuna would make a trial that failed; this way it is one to do again."""
+    """Ctrl-C. Optuna would fail the trial for good; this way it is done again."""
 
 
 class _GivenAway(BaseException):
-    """A trial has ended elsewhere; Optuna would tell the end of one that raises an Exception."""
-
-
-def _is_dead(trial: FrozenTrial) -> bool:
-    worker = trial.user_attrs.get(WORKER)
-    if worker is None:  # killed before it could sign
-        began = trial.datetime_start or datetime.now()
-        return datetime.now() - began > timedelta(seconds=PATIENCE)
-    if worker["host"] != socket.gethostname():
-        return False
-    try:
-        process = psutil.Process(worker["pid"])
-        # In a container there may be nobody who waits for a process that was killed.
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return True
-        # A clock that is set moves the time at which a process seems to have started.
-        return bool(abs(process.create_time() - worker["started"]) > CLOCK)
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _process(process: psutil.Process) -> dict[str, Any]:
-    """Return what tells a process from all others, a later one of the same number included."""
-    return {"host": socket.gethostname(), "pid": process.pid, "started": process.create_time()}
+    """A trial has ended elsewhere. After an Exception, Optuna would try to end it once more."""
 
 
 def _wait_until_ready(study: Study) -> None:
-    """Wait for the worker that makes a study, which takes it no time at all."""
+    """Wait for the worker that is making a study, which takes it no time at all."""
     try:
         tenacity.Retrying(
             retry=tenacity.retry_if_result(lambda ready: not ready),

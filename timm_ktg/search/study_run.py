@@ -1,9 +1,10 @@
-"""The study's own run in Weights & Biases: what the search came to, and why."""
+"""The study's own run in Weights & Biases: what the search came to, and how."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from optuna import Study
@@ -13,9 +14,7 @@ from ..errors import one_line
 from ..recipe.graph_config import GraphConfig
 from ..records.sample import Sample
 from ..tracking.wandb_run import WandbRun
-from .final import Result, Row, run_path
-from .objective import describe
-from .space import TARGET
+from .result import Result, Row
 from .tracking import StudyTracking
 
 COLUMNS = ("graph", "trial", "validation top-1", "test top-1", "std", "n", "edges")
@@ -28,32 +27,28 @@ def show_study(
     study: Study,
     result: Result,
     best: GraphConfig,
-    seeds: Sequence[int],
+    files: Sequence[Path],
 ) -> None:
     """Show a search's result: leaderboard, Optuna's plots, the best graph and its weights.
 
     Args:
-        tracking: Where.
+        tracking: Where to show it.
         study: The study.
         result: The search's result.
         best: The best graph.
-        seeds: Seeds of the final trainings, the first of which gives the weights.
+        files: The best graph's recipe and weights, if they are on this machine.
     """
     rows, samples = result.rows, result.samples
-    run = tracking.open_study({"best": describe(rows[0].graph)})
+    run = tracking.open_study({"best": str(rows[0].graph)})
     found = [_cells(row, samples[row.name]) for row in rows]
     run.table("leaderboard", COLUMNS, found)
     for name, plot in _plots().items():
         _chart(run, name, lambda plot=plot: plot(study))  # type: ignore[misc]
     run.picture("best graph", lambda path: draw_graph(best, path))
-    files = [tracking.directory / "best.yaml"]
-    if seeds:
-        weights = run_path(tracking.directory, rows[0], seeds[0]) / "nodes"
-        files.append(weights / f"{TARGET}.safetensors")
     there = [path for path in files if path.is_file()]
     for path in set(files) - set(there):  # trained on another machine
-        _logger.warning("Not sent to Weights & Biases, for it is not on this machine: %s", path)
-    run.artifact(f"{tracking.card.id}-best", "model", there)
+        _logger.warning("Not sent to Weights & Biases, because it is not on this machine: %s", path)
+    run.artifact(f"{tracking.run_ids.id}-best", "model", there)
     summary: dict[str, Any] = {f"spent/{what}": count for what, count in result.spent.items()}
     sample = samples[rows[0].name]
     if sample is not None:
@@ -63,7 +58,7 @@ def show_study(
 
 def _cells(row: Row, sample: Sample | None) -> list[Any]:
     test = [None, None, None] if sample is None else [sample.mean, sample.std, sample.n]
-    return [row.name, row.trial, row.value, *test, describe(row.graph)]
+    return [row.name, row.trial, row.value, *test, str(row.graph)]
 
 
 def _plots() -> dict[str, Callable[[Study], Any]]:
@@ -78,7 +73,7 @@ def _plots() -> dict[str, Callable[[Study], Any]]:
 
 
 def _chart(run: WandbRun, name: str, plot: Callable[[], Any]) -> None:
-    """Log one of Optuna's plots, or say why there is none: as with too few trials."""
+    """Log one of Optuna's plots, or why there is none: there may be too few trials."""
     try:
         run.chart(name, plot())
     except (ValueError, RuntimeError) as error:

@@ -26,10 +26,10 @@ from ..tracking.wandb_run import (
     wait_for_server,
     wandb_problems,
 )
-from .sampler import Choices
-from .space import CUTOFF, TARGET, CanonicalGraph
+from .canonical import CUTOFF, TARGET, CanonicalGraph
+from .space import Choices, gate_param, model_param
 
-WANDB = "wandb"  # attribute of the study: by what its runs are known
+WANDB = "wandb"  # attribute of the study: what identifies its runs
 ABSENT = "none"  # model of an auxiliary that the graph does not have
 ACCURACY = top1_name("val", TARGET)
 METRIC = "target/top1/last"
@@ -38,13 +38,13 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class StudyCard:
-    """By what a study's runs are known in Weights & Biases.
+class WandbRunIds:
+    """What identifies a study's runs in Weights & Biases.
 
     Args:
         name: Name of the study.
         id: What the ids of all its runs begin with.
-        sweep: Id of the sweep its trials belong to, if there is one.
+        sweep: Id of the sweep that its trials belong to, if there is one.
     """
 
     name: str
@@ -61,21 +61,21 @@ class StudyCard:
         return f"{self.id}-study"
 
 
-def make_card(study: Study, sweep: str | None = None) -> None:
-    """Give a study what its runs will be known by, or a sweep of its own."""
+def make_run_ids(study: Study, sweep: str | None = None) -> None:
+    """Give a study the id of its runs if it has none, and the id of its sweep."""
     made = study.user_attrs.get(WANDB, {"id": secrets.token_hex(4)})
     study.set_user_attr(WANDB, {**made, "sweep": sweep})
 
 
-def card_of(study: Study) -> StudyCard:
-    """Return what a study's runs are known by."""
-    if WANDB not in study.user_attrs:  # one that an earlier version made
-        make_card(study)
-    return StudyCard(study.study_name, **study.user_attrs[WANDB])
+def run_ids_of(study: Study) -> WandbRunIds:
+    """Return what identifies a study's runs."""
+    if WANDB not in study.user_attrs:  # an earlier version made the study
+        make_run_ids(study)
+    return WandbRunIds(study.study_name, **study.user_attrs[WANDB])
 
 
 def search_tracking_problems(tracking: TrackingConfig) -> list[str]:
-    """Return why a search cannot be shown in Weights & Biases, if so, and what to do."""
+    """Return what keeps a search from being shown in Weights & Biases, and what to do about it."""
     problems = wandb_problems(tracking)
     if tracking.wandb and not problems and find_spec("plotly") is None:
         problems.append("tracking.wandb: a search needs plotly. pip install 'timm_ktg[wandb]'.")
@@ -83,7 +83,7 @@ def search_tracking_problems(tracking: TrackingConfig) -> list[str]:
 
 
 def sweep_config(name: str, choices: Choices) -> dict[str, Any]:
-    """Return a study as a W&B sweep that nothing but the study drives."""
+    """Return a study as a W&B sweep whose runs are chosen by the study, not by W&B."""
     return {
         "name": name,
         "method": "custom",
@@ -100,18 +100,18 @@ def create_sweep(
 ) -> str | None:
     """Make a sweep in Weights & Biases that shows a study, and return its id.
 
-    A server that is not there costs `CONNECT_TIMEOUT` seconds. One that takes connections and does
-    not answer is given up by wandb itself, after 20 s (n=1, wandb 0.31.0).
+    A server that is not there costs `CONNECT_TIMEOUT` seconds. If one takes connections and does
+    not answer, wandb itself gives up after 20 s (n=1, wandb 0.31.0).
 
     Args:
-        tracking: Where; offline there is none.
+        tracking: Where to make it; offline there is none.
         name: Name of the study.
         choices: What there is to draw.
         runs: Ids of runs that are there already and belong to it.
 
     Returns:
-        The id, or None: the runs are not shown, or offline, or there is no server, of which a line
-        tells. `python -m timm_ktg.review wandb` makes the sweep later.
+        The id, or None if the runs are not shown, or only offline, or there is no server, which
+        is logged. `python -m timm_ktg.review wandb` makes the sweep later.
     """
     if not tracking.wandb or mode_of(tracking) != "online":
         return None
@@ -128,14 +128,10 @@ def create_sweep(
 
 def graph_config(graph: CanonicalGraph, choices: Choices) -> dict[str, Any]:
     """Return a graph in flat keys that sort and plot, the same for every graph of a search."""
-    models = {node.name: node.model for node in graph.nodes}
-    gates = {(edge.source, edge.destination): edge.gate for edge in graph.edges}
-    space = choices.largest
-    config: dict[str, Any] = {
-        f"model/{name}": models.get(name, ABSENT) for name in (TARGET, *space.auxiliaries)
-    }
-    config |= {f"gate/{s}->{d}": gates.get((s, d), CUTOFF) for s, d in space.pairs}
-    return config | {
+    space, models, gates = choices.largest, graph.models, graph.gates
+    return {
+        **{model_param(name): models.get(name, ABSENT) for name in (TARGET, *space.auxiliaries)},
+        **{gate_param(pair): gates.get(pair, CUTOFF) for pair in space.pairs},
         "nodes": len(graph.nodes),
         "edges": len(graph.edges),
         "cutoffs": len(space.pairs) - len(graph.edges),
@@ -145,10 +141,10 @@ def graph_config(graph: CanonicalGraph, choices: Choices) -> dict[str, Any]:
 
 
 class TrialRun:
-    """A trial as it is shown while it goes on.
+    """Shows a trial while it goes on.
 
     Args:
-        run: Its run; None: it is not shown.
+        run: The run in Weights & Biases; None: nothing is shown.
     """
 
     def __init__(self, run: WandbRun | None) -> None:
@@ -157,7 +153,7 @@ class TrialRun:
         self._epochs = self._rung = 0
 
     def draw(self, graph: GraphConfig) -> None:
-        """Show its graph."""
+        """Show the trial's graph."""
         if self._run is not None:
             self._run.picture("graph", lambda path: draw_graph(graph, path))
 
@@ -170,7 +166,7 @@ class TrialRun:
             self._run.log(metrics)
 
     def reached(self, rung: int) -> None:
-        """Take note of a rung, by its epoch, at which the trial has reported."""
+        """Note that the trial has reported at a rung, given by its epoch."""
         self._rung = rung
 
     def finish(self, state: str, reason: str | None = None) -> None:
@@ -191,20 +187,20 @@ class StudyTracking:
     """Shows a study's trials.
 
     Args:
-        tracking: Where.
-        card: What the runs are known by.
-        choices: What there was to draw.
+        tracking: Where to show them.
+        run_ids: What identifies the runs.
+        choices: What there is to draw.
         directory: Where wandb keeps its files.
     """
 
     tracking: TrackingConfig
-    card: StudyCard
+    run_ids: WandbRunIds
     choices: Choices
     directory: Path
 
     @contextmanager
     def trial(self, number: int, graph: CanonicalGraph) -> Iterator[TrialRun]:
-        """Show a trial for as long as it is run, and how it ends; a pruned one is no failure."""
+        """Show a trial while it runs, and how it ends; being pruned is no failure."""
         shown = TrialRun(self._open(number, graph) if self.tracking.wandb else None)
         try:
             yield shown
@@ -218,16 +214,16 @@ class StudyTracking:
 
     def open_study(self, config: Mapping[str, Any]) -> WandbRun:
         """Return the study's own run, which shows its result."""
-        return self._run(self.card.study_id, self.card.name, "study", config, None)
+        return self._run(self.run_ids.study_id, self.run_ids.name, "study", config, None)
 
     def _open(self, number: int, graph: CanonicalGraph) -> WandbRun:
         config = {**graph_config(graph, self.choices), "trial": number}
         name = f"trial {number}"
-        return self._run(self.card.trial_id(number), name, "trial", config, self.card.sweep)
+        return self._run(self.run_ids.trial_id(number), name, "trial", config, self.run_ids.sweep)
 
     def _run(
         self, id: str, name: str, job_type: str, config: Mapping[str, Any], sweep: str | None
     ) -> WandbRun:
-        config = {**config, "study": self.card.name}
-        info = RunInfo(id, name, job_type, self.card.name, config, sweep, console=False)
+        config = {**config, "study": self.run_ids.name}
+        info = RunInfo(id, name, job_type, self.run_ids.name, config, sweep, console=False)
         return WandbRun(self.tracking, info, self.directory)

@@ -1,4 +1,4 @@
-"""Weights of frozen nodes: every model trained on the labels alone, once, for all workers."""
+"""Weights of frozen nodes: each model is trained on the labels alone, once for all workers."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from optuna.artifacts._protocol import ArtifactStore
 
 from ..records.files import replace_whole
 from .jobs import Jobs
-
-ARTIFACT, DIGEST = "artifact", "digest"
+from .study import say
+from .trials import note
 
 # Trains a model on the labels alone, leaves its weights in a file, and returns its top-1 in %.
 Train = Callable[[str, Path], float]
 
 
 class NoWeightsError(RuntimeError):
-    """A frozen node has no weights, for their training failed."""
+    """A frozen node has no weights because their training failed."""
 
 
 def file_name(model: str) -> str:
-    """Return a model's name as part of a file's."""
+    """Return a model's name in a form that can be part of a file's."""
     return model.replace("/", "_").replace(":", "_")
 
 
 class SharedWeights:
-    """The weights of the candidate models, trained by whichever worker comes first.
+    """The weights of the candidate models, each trained by the first worker that is free.
 
     Args:
-        jobs: A job for every model, by its name; None: all are given.
+        jobs: A job for every model, by its name; None: all weights are given.
         store: Where workers share files.
-        folder: Where this one keeps its copies.
+        folder: Where this worker keeps its copies.
         given: Files that the user has, by model.
     """
 
@@ -44,9 +44,7 @@ class SharedWeights:
     ) -> None:
         self.jobs, self.store, self.folder, self.given = jobs, store, folder, dict(given)
 
-    def train(
-        self, train: Train, catch: tuple[type[Exception], ...], say: Callable[[str], None]
-    ) -> None:
+    def train(self, train: Train, catch: tuple[type[Exception], ...]) -> None:
         """Train what is missing, here or by other workers."""
         if self.jobs is None:
             return
@@ -56,14 +54,14 @@ class SharedWeights:
             with TemporaryDirectory() as folder:
                 path = Path(folder, "weights.safetensors")
                 value = train(model, path)
-                trial.set_user_attr(DIGEST, sha256(path.read_bytes()).hexdigest()[:16])
+                note(trial, digest=sha256(path.read_bytes()).hexdigest()[:16])
                 artifact = upload_artifact(
                     artifact_store=self.store, file_path=str(path), study_or_trial=trial
                 )
-            trial.set_user_attr(ARTIFACT, artifact)
+            note(trial, artifact=artifact)
             return value
 
-        self.jobs.work(do, catch, say)
+        self.jobs.work(do, catch)
 
     def path(self, model: str) -> Path:
         """Return a file of a model's weights, named by what it holds.
@@ -71,7 +69,7 @@ class SharedWeights:
         So the recipes of final runs stay the same when their teachers come from another job.
 
         Raises:
-            NoWeightsError: There are none, for their training failed.
+            NoWeightsError: There are none because their training failed.
         """
         if model in self.given:
             return Path(self.given[model])
@@ -80,15 +78,15 @@ class SharedWeights:
             failed = self.jobs.failed() if self.jobs else {}
             why = failed.get(model, "nobody trains it")
             raise NoWeightsError(f"A frozen {model} needs weights, and there are none: {why}.")
-        attributes = done[model].user_attrs
-        path = self.folder / f"{file_name(model)}-{attributes[DIGEST]}.safetensors"
+        attributes = done[model].attributes
+        path = self.folder / f"{file_name(model)}-{attributes['digest']}.safetensors"
         if path.is_file():
             return path
         self.folder.mkdir(parents=True, exist_ok=True)
         with replace_whole(path) as partial:
             download_artifact(
                 artifact_store=self.store,
-                artifact_id=attributes[ARTIFACT],
+                artifact_id=attributes["artifact"],
                 file_path=str(partial),
             )
         return path

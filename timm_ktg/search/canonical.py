@@ -1,0 +1,194 @@
+"""Graphs of a search, in the one form that all equal graphs share.
+
+Two draws are the same graph if they differ only in the names of their auxiliaries, in `correct`
+instead of `through` on a label edge (the label is always right), or in what cannot reach the
+target.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import chain, groupby, permutations, product
+from typing import Any, Literal, NamedTuple
+
+from ..graph.topology import LABEL, Link, Pair, Topology, Traits
+
+TARGET = "target"
+CUTOFF, THROUGH, CORRECT = "cutoff", "through", "correct"
+
+Role = Literal["learns", "frozen"]
+LEARNS: Role = "learns"
+FROZEN: Role = "frozen"
+
+Models = Mapping[str, str]  # by node
+Gates = Mapping[Pair, str]  # by edge
+
+
+class GraphNode(NamedTuple):
+    """A network: its name, timm's name of its model, and whether it learns."""
+
+    name: str
+    model: str
+    role: Role
+
+
+class GraphEdge(NamedTuple):
+    """An edge: `destination` learns from `source` what the gate lets through."""
+
+    source: str
+    destination: str
+    gate: str
+
+
+@dataclass(frozen=True)
+class CanonicalGraph:
+    """A graph in canonical form; made by `canonical_form`.
+
+    Args:
+        nodes: The networks that matter: the target first, then the auxiliaries by model.
+        edges: The edges that exist, by destination, then by source, the label first.
+    """
+
+    nodes: tuple[GraphNode, ...]
+    edges: tuple[GraphEdge, ...]
+
+    @property
+    def key(self) -> str:
+        """16 digits of a hash: equal for equal graphs; two others collide with chance 5e-20."""
+        form = json.dumps([[node.model for node in self.nodes], self.edges])
+        return sha256(form.encode()).hexdigest()[:16]
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The nodes' models by name."""
+        return {node.name: node.model for node in self.nodes}
+
+    @property
+    def gates(self) -> dict[Pair, str]:
+        """The edges' gates by source and destination."""
+        return {(edge.source, edge.destination): edge.gate for edge in self.edges}
+
+    @property
+    def frozen_nodes(self) -> tuple[str, ...]:
+        """Names of the nodes that learn from nothing and so need weights of their own."""
+        return tuple(node.name for node in self.nodes if node.role == FROZEN)
+
+    def __str__(self) -> str:
+        """Return the graph as a line: `target resnet8_cifar <- label, aux1 (correct); ...`."""
+        return describe(self.edges, self.models)
+
+
+def describe(edges: Iterable[GraphEdge], models: Models | None = None, arrow: str = "<-") -> str:
+    """Return who learns from whom, as a line: `target <- label, aux1 (correct); aux1 <- label`.
+
+    Args:
+        edges: The edges that exist.
+        models: The nodes' models by name, to be shown, the frozen nodes' too; None: the line says
+            only what those that learn are called.
+        arrow: What stands between a node and its sources.
+    """
+    sources: dict[str, list[str]] = {name: [] for name in models or ()}
+    for source, destination, gate in edges:
+        shown = source if gate == THROUGH else f"{source} ({gate})"
+        sources.setdefault(destination, []).append(shown)
+    return "; ".join(
+        (f"{name} {models[name]}" if models else name)
+        + (f" {arrow} {', '.join(learns_from)}" if learns_from else " frozen")
+        for name, learns_from in sources.items()
+    )
+
+
+def all_through(target_model: str, auxiliaries: Sequence[str]) -> CanonicalGraph:
+    """Return the graph in which all learn from all and from the label (deep mutual learning).
+
+    Args:
+        target_model: Model of the target.
+        auxiliaries: Models of the auxiliaries; none: the target learns from the label alone.
+    """
+    models = [target_model, *auxiliaries]
+    names = node_names(len(models))
+    gates = dict.fromkeys(possible_edges(names), THROUGH)
+    return canonical_form(dict(zip(names, models, strict=True)), gates)
+
+
+def distillation(target_model: str, teacher: str) -> CanonicalGraph:
+    """Return the target with the label and a frozen teacher: KD, but at T = 1 (the paper's: 2).
+
+    Args:
+        target_model: Model of the target.
+        teacher: Model of the teacher.
+    """
+    gates = {(LABEL, TARGET): THROUGH, ("teacher", TARGET): THROUGH}
+    return canonical_form({TARGET: target_model, "teacher": teacher}, gates)
+
+
+def node_names(count: int) -> tuple[str, ...]:
+    """Return the names of so many nodes: the target and its auxiliaries."""
+    return TARGET, *(f"aux{index}" for index in range(1, count))
+
+
+def possible_edges(names: Sequence[str]) -> tuple[Pair, ...]:
+    """Return every edge between such nodes, by destination, then by source, the label first."""
+    return tuple((source, node) for node in names for source in (LABEL, *names) if source != node)
+
+
+def canonical_form(models: Models, gates: Gates) -> CanonicalGraph:
+    """Return the canonical form of a graph whose target has an incoming edge.
+
+    Nodes without a path to the target are dropped; a node without an incoming edge is frozen.
+
+    Args:
+        models: The model of each node.
+        gates: The gate of each edge that exists.
+    """
+    traits = tuple(Traits(name, has_weights=True) for name in models)
+    topology = Topology(traits, tuple(Link(*pair) for pair in gates), TARGET)
+    matter = topology.matter
+    models = {name: model for name, model in models.items() if name in matter}
+    gates = {
+        pair: THROUGH if (pair[0], gate) == (LABEL, CORRECT) else gate
+        for pair, gate in gates.items()
+        if pair[1] in matter
+    }
+    order = min(_orders(models, gates), key=lambda order: _table(order, gates))
+    new = {LABEL: LABEL, **dict(zip(order, node_names(len(order)), strict=True))}
+    pairs = [pair for pair in possible_edges(order) if pair in gates]
+    roles = {name: LEARNS if name in topology.learning else FROZEN for name in order}
+    return CanonicalGraph(
+        tuple(GraphNode(new[name], models[name], roles[name]) for name in order),
+        tuple(GraphEdge(new[pair[0]], new[pair[1]], gates[pair]) for pair in pairs),
+    )
+
+
+def _table(order: Sequence[str], gates: Gates) -> list[str]:
+    """Write the gates row by row: destinations down, sources across, "" where there is no edge."""
+    return [gates.get((source, node), "") for node in order for source in (LABEL, *order)]
+
+
+def _orders(models: Models, gates: Gates) -> Iterator[tuple[str, ...]]:
+    """Yield the orders that may give the least form: by color, and every one within a color."""
+    color = _colors(models, gates).__getitem__
+    groups = groupby(sorted(models, key=color), key=color)
+    within = [permutations(group) for _, group in groups]
+    return (tuple(chain(*parts)) for parts in product(*within))
+
+
+def _colors(models: Models, gates: Gates) -> dict[str, int]:
+    """Number the nodes by model and edges, independent of their names; the target comes first.
+
+    Colors are refined by those of the neighbors (Weisfeiler and Leman, 1968), which cannot split
+    them more often than there are nodes. Unlike colors mean unlike nodes, but not conversely.
+    """
+    signs: dict[str, tuple[Any, ...]] = {name: (name != TARGET, models[name]) for name in models}
+    for _ in models:
+        ranks = {sign: rank for rank, sign in enumerate(sorted(set(signs.values())))}
+        colors = {LABEL: -1, **{name: ranks[sign] for name, sign in signs.items()}}
+        around: dict[str, list[tuple[bool, int, str]]] = {name: [] for name in colors}
+        for (source, node), gate in gates.items():
+            around[source].append((False, colors[node], gate))
+            around[node].append((True, colors[source], gate))
+        signs = {name: (colors[name], *sorted(around[name])) for name in models}
+    return colors

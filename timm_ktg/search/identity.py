@@ -1,0 +1,60 @@
+"""What must be the same for all workers of a study, and what of a recipe is not written down."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ..graph.gates import create_gate
+from ..recipe.images import build_splits
+from ..recipe.recipe import PLACE
+from ..recipe.search_config import GateConfig, SearchRecipe
+from ..train.checks import code_of
+
+# Fields that may differ between the workers of a study.
+FREE = {
+    "search": {
+        *("trials", "study", "storage", "artifacts", "heartbeat_interval", "grace_period"),
+        *("top_k", "final_seeds", "seed", "sampler", "unique", "enqueue_controls", "weights"),
+    },
+    **PLACE,
+}
+
+
+def identity_of(recipe: SearchRecipe) -> dict[str, Any]:
+    """Return what must be the same for all workers of a study, by its place in the recipe.
+
+    Raises:
+        RecipeError: What is wrong with the data set.
+    """
+    values = recipe.model_dump(mode="json")
+    fields = {
+        f"{section}.{field}": value
+        for section, free in FREE.items()
+        for field, value in values[section].items()
+        if field not in free
+    }
+    files = {model: Path(path).read_bytes() for model, path in recipe.search.weights.items()}
+    return {
+        **fields,
+        "search.gates": [_identity_of_gate(gate) for gate in recipe.search.gates],
+        "search.weights": {name: sha256(data).hexdigest()[:16] for name, data in files.items()},
+        "data (images and labels)": build_splits(recipe.data).fingerprint,
+    }
+
+
+def _identity_of_gate(gate: GateConfig) -> str:
+    """Return a gate as it is shown, with its code if it is not ours, because that may change."""
+    bound = create_gate(gate.gate, **gate.gate_kwargs)
+    ours = bound.function.__module__.startswith("timm_ktg.")
+    return gate.shown if ours else f"{gate.shown} (code {code_of(bound)})"
+
+
+def without_storage(recipe: SearchRecipe) -> SearchRecipe:
+    """Return a recipe without the URL of a database, which may contain a password."""
+    search = recipe.search
+    if search.storage is None or "://" not in search.storage:
+        return recipe
+    without = search.model_copy(update={"storage": None})
+    return recipe.model_copy(update={"search": without})

@@ -1,0 +1,161 @@
+"""What a trial carries: the one reader and the one writer of its attributes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypedDict, Unpack, cast
+
+from optuna import Study, Trial
+from optuna.trial import FrozenTrial, TrialState
+
+from .canonical import GraphEdge
+
+# What became of a trial; the other states are Optuna's, in lower case.
+COMPLETE, PRUNED, FAILED = "complete", "pruned", "failed"
+RUNNING, WAITING = "running", "waiting"
+DUPLICATE, DEAD = "duplicate", "worker died"
+
+
+class Process(TypedDict):
+    """What tells a process from all others, a later one with the same number included."""
+
+    host: str
+    pid: int
+    started: float  # seconds since 1970
+
+
+class Attributes(TypedDict, total=False):
+    """A trial's attributes, by the names that they have in the study.
+
+    A study that was begun by an earlier version goes on only as long as these stay the same.
+    """
+
+    worker: Process  # which works on the trial
+    redrawn: dict[str, int]  # how many graphs were drawn in vain: `invalid`, or `seen` before
+    graph: str  # key of the graph
+    duplicate: str  # key of a graph that was seen before, or `invalid`: the trial was not trained
+    models: dict[str, str]  # the nodes' models by name
+    edges: list[list[str]]  # source, destination and gate of each edge
+    epochs: int  # how many were trained
+    reason: str  # why the trial failed by itself; there is none if its worker died
+    digest: str  # of the weights that a job has trained
+    artifact: str  # id of these weights in the store of artifacts
+
+
+def note(trial: Trial, **attributes: Unpack[Attributes]) -> None:
+    """Write attributes into a trial, where all workers see them at once."""
+    for name, value in attributes.items():
+        trial.set_user_attr(name, value)
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A trial, to be read.
+
+    Args:
+        trial: As Optuna keeps it.
+    """
+
+    trial: FrozenTrial
+
+    @property
+    def number(self) -> int:
+        """Optuna's number, from 0."""
+        return self.trial.number
+
+    @property
+    def attributes(self) -> Attributes:
+        """What the search has written into it."""
+        return cast(Attributes, self.trial.user_attrs)
+
+    @property
+    def state(self) -> str:
+        """What became of it, in a word or two."""
+        if "duplicate" in self.attributes:
+            return DUPLICATE
+        if self.trial.state == TrialState.FAIL:
+            return FAILED if "reason" in self.attributes else DEAD
+        return self.trial.state.name.lower()
+
+    @property
+    def worker(self) -> Process | None:
+        """The process that works on it, or did; None: it was killed before it could sign."""
+        return self.attributes.get("worker")
+
+    @property
+    def graph(self) -> str | None:
+        """Key of its graph; None: it has not drawn any yet."""
+        return self.attributes.get("graph")
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The nodes' models by name; empty if it did not get as far as training."""
+        return dict(self.attributes.get("models", {}))
+
+    @property
+    def edges(self) -> tuple[GraphEdge, ...]:
+        """The edges that exist; none if it did not get as far as training."""
+        return tuple(GraphEdge(*edge) for edge in self.attributes.get("edges", ()))
+
+    @property
+    def redrawn(self) -> dict[str, int]:
+        """How many graphs were drawn in vain, by why: `invalid`, or `seen` before."""
+        return dict(self.attributes.get("redrawn", {}))
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs were trained."""
+        return self.attributes.get("epochs", 0)
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, or nothing."""
+        return self.attributes.get("reason", "")
+
+    @property
+    def value(self) -> float | None:
+        """Its result, where there is one: the target's validation top-1 in percent."""
+        return self.trial.value
+
+    @cached_property
+    def values(self) -> dict[int, float]:
+        """The target's validation top-1 in percent by epoch: at the rungs, and at the end."""
+        found = dict(sorted(self.trial.intermediate_values.items()))
+        if self.trial.state == TrialState.COMPLETE and self.trial.value is not None:
+            found.setdefault(self.epochs, self.trial.value)
+        return found
+
+    @property
+    def last(self) -> float | None:
+        """The last of the values."""
+        return next(reversed(self.values.values()), None)
+
+
+def records(study: Study) -> list[TrialRecord]:
+    """Return all trials of a study, by number."""
+    return [TrialRecord(trial) for trial in study.get_trials(deepcopy=False)]
+
+
+def finished(study: Study) -> list[TrialRecord]:
+    """Return the trials that count: complete, pruned, or failed for a reason of their own.
+
+    A trial whose worker died does not count, nor does one whose graph had been seen before.
+    """
+    return [trial for trial in records(study) if trial.state in (COMPLETE, PRUNED, FAILED)]
+
+
+def seen_graphs(study: Study, before: int | None = None) -> set[str]:
+    """Return the keys of all trials' graphs, except those of trials whose worker died.
+
+    Args:
+        study: The study.
+        before: Count only trials below this number.
+    """
+    return {
+        trial.graph
+        for trial in records(study)
+        if trial.graph is not None
+        and (trial.trial.state != TrialState.FAIL or trial.reason)
+        and (before is None or trial.number < before)
+    }

@@ -1,0 +1,194 @@
+"""One worker of a search, of perhaps many: it joins the study and runs trials until it has enough.
+
+What the workers do together beside the trials is a job (see `Jobs`): the weights of frozen nodes,
+the sweep, the final trainings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from optuna import Study, Trial
+from optuna.storages import BaseStorage
+
+from ..errors import located
+from ..recipe.recipe import save_recipe
+from ..recipe.search_config import SearchConfig, SearchRecipe
+from ..tracking.wandb_run import mode_of
+from ..train.metrics import TrainingError
+from .canonical import CUTOFF
+from .identity import identity_of, without_storage
+from .jobs import Jobs
+from .objective import GraphObjective
+from .processes import TrialTask, WorkerProcesses
+from .pruning import build_pruner
+from .recipes import RecipeBuilder, candidates_recipe
+from .result import Row, best_and_controls
+from .sampler import GraphSampler
+from .space import Choices, build_choices, controls
+from .storage import open_artifacts, open_storage
+from .study import StudyOptions, open_study, run_trials, say, wait_for_others
+from .tracking import StudyTracking, create_sweep, make_run_ids, run_ids_of
+from .trials import finished
+from .weights import NoWeightsError, SharedWeights
+
+# What fails a trial and not the worker.
+CATCH: tuple[type[Exception], ...] = (TrainingError, NoWeightsError)
+OUT_OF_MEMORY: tuple[type[Exception], ...] = (torch.OutOfMemoryError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker of a search; made by `join_search`.
+
+    Args:
+        recipe: The search's recipe.
+        directory: Where everything that this worker writes lies.
+        processes: Train.
+        choices: What there is to draw.
+        study: The study.
+        storage: Where the study is kept.
+        identity: What must be the same for all workers of the study.
+    """
+
+    recipe: SearchRecipe
+    directory: Path
+    processes: WorkerProcesses
+    choices: Choices
+    study: Study
+    storage: BaseStorage
+    identity: Mapping[str, Any]
+
+    def search(self) -> list[Row]:
+        """Run trials until all workers have run enough; return the best graphs and the controls."""
+        search = self.recipe.search
+        pretrained = self._pretrained()
+        self._make_sweep()
+        builder = RecipeBuilder(self.recipe, pretrained.path)
+        objective = GraphObjective(builder, self.choices, self.processes, self.tracking)
+        run_trials(
+            self.study, objective, lambda study: len(finished(study)) >= search.trials, self.catch
+        )
+        wait_for_others(self.study)
+        label_only = pretrained.value(search.target_model)
+        return best_and_controls(self.study, self.choices, search, label_only)
+
+    @property
+    def tracking(self) -> StudyTracking:
+        """Shows the trials and the study."""
+        run_ids = run_ids_of(self.study)
+        return StudyTracking(self.recipe.tracking, run_ids, self.choices, self.directory)
+
+    @property
+    def catch(self) -> tuple[type[Exception], ...]:
+        """What fails a trial and not the worker.
+
+        Memory that is exhausted is not among it under several processes, because it may be
+        exhausted on one of them alone.
+        """
+        return CATCH if PartialState().num_processes > 1 else (*CATCH, *OUT_OF_MEMORY)
+
+    def jobs(self, purpose: str, names: Sequence[str]) -> Jobs:
+        """Return jobs that the study's workers share.
+
+        Args:
+            purpose: What they are for, different for each call.
+            names: A name for each.
+        """
+        return Jobs(f"{self.study.study_name}/{purpose}", self.storage, names, self.identity)
+
+    def weights(self, models: Sequence[str], purpose: str, folder: str) -> SharedWeights:
+        """Return the weights of models; those that the recipe does not give are yet to be trained.
+
+        Args:
+            models: The models.
+            purpose: What they are for, different for each call.
+            folder: Where in the directory this worker keeps its copies.
+        """
+        given = self.recipe.search.weights
+        missing = [model for model in models if model not in given]
+        jobs = self.jobs(purpose, missing) if missing else None
+        store = open_artifacts(self.recipe.search, self.directory)
+        return SharedWeights(jobs, store, self.directory / folder, given)
+
+    def _pretrained(self) -> SharedWeights:
+        """Return the weights of frozen nodes, trained on the search's own split."""
+        search = self.recipe.search
+        can_freeze = max(search.nodes) > 1 and (
+            search.frozen or CUTOFF in [gate.gate for gate in search.gates]
+        )
+        shared = self.weights(search.models if can_freeze else (), "pretrained", "weights")
+        builder = RecipeBuilder(self.recipe, shared.path)
+
+        def train(model: str, path: Path) -> float:
+            return self.processes.trial(TrialTask(builder.label_only(model), export=path))
+
+        shared.train(train, self.catch)
+        return shared
+
+    def _make_sweep(self) -> None:
+        """Make the sweep of a study that is shown online, once for all workers."""
+        tracking, study = self.recipe.tracking, self.study
+        if run_ids_of(study).sweep or not tracking.wandb or mode_of(tracking) != "online":
+            return
+
+        def make(name: str, trial: Trial) -> float:
+            make_run_ids(study, create_sweep(tracking, study.study_name, self.choices))
+            return 0.0
+
+        self.jobs("wandb-sweep", ["sweep"]).work(make)
+
+
+def join_search(
+    recipe: SearchRecipe,
+    name: str,
+    directory: Path,
+    processes: WorkerProcesses,
+    must_exist: bool = False,
+) -> Worker:
+    """Join the study of a search, or make it, once all models can be built.
+
+    Args:
+        recipe: The search's recipe.
+        name: Name of the study.
+        directory: Where everything that this worker writes goes.
+        processes: Train.
+        must_exist: Do not make the study.
+
+    Raises:
+        RecipeError: What was asked for is wrong.
+    """
+    search = recipe.search
+    with located("search"):
+        choices = build_choices(search)
+        sampler = GraphSampler(choices, search.sampler, search.seed, search.unique)
+    identity = identity_of(recipe)
+    processes.check(candidates_recipe(recipe))
+    with located("output-dir"):
+        directory.mkdir(parents=True, exist_ok=True)
+    storage, pruner = open_storage(search, directory), build_pruner(search)
+    prepare = partial(_prepare, search, choices)
+    options = StudyOptions(name, storage, sampler, pruner, identity, prepare)
+    study = open_study(options, must_exist)
+    save_recipe(without_storage(recipe), directory / "search.yaml")
+    done = len(finished(study))
+    say(f"Study {name}: {choices.size:,} ways to choose, {done} trials so far.")
+    return Worker(recipe, directory, processes, choices, study, storage, identity)
+
+
+def _prepare(search: SearchConfig, choices: Choices, study: Study) -> None:
+    """Give a new study the ids of its runs, and enqueue the controls that its space contains."""
+    make_run_ids(study)
+    if not search.enqueue_controls:
+        return
+    for graph in controls(choices.largest).values():
+        try:
+            study.enqueue_trial(choices.params(graph))
+        except ValueError as error:
+            say(f"Not enqueued, because the space does not contain it: {error}")
