@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 from ..graph.topology import LABEL, Link, Pair, Topology, Traits
 
 TARGET = "target"
-CUTOFF, THROUGH, CORRECT = "cutoff", "through", "correct"
+THROUGH, CORRECT = "through", "correct"
 
 Role = Literal["learns", "frozen"]
 LEARNS: Role = "learns"

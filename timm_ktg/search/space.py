@@ -9,11 +9,10 @@ from math import prod
 from typing import Any
 
 from ..errors import did_you_mean
-from ..graph.topology import LABEL, Pair
+from ..graph.topology import CUTOFF, LABEL, Pair
 from ..recipe.search_config import SearchConfig
 from .canonical import (
     CORRECT,
-    CUTOFF,
     FROZEN,
     LEARNS,
     TARGET,

@@ -15,6 +15,7 @@ from optuna import Study, TrialPruned
 
 from ..draw.picture import draw_graph
 from ..errors import one_line
+from ..graph.topology import CUTOFF
 from ..recipe.graph_config import GraphConfig
 from ..recipe.tracking_config import TrackingConfig
 from ..records.metrics import EPOCH, Metrics, top1_name
@@ -26,7 +27,7 @@ from ..tracking.wandb_run import (
     wait_for_server,
     wandb_problems,
 )
-from .canonical import CUTOFF, TARGET, CanonicalGraph
+from .canonical import TARGET, CanonicalGraph
 from .space import Choices, gate_param, model_param
 
 WANDB = "wandb"  # attribute of the study: what identifies its runs

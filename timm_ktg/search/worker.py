@@ -18,11 +18,11 @@ from optuna import Study, Trial
 from optuna.storages import BaseStorage
 
 from ..errors import located
+from ..graph.topology import CUTOFF
 from ..recipe.recipe import save_recipe
 from ..recipe.search_config import SearchConfig, SearchRecipe
 from ..tracking.wandb_run import mode_of
 from ..train.metrics import TrainingError
-from .canonical import CUTOFF
 from .identity import identity_of, without_storage
 from .jobs import Jobs
 from .objective import GraphObjective
