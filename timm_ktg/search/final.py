@@ -109,8 +109,7 @@ def _train(
 
 def _tested(worker: Worker, recipe: Recipe, seed: int, path: Path) -> float:
     """Train a recipe and return its target's top-1 in percent."""
-    summary = worker.processes.final(FinalTask(recipe, seed, path))
-    return float(summary["nodes"][summary["target"]]["top1"])
+    return worker.processes.final(FinalTask(recipe, seed, path)).target_accuracy.top1
 
 
 def _job_name(row: Row, seed: int) -> str:
