@@ -125,9 +125,8 @@ def _finish(training: Training, directory: RunDirectory, start: float) -> RunRes
     metrics = evaluate(training, loader, split)
     result = _result(training, metrics, split, time.perf_counter() - start)
     if training.accelerator.is_main_process:
-        for name in graph.members:
+        for name, network in graph.networks.items():
             path = directory.nodes / f"{name}.safetensors"
-            network = graph.network(name)
             export_node(network.model, path, network.mean, network.std)
         directory.write_result(result)
     return result

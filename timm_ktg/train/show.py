@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from rich.table import Table
 
-from ..graph.edge import Edge
+from ..graph.edge import Edge, default_loss
 from ..graph.graph import KnowledgeTransferGraph
 from ..graph.registry import shown
 from ..records.metrics import (
@@ -34,7 +34,7 @@ def show_graph(graph: KnowledgeTransferGraph, models: Mapping[str, str]) -> None
     for column in ("node", "model", "parameters", "role", "learns from, through which gate"):
         table.add_column(column, justify="right" if column == "parameters" else "left")
     for name in graph.members:
-        parameters = sum(parameter.numel() for parameter in graph.model(name).parameters())
+        parameters = sum(parameter.numel() for parameter in graph.members[name].parameters())
         sources = [_describe(edge) for edge in graph.edges if edge.destination == name]
         role = "target" if name == graph.target else "frozen" if name in graph.frozen else ""
         style = "bold" if name == graph.target else None
@@ -104,4 +104,6 @@ def _show_accuracies(
 
 def _describe(edge: Edge) -> str:
     temperature = f", T={edge.temperature:g}" if edge.temperature != 1 else ""
-    return f"{edge.source}: {shown(edge.gate)}{temperature}"
+    is_default = shown(edge.loss) == default_loss(edge.source)
+    loss = "" if is_default else f", {shown(edge.loss)}"
+    return f"{edge.link.key}: {shown(edge.gate)}{temperature}{loss}"
