@@ -36,7 +36,8 @@ def measured(epochs: int, val: bool) -> list[Metrics]:
         {
             "epoch": epoch,
             **{f"train/loss/{name}": 2 / epoch for name in ("student", "helper", *EDGES)},
-            **{f"train/passed/{edge}": 1 - 0.5 / epoch for edge in EDGES},
+            **{f"train/weight/{edge}": 1 - 0.5 / epoch for edge in EDGES},
+            **{f"train/passed/{edge}": 1.0 for edge in EDGES if edge == "helper->student"},
             **{f"{split}/top1/{name}": 90.0 for name in GRAPH.nodes for split in splits},
         }
         for epoch in range(1, epochs + 1)
@@ -69,21 +70,24 @@ def test_curves_are_an_image(epochs: int, val: bool, tmp_path: Path) -> None:
 
 
 def test_panels_show_every_node_and_every_edge() -> None:
-    loss, top1, passed = plot_curves(measured(3, val=True), scene_of(GRAPH)).axes
+    loss, top1, weight = plot_curves(measured(3, val=True), scene_of(GRAPH)).axes
     assert legend_of(loss) == ["student (target)", "helper"]  # a frozen node has no loss
     assert legend_of(top1) == [
         f"{name}: val (train thin)" for name in ("student (target)", "helper", "teacher (frozen)")
     ]
     assert len(top1.lines) == 6
-    assert legend_of(passed) == [
-        *("label → student: through", "helper → student: correct"),
+    assert legend_of(weight) == [
+        *("label → student: through", "helper → student: correct (samples thin)"),
         *("teacher → student: correct", "label → helper: linear"),
     ]
+    thin = [line for line in weight.lines if line.get_linewidth() < 1]
+    assert [list(line.get_ydata()) for line in thin] == [[1.0, 1.0, 1.0]]
+    thick = [line for line in weight.lines if line not in thin]
     colours = {edge.word: edge.color.lower() for edge in scene_of(GRAPH).edges}
-    for line, name in zip(passed.lines, legend_of(passed), strict=True):
-        assert to_hex(line.get_color()) == colours[name.split(": ")[1]]
+    for line, name in zip(thick, legend_of(weight), strict=True):
+        assert to_hex(line.get_color()) == colours[name.split(": ")[1].split(" (")[0]]
         assert list(line.get_ydata()) == pytest.approx([0.5, 0.75, 1 - 0.5 / 3])
-    dashes = [line.get_linestyle() for line in passed.lines[1:3]]
+    dashes = [line.get_linestyle() for line in thick[1:3]]
     assert dashes[0] != dashes[1]  # two edges with one gate
 
 

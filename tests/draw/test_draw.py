@@ -155,7 +155,7 @@ def test_results_stand_under_nodes_and_make_arrows_thick() -> None:
     figure = paint(scene_of(KD, Results({"student": 93.456, "teacher": 71.0}, passed, "val")))
     words = words_of(figure)
     assert {"93.46 % top-1", "71.00 % top-1"} <= set(words)
-    assert any("Top-1 on val images. Thickness: share of samples" in word for word in words)
+    assert any("Top-1 on val images. Thickness: mean weight" in word for word in words)
     box = next(b for b in figure.findobj(FancyBboxPatch) if b.get_gid() == "node-student")
     accuracy = next(text for text in texts_of(figure) if text.get_text() == "93.46 % top-1")
     assert accuracy.get_window_extent().y1 <= box.get_window_extent().y0
@@ -251,8 +251,8 @@ def a_run(path: str, graph: GraphConfig) -> Path:
     run.mkdir()
     values = {"graph": graph.model_dump(mode="json")}
     (run / "recipe.yaml").write_text(json.dumps(values))
-    line = {"epoch": 1, "train/top1/student": 40.0, "train/passed/teacher->student": 0.5}
-    last = {**line, "epoch": 2, "train/top1/student": 60.0, "train/passed/label->student": 1.0}
+    line = {"epoch": 1, "train/top1/student": 40.0, "train/weight/teacher->student": 0.5}
+    last = {**line, "epoch": 2, "train/top1/student": 60.0, "train/weight/label->student": 1.0}
     (run / "metrics.jsonl").write_text(f"{json.dumps(line)}\n{json.dumps(last)}\n")
     return run
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import timm_ktg as ktg
 from tests.nets import CLASSES, Array, array, hard_labels, output, soft_labels
+from timm_ktg.graph.gates import stops_samples
 
 few = settings(deadline=None, max_examples=15, database=None)
 OWN = ["correct", "cutoff", "linear", "negative_linear", "through"]
@@ -264,3 +265,20 @@ def test_check_gate_refuses_losses_stopped_in_place() -> None:
 
     with pytest.raises(ValueError, match="changed in place"):
         ktg.check_gate(gate)
+
+
+# Gates that stop samples.
+
+
+@pytest.mark.parametrize(
+    ("name", "stops"),
+    [("through", False), ("linear", False), ("negative_linear", False), ("correct", True)],
+)
+def test_gate_that_stops_some_samples_is_told_from_one_that_weighs_all(
+    name: str, stops: bool
+) -> None:
+    assert stops_samples(ktg.create_gate(name)) is stops
+
+
+def test_gate_that_cannot_be_tried_is_taken_for_one_that_stops() -> None:
+    assert stops_samples(lambda losses, context: losses * context.source.features["layer3"])

@@ -2,6 +2,7 @@
 
 from timm_ktg.records.metrics import (
     loss_name,
+    mean_weights,
     node_losses,
     passed_name,
     shares_passed,
@@ -9,12 +10,14 @@ from timm_ktg.records.metrics import (
     top1_name,
     top_name,
     watched_split,
+    weight_name,
 )
 
 EDGES = ("label->a", "b->a", "b->a/attention")
 METRICS = {
     "epoch": 1.0,
     **{loss_name(owner): 2.0 for owner in ("a", "b", *EDGES)},
+    **{weight_name(edge): 0.5 for edge in EDGES},
     **{passed_name(edge): 0.25 * number for number, edge in enumerate(EDGES)},
     **{top_name(top, "train", node): 10.0 * top for top in (1, 5) for node in ("a", "b")},
 }
@@ -23,6 +26,7 @@ METRICS = {
 def test_names_are_those_on_disk() -> None:
     assert loss_name("a") == "train/loss/a"
     assert loss_name("b->a/attention") == "train/loss/b->a/attention"
+    assert weight_name("b->a") == "train/weight/b->a"
     assert passed_name("b->a") == "train/passed/b->a"
     assert top1_name("val", "a") == "val/top1/a" == top_name(1, "val", "a")
     assert top_name(5, "test", "a") == "test/top5/a"
@@ -30,6 +34,9 @@ def test_names_are_those_on_disk() -> None:
 
 def test_measures_are_found_by_node_and_edge() -> None:
     assert node_losses(METRICS) == {"a": 2.0, "b": 2.0}
+    assert mean_weights(METRICS) == dict.fromkeys(EDGES, 0.5)
+    old = {name: value for name, value in METRICS.items() if "weight" not in name}
+    assert mean_weights(old) == shares_passed(old)
     assert shares_passed(METRICS) == {"label->a": 0.0, "b->a": 0.25, "b->a/attention": 0.5}
     assert top1_by_node(METRICS, "train") == {"a": 10.0, "b": 10.0}
     assert top1_by_node(METRICS, "val") == {}

@@ -146,7 +146,7 @@ def write_run(folder: Path, epochs: int = 5, done: bool = True, shift: float = 0
     lines = [
         {
             **{"epoch": epoch, "lr": 0.1, "seconds": 1.0, "train/loss/a": 1 / epoch},
-            **{f"train/{what}/{edge}": 0.5 for what in ("loss", "passed") for edge in EDGES},
+            **{f"train/{what}/{edge}": 0.5 for what in ("loss", "weight") for edge in EDGES},
             **{f"{split}/top1/{n}": 90 - 9 / epoch + shift for split in SPLITS for n in nodes},
         }
         for epoch in range(1, epochs + 1 if done else epochs)

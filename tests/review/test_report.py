@@ -147,7 +147,7 @@ def test_runs_are_shown_side_by_side(browser: Browser, tmp_path: Path) -> None:
     page = write_report([first, second, running])
     assert page == first / "report.html"
     browser.open(page)
-    for plot in ("targets", "accuracy-0", "loss-1", "passed-2"):
+    for plot in ("targets", "accuracy-0", "loss-1", "weight-2"):
         browser.show(plot)
     rows = browser.run(
         "return [...document.querySelectorAll('tbody tr')].map((row) => row.textContent.trim())"

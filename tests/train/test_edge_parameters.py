@@ -55,7 +55,7 @@ def test_loss_and_gate_of_a_recipe_are_built_and_trained() -> None:
     metrics = train_epoch(training, start_epoch(training))
     after = state_of(edge)
     assert all(not torch.equal(before[name], after[name]) for name in before)
-    assert {"train/loss/b->a/kl_div", f"train/loss/{EDGE}", f"train/passed/{EDGE}"} <= set(metrics)
+    assert {"train/loss/b->a/kl_div", f"train/loss/{EDGE}", f"train/weight/{EDGE}"} <= set(metrics)
 
 
 def test_edge_starts_from_the_runs_seed_whatever_other_edges_there_are() -> None:

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from sklearn.metrics import top_k_accuracy_score
 
-from tests.nets import edge, graph_of, hard_labels, images, soft_labels
+from tests.nets import edge, graph_of, hard_labels, images, kl_reference, soft_labels
 from timm_ktg import GraphLosses, KnowledgeTransferGraph
 from timm_ktg.train.metrics import EpochMeter, TrainingError, accuracies, correct_counts
 
@@ -66,13 +66,17 @@ def batches(graph: KnowledgeTransferGraph) -> Iterator[tuple[dict, torch.Tensor,
 def test_epoch_means_weigh_every_image_alike() -> None:
     graph = graph_of(*EDGES)
     meter = EpochMeter(graph, Accelerator(cpu=True))
-    sums: dict[str, float] = dict.fromkeys(("a", "label->a", "passed b->a", "top1 a"), 0.0)
+    sums: dict[str, float] = dict.fromkeys(
+        ("a", "label->a", "b->a", "came b->a", "passed b->a", "top1 a"), 0.0
+    )
     for update, (outputs, labels, losses) in enumerate(batches(graph), start=1):
         meter.update(losses, outputs, labels, update)
         hard = labels if labels.ndim == 1 else labels.argmax(1)
         right = {name: outputs[name].logits.argmax(1) == hard for name in ("a", "b")}
         sums["a"] += float(losses.nodes["a"].detach()) * len(labels)
         sums["label->a"] += float(losses.edges["label->a"]) * len(labels)
+        sums["b->a"] += float(losses.edges["b->a"]) * len(labels)
+        sums["came b->a"] += kl_reference(outputs["b"].logits, outputs["a"].logits).sum()
         sums["passed b->a"] += float(right["b"].sum())
         sums["top1 a"] += float(right["a"].sum())
     metrics = meter.read()
@@ -81,7 +85,10 @@ def test_epoch_means_weigh_every_image_alike() -> None:
     assert metrics["train/loss/label->a"] == pytest.approx(sums["label->a"] / 11, rel=1e-6)
     assert metrics["train/passed/b->a"] == pytest.approx(sums["passed b->a"] / 11, rel=1e-6)
     assert metrics["train/top1/a"] == pytest.approx(100 * sums["top1 a"] / 11, rel=1e-6)
-    assert metrics["train/passed/label->a"] == 1.0
+    weight = sums["b->a"] / sums["came b->a"]
+    assert 0 < weight < 1
+    assert metrics["train/weight/b->a"] == pytest.approx(weight, rel=1e-5)
+    assert metrics["train/weight/label->a"] == 1.0
 
 
 def test_every_measure_has_its_name() -> None:
@@ -92,9 +99,29 @@ def test_every_measure_has_its_name() -> None:
     edges = ("label->a", "b->a", "label->b", "a->b", "c->a")
     assert set(meter.read()) == {
         *(f"train/loss/{name}" for name in ("a", "b", *edges)),
-        *(f"train/passed/{name}" for name in edges),
+        *(f"train/weight/{name}" for name in edges),
+        "train/passed/b->a",  # the one gate that stops samples
         *(f"train/top{top}/{name}" for top in (1, 5) for name in ("a", "b", "c")),
     }
+
+
+@pytest.mark.parametrize(("gate", "weight"), [("linear", 0.5), ("negative_linear", 0.5)])
+def test_gate_that_weighs_has_a_mean_weight_and_no_share(gate: str, weight: float) -> None:
+    graph = graph_of(edge("label", "a"), edge("b", "a", gate), frozen=("b",))
+    meter = EpochMeter(graph, Accelerator(cpu=True))
+    for update, (outputs, labels, losses) in enumerate(batches(graph), start=1):
+        meter.update(losses, outputs, labels, update)
+    metrics = meter.read()
+    assert metrics["train/weight/b->a"] == pytest.approx(weight)
+    assert "train/passed/b->a" not in metrics
+
+
+def test_gate_that_stops_everything_has_weight_zero() -> None:
+    graph = graph_of(edge("label", "a"), edge("b", "a", "negative_linear"), frozen=("b",))
+    meter = EpochMeter(graph, Accelerator(cpu=True))
+    outputs, labels = graph(images()), hard_labels()
+    meter.update(graph.losses(outputs, labels, progress=1.0), outputs, labels, 1)
+    assert meter.read()["train/weight/b->a"] == 0.0
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

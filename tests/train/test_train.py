@@ -66,7 +66,8 @@ def test_line_of_an_epoch_holds_every_measure(run: Path) -> None:
         assert set(line) == {
             *("epoch", "lr", "images_per_second", "seconds"),
             *(f"train/loss/{name}" for name in ("a", "b", *EDGES)),
-            *(f"train/passed/{edge}" for edge in EDGES),
+            *(f"train/weight/{edge}" for edge in EDGES),
+            "train/passed/b->a",
             *(
                 f"{split}/top{top}/{n}"
                 for split in ("train", "val")

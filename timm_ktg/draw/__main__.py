@@ -60,7 +60,7 @@ def _draw(recipe: str, output: Path | None, run: Path | None) -> None:
 def _check_same_graph(graph: GraphConfig, results: Results, where: str) -> None:
     """Raise RecipeError if the run is of another graph."""
     edges = {link.name for link in graph.edges}
-    others = [*(results.top1.keys() - graph.nodes.keys()), *(results.passed.keys() - edges)]
+    others = [*(results.top1.keys() - graph.nodes.keys()), *(results.weights.keys() - edges)]
     if others:
         found = ", ".join(sorted(others))
         raise RecipeError([f"{where}: should be a run of this graph. Found another's: {found}."])

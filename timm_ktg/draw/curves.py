@@ -1,4 +1,4 @@
-"""The curves of a run: losses and top-1 of the nodes, and the share that each gate passed."""
+"""The curves of a run: losses and top-1 of the nodes, and the mean weight of every gate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..records.files import replace_whole
-from ..records.metrics import EPOCH, Metrics, node_losses, shares_passed, top1_by_node
+from ..records.metrics import EPOCH, Metrics, mean_weights, node_losses, shares_passed, top1_by_node
 from ..records.run_directory import RunDirectory
 from .reading import load_graph, measured_epochs
 from .scene import Scene, scene_of
@@ -63,14 +63,14 @@ def plot_curves(epochs: Sequence[Metrics], scene: Scene) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure((6.5, 9.5))
-    loss, top1, passed = figure.subplots(3, 1, sharex=True, gridspec_kw={"hspace": 0.08})
+    loss, top1, weight = figure.subplots(3, 1, sharex=True, gridspec_kw={"hspace": 0.08})
     numbers = [epoch[EPOCH] for epoch in epochs]
     _plot(loss, numbers, _losses(epochs, scene), "training loss")
     _plot(top1, numbers, _accuracies(epochs, scene), "top-1 %")
-    _plot(passed, numbers, _shares(epochs, scene), "share passed by the gate")
-    passed.set_ylim(-0.03, 1.03)
-    passed.set_xlim(numbers[0] - 0.5, numbers[-1] + 0.5)
-    passed.set_xlabel("epoch")
+    _plot(weight, numbers, _weights(epochs, scene), "mean weight of the gate")
+    weight.set_ylim(-0.03, max(1.03, weight.get_ylim()[1]))  # a gate may weigh more than 1
+    weight.set_xlim(numbers[0] - 0.5, numbers[-1] + 0.5)
+    weight.set_xlabel("epoch")
     figure.align_ylabels()
     return figure
 
@@ -123,15 +123,24 @@ def _accuracies(epochs: Sequence[Metrics], scene: Scene) -> Iterator[Line]:
             yield Line(f"{shown}: val (train thin)", [epoch.get(name) for epoch in val], style)
 
 
-def _shares(epochs: Sequence[Metrics], scene: Scene) -> Iterator[Line]:
-    """Yield the share passed on each edge, a color for each gate and dashes for each edge of it."""
+def _weights(epochs: Sequence[Metrics], scene: Scene) -> Iterator[Line]:
+    """Yield the mean weight on each edge, a color for each gate and dashes for each edge of it.
+
+    A gate that stops samples also has the share that passed, thin beside it.
+    """
+    weights = [mean_weights(epoch) for epoch in epochs]
     shares = [shares_passed(epoch) for epoch in epochs]
     styles = {edge.color: cycle(_STYLES) for edge in scene.edges}
     for edge in scene.edges:
+        if not any(edge.name in epoch for epoch in weights):
+            continue
+        style = {"color": edge.color, "linestyle": next(styles[edge.color]), "linewidth": 1.3}
+        shown = f"{edge.source} → {edge.destination}: {edge.word}"
         if any(edge.name in epoch for epoch in shares):
-            style = {"color": edge.color, "linestyle": next(styles[edge.color]), "linewidth": 1.3}
-            shown = f"{edge.source} → {edge.destination}: {edge.word}"
-            yield Line(shown, [epoch.get(edge.name) for epoch in shares], style)
+            thin = {**style, "linewidth": 0.7, "alpha": 0.6}
+            yield Line(None, [epoch.get(edge.name) for epoch in shares], thin)
+            shown += " (samples thin)"
+        yield Line(shown, [epoch.get(edge.name) for epoch in weights], style)
 
 
 def _nodes(scene: Scene) -> Iterator[tuple[str, str, dict[str, Any]]]:

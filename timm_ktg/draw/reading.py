@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import RecipeError
 from ..recipe.graph_config import GraphConfig
 from ..recipe.recipe import Recipe, check_section, read_recipe
-from ..records.metrics import Metrics, shares_passed, top1_by_node, watched_split
+from ..records.metrics import Metrics, mean_weights, top1_by_node, watched_split
 from ..records.reader import read_epochs, read_result, runs_in
 from ..records.run_directory import RunDirectory
 from .scene import Results
@@ -60,9 +60,9 @@ def results_of(path: Path) -> Results:
     result = read_result(run)
     if result is None:
         split = watched_split(last)
-        return Results(top1_by_node(last, split), shares_passed(last), split)
+        return Results(top1_by_node(last, split), mean_weights(last), split)
     top1 = {name: accuracy.top1 for name, accuracy in result.nodes.items()}
-    return Results(top1, shares_passed(last), result.split)
+    return Results(top1, mean_weights(last), result.split)
 
 
 def _without_files(graph: Any) -> Any:

@@ -30,13 +30,13 @@ class Results:
 
     Args:
         top1: Top-1 by node, in percent.
-        passed: Share of the samples that the gate let through in the last epoch, in 0..1, by the
+        weights: Mean weight of the gate in the last epoch, what passed over what came, by the
             edge's name.
         split: The images that top-1 is on: `train`, `val` or `test`.
     """
 
     top1: Mapping[str, float] = field(default_factory=dict)
-    passed: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
     split: str = "test"
 
 
@@ -70,14 +70,14 @@ class SceneEdge:
         link: Its ends and its name.
         word: Its gate, with everything else that is not the default.
         color: Its gate's.
-        passed: Share of the samples that the gate let through, where it is known.
+        weight: Mean weight of the gate, where it is known.
         left_out: Whether its destination is left out of training.
     """
 
     link: Link
     word: str
     color: str
-    passed: float | None
+    weight: float | None
     left_out: bool
 
     @property
@@ -98,7 +98,7 @@ class SceneEdge:
     @property
     def width(self) -> float:
         """How thick the arrow is, in points."""
-        return 1.4 if self.passed is None else 0.8 + 2.2 * self.passed
+        return 1.4 if self.weight is None else 0.8 + 2.2 * min(max(self.weight, 0.0), 1.5)
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def scene_of(graph: GraphConfig, results: Results | None = None) -> Scene:
             link,
             word_of(configs[link], link.source),
             colors[configs[link].gate],
-            results.passed.get(link.name),
+            results.weights.get(link.name),
             link.destination in topology.left_out,
         )
         for link in topology.live
@@ -181,6 +181,6 @@ def _caption(results: Results) -> str:
     parts = []
     if results.top1:
         parts.append(f"Top-1 on {results.split} images.")
-    if results.passed:
-        parts.append("Thickness: share of samples that the gate let through in the last epoch.")
+    if results.weights:
+        parts.append("Thickness: mean weight of the gate in the last epoch.")
     return " ".join(parts)

@@ -114,6 +114,28 @@ def check_gate(gate: Gate, num_classes: int = 10) -> None:
                 _check_gate_once(gate, 4 * torch.rand(batch, generator=generator), context)
 
 
+def stops_samples(gate: Gate, num_classes: int = 10) -> bool:
+    """Say whether a gate stops some samples and lets others through, as `correct` does.
+
+    Found out on made-up outputs, in the middle of a run. A gate that cannot be called on them, such
+    as one that reads features, is taken for one that does.
+
+    Args:
+        gate: The gate, with its arguments bound, or a module.
+        num_classes: C of the made-up logits, at least 2.
+    """
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, 64, num_classes, generator=generator)
+    labels = torch.randint(num_classes, (64,), generator=generator)
+    context = EdgeContext(NodeOutput(logits[0]), NodeOutput(logits[1]), labels, 0.5)
+    try:
+        with torch.no_grad():
+            stopped = gate(1 + torch.rand(64, generator=generator), context) == 0
+            return bool(stopped.any()) and not bool(stopped.all())
+    except Exception:  # somebody else's gate may raise anything
+        return True
+
+
 def _check_gate_once(gate: Gate, values: Tensor, context: EdgeContext) -> None:
     leaf = values.clone().requires_grad_()
     arguments = (leaf * 1, context.source.logits, context.destination.logits, context.labels)

@@ -28,12 +28,14 @@ class GraphLosses(NamedTuple):
         total: What to call `backward` on: the sum of all nodes' losses, a scalar.
         nodes: L_t of every node that learns (Eq. 3), scalars.
         edges: L_st by the name of every edge (Eq. 2), detached scalars.
+        ungated: The mean loss of every edge before its gate, detached scalars.
         passed: Share of samples in 0..1 whose loss an edge's gate did not stop, detached scalars.
     """
 
     total: Tensor
     nodes: dict[str, Tensor]
     edges: dict[str, Tensor]
+    ungated: dict[str, Tensor]
     passed: dict[str, Tensor]
 
 
@@ -231,6 +233,7 @@ class KnowledgeTransferGraph(nn.Module):
         sources = {name: output.detach() for name, output in outputs.items()}
         sources[LABEL] = _label_output(labels, next(iter(outputs.values())).logits)
         terms: dict[str, Tensor] = {}
+        ungated: dict[str, Tensor] = {}
         passed: dict[str, Tensor] = {}
         for edge in self.edges:
             module = self._edge(edge.name)
@@ -239,11 +242,13 @@ class KnowledgeTransferGraph(nn.Module):
             context = EdgeContext(sources[edge.source], outputs[edge.destination], labels, progress)
             losses, gated = module(context)
             terms[edge.name] = gated.mean()  # Eq. 2, over the whole batch, stopped samples included
+            ungated[edge.name] = losses.detach().mean()
             # A sample that has no loss to stop counts as passed.
             passed[edge.name] = ((gated != 0) | (losses == 0)).float().mean().detach()
         nodes = {name: self._node_loss(name, terms) for name in self.learning}
         edges = {name: term.detach() for name, term in terms.items()}
-        return GraphLosses(torch.stack(list(nodes.values())).sum(), nodes, edges, passed)
+        total = torch.stack(list(nodes.values())).sum()
+        return GraphLosses(total, nodes, edges, ungated, passed)
 
     def _edge(self, name: str) -> EdgeModule:
         module = self.edge_modules[name]

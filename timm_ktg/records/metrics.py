@@ -1,7 +1,7 @@
 """What a run measures, and what each measure is called.
 
 A name says on which images something was measured, what it is, and whose: `train/loss/student`,
-`val/top1/student`, `train/passed/helper->student`. An edge's name contains `->`, and may contain
+`val/top1/student`, `train/weight/helper->student`. An edge's name contains `->`, and may contain
 `/` as well: `helper->student/attention`.
 """
 
@@ -13,12 +13,17 @@ TOP = (1, 5)
 EPOCH, LR = "epoch", "lr"
 IMAGES_PER_SECOND, SECONDS = "images_per_second", "seconds"
 
-_LOSS, _PASSED = "train/loss/", "train/passed/"
+_LOSS, _WEIGHT, _PASSED = "train/loss/", "train/weight/", "train/passed/"
 
 
 def loss_name(owner: str) -> str:
     """Return what the training loss of a node or an edge is called."""
     return _LOSS + owner
+
+
+def weight_name(edge: str) -> str:
+    """Return what the mean weight of an edge's gate is called: what passed over what came."""
+    return _WEIGHT + edge
 
 
 def passed_name(edge: str) -> str:
@@ -47,8 +52,16 @@ def node_losses(metrics: Metrics) -> Metrics:
     return {owner: value for owner, value in _below(_LOSS, metrics).items() if not _is_edge(owner)}
 
 
+def mean_weights(metrics: Metrics) -> Metrics:
+    """Return the mean weight of each gate, what passed over what came, by edge.
+
+    Runs of earlier versions have the share of samples alone, which then stands in its place.
+    """
+    return _below(_WEIGHT, metrics) or shares_passed(metrics)
+
+
 def shares_passed(metrics: Metrics) -> Metrics:
-    """Return the share of the samples in 0..1 that each gate let through, by edge."""
+    """Return the share of the samples in 0..1 that passed, by edge, of gates that stop some."""
     return _below(_PASSED, metrics)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import plotly.graph_objects as go
 
-from ..records.metrics import node_losses, shares_passed, watched_split
+from ..records.metrics import mean_weights, node_losses, shares_passed, watched_split
 from .figures import figure
 from .run_data import Curve, RunData
 
@@ -40,14 +40,17 @@ def loss_figure(run: RunData) -> go.Figure:
     return plot
 
 
-def passed_figure(run: RunData) -> go.Figure:
-    """Return the share of samples in percent that each gate lets through, by epoch."""
-    plot = figure(320, xaxis_title="epoch", yaxis_title="share passed, %")
-    plot.update_yaxes(range=[-3, 103])
-    for index, (edge, curve) in enumerate(run.curves(shares_passed).items()):
+def weight_figure(run: RunData) -> go.Figure:
+    """Return the mean weight of each gate by epoch; dotted, the share of samples that passed."""
+    plot = figure(320, xaxis_title="epoch", yaxis_title="mean weight of the gate")
+    plot.update_yaxes(rangemode="tozero")
+    shares = run.curves(shares_passed)
+    for index, (edge, curve) in enumerate(run.curves(mean_weights).items()):
         color = COLORS[index % len(COLORS)]
         shown = edge.replace("->", " → ")
-        plot.add_trace(_line(shown, curve, color, scale=100, dotted=index >= len(COLORS)))
+        plot.add_trace(_line(shown, curve, color))
+        if edge in shares:
+            plot.add_trace(_line(f"{shown}: share of samples", shares[edge], color, dotted=True))
     return plot
 
 
@@ -63,17 +66,15 @@ def _colored(run: RunData, curves: dict[str, Curve]) -> Iterator[tuple[str, tupl
         yield COLORS[names.index(name) % len(COLORS)], (name, curve)
 
 
-def _line(
-    name: str, curve: Curve, color: str, scale: float = 1, dotted: bool = False
-) -> go.Scatter:
+def _line(name: str, curve: Curve, color: str, dotted: bool = False) -> go.Scatter:
     """Return the means of a curve by epoch; hovering shows their range over the seeds."""
     hover = []
     for epoch, sample in curve.items():
-        values = [scale * value for value in sample.values]
+        values = sample.values
         spread = f"<br>{min(values):.4g} to {max(values):.4g}, n={sample.n}" * (sample.n > 1)
-        hover.append(f"<b>{name}</b><br>epoch {epoch}: {scale * sample.mean:.4g}{spread}")
+        hover.append(f"<b>{name}</b><br>epoch {epoch}: {sample.mean:.4g}{spread}")
     return go.Scatter(
-        x=list(curve), y=[round(scale * sample.mean, 5) for sample in curve.values()],
+        x=list(curve), y=[round(sample.mean, 5) for sample in curve.values()],
         name=name, mode="lines+markers", marker={"size": 4},
         line={"color": color, "width": 2, "dash": "dot" if dotted else "solid"},
         hovertext=hover, hovertemplate="%{hovertext}<extra></extra>",

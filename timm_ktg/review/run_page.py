@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from ..records.sample import gain
 from .pictures import picture
 from .run_data import RunData
-from .run_figures import accuracy_figure, loss_figure, passed_figure, targets_figure
+from .run_figures import accuracy_figure, loss_figure, targets_figure, weight_figure
 
 
 def runs_page(runs: Sequence[RunData]) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def runs_page(runs: Sequence[RunData]) -> dict[str, Any]:
     for index, run in enumerate(runs):
         figures[f"accuracy-{index}"] = {"": accuracy_figure(run)}
         figures[f"loss-{index}"] = {"": loss_figure(run)}
-        figures[f"passed-{index}"] = {"": passed_figure(run)}
+        figures[f"weight-{index}"] = {"": weight_figure(run)}
     return {
         "title": runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
         "rows": [row for run in runs for row in _rows(run, runs[0])],

@@ -9,11 +9,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..graph.gates import dominant
+from ..graph.gates import dominant, stops_samples
 from ..graph.graph import GraphLosses, KnowledgeTransferGraph
 from ..graph.losses import NodeOutput
 from ..graph.registry import shown
-from ..records.metrics import TOP, Metrics, loss_name, passed_name, top_name
+from ..records.metrics import TOP, Metrics, loss_name, passed_name, top_name, weight_name
 
 
 class TrainingError(RuntimeError):
@@ -48,7 +48,8 @@ class EpochMeter:
         self.nodes = graph.learning
         self.edges = {edge.name: edge for edge in graph.edges}
         self.counted = tuple(graph.members)
-        columns = len(self.nodes) + 2 * len(self.edges)
+        self.stopping = [name for name, edge in self.edges.items() if stops_samples(edge.gate)]
+        columns = len(self.nodes) + 3 * len(self.edges)
         self._sums = torch.zeros(columns, device=accelerator.device)
         self._correct = torch.zeros(len(self.counted), len(TOP), device=accelerator.device)
         self._first_bad = torch.full((len(self.edges),), math.inf, device=accelerator.device)
@@ -77,8 +78,9 @@ class EpochMeter:
         """
         edges = torch.stack([losses.edges[name] for name in self.edges])
         nodes = torch.stack([losses.nodes[name].detach() for name in self.nodes])
+        ungated = torch.stack([losses.ungated[name] for name in self.edges])
         passed = torch.stack([losses.passed[name] for name in self.edges])
-        self._sums += torch.cat([nodes, edges, passed]) * len(labels)
+        self._sums += torch.cat([nodes, edges, ungated, passed]) * len(labels)
         logits = (outputs[name].logits.detach() for name in self.counted)
         self._correct += torch.stack([correct_counts(each, labels) for each in logits])
         bad = torch.where(edges.isfinite(), math.inf, update)
@@ -101,12 +103,15 @@ class EpochMeter:
             (self._sums, self._correct, self._images), reduction="sum"
         )
         self._raise_if_bad(first_bad)
-        means = (sums / count).tolist()
-        names = [loss_name(name) for name in (*self.nodes, *self.edges)]
-        names += [passed_name(edge) for edge in self.edges]
-        return dict(zip(names, means, strict=True)) | accuracies(
-            "train", self.counted, correct, count
-        )
+        sizes = [len(self.nodes), *[len(self.edges)] * 3]
+        nodes, gated, ungated, passed = (part.tolist() for part in (sums / count).split(sizes))
+        means = {loss_name(name): value for name, value in zip(self.nodes, nodes, strict=True)}
+        for name, after, before, share in zip(self.edges, gated, ungated, passed, strict=True):
+            means[loss_name(name)] = after
+            means[weight_name(name)] = _mean_weight(after, before)
+            if name in self.stopping:
+                means[passed_name(name)] = share
+        return means | accuracies("train", self.counted, correct, count)
 
     def _raise_if_bad(self, first_bad: Sequence[float]) -> None:
         update = min(first_bad)
@@ -120,6 +125,11 @@ class EpochMeter:
         raise TrainingError(
             f"The loss of node {nodes} is not finite at update {update:.0f}, on {named}."
         )
+
+
+def _mean_weight(gated: float, ungated: float) -> float:
+    """Return what a gate let through over what came; 1 where there was nothing to weigh."""
+    return gated / ungated if ungated and math.isfinite(ungated) else 1.0
 
 
 def accuracies(split: str, names: Sequence[str], correct: Tensor, count: Tensor) -> Metrics:
