@@ -190,9 +190,9 @@ class Counting:
 
 
 BROKEN: dict[str, tuple[Callable[[Tensor, ktg.EdgeContext], Any], str]] = {
-    "mean": (lambda x, c: x.mean(), r"one loss a sample \[1\]\. Found \[\]"),
-    "column": (lambda x, c: x[:, None], r"one loss a sample \[1\]\. Found \[1, 1\]"),
-    "first": (lambda x, c: x[:1], r"one loss a sample \[7\]\. Found \[1\]"),
+    "mean": (lambda x, c: x.mean(), r"one loss per sample \[1\]\. Found \[\]"),
+    "column": (lambda x, c: x[:, None], r"one loss per sample \[1\]\. Found \[1, 1\]"),
+    "first": (lambda x, c: x[:1], r"one loss per sample \[7\]\. Found \[1\]"),
     "integer": (lambda x, c: x.round().long(), r"floating-point .*\. Found torch\.int64"),
     "mask": (lambda x, c: x > 1, r"floating-point numbers\. Found torch\.bool"),
     "detached": (
@@ -212,7 +212,7 @@ BROKEN: dict[str, tuple[Callable[[Tensor, ktg.EdgeContext], Any], str]] = {
     "random": (lambda x, c: x * torch.rand(()), r"the same .*\. Found two different answers"),
     "hard_only": (
         lambda x, c: x * 1.0 if c.labels.ndim == 1 else x.sum(),
-        r"one loss a sample \[1\]\. Found \[\]",
+        r"one loss per sample \[1\]\. Found \[\]",
     ),
 }
 

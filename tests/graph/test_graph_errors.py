@@ -34,8 +34,8 @@ def test_sound_graph_is_built() -> None:
             edge("b", "a", "linear"),
             "edges.b->a/kl_div: two edges should not have the same name.",
         ),
-        (edge("bb", "a"), "edges.bb->a: `bb` is no node. Nodes: a, b. Did you mean `b`?"),
-        (edge("a", "zzz"), "edges.a->zzz: `zzz` is no node. Nodes: a, b."),
+        (edge("bb", "a"), "edges.bb->a: `bb` is not a node. Nodes: a, b. Did you mean `b`?"),
+        (edge("a", "zzz"), "edges.a->zzz: `zzz` is not a node. Nodes: a, b."),
         (edge("a", "label"), "edges.a->label: `label` cannot learn."),
     ],
 )
@@ -57,11 +57,11 @@ def test_bad_name_of_a_node_is_refused(name: str) -> None:
 def test_name_that_torch_keeps_for_itself_is_refused(name: str) -> None:
     with pytest.raises(ValueError) as raised:
         build(*SOUND, edge(name, "a"), edge("label", name), names=(*A_B, name))
-    assert str(raised.value).startswith(f"nodes.{name}: `{name}` is a name that torch keeps")
+    assert str(raised.value).startswith(f"nodes.{name}: `{name}` is a name that torch reserves")
 
 
 def test_node_called_label_is_refused() -> None:
-    with pytest.raises(ValueError, match="^nodes.label: `label` is the label's own name"):
+    with pytest.raises(ValueError, match="^nodes.label: `label` is the name of the label"):
         build(*SOUND, names=(*A_B, "label"))
 
 
@@ -73,7 +73,7 @@ def test_two_nodes_of_one_name_are_refused() -> None:
 def test_unknown_target_is_refused() -> None:
     with pytest.raises(ValueError) as raised:
         build(*SOUND, target="aa")
-    assert str(raised.value) == "target: `aa` is no node. Nodes: a, b. Did you mean `a`?"
+    assert str(raised.value) == "target: `aa` is not a node. Nodes: a, b. Did you mean `a`?"
 
 
 @pytest.mark.parametrize("cut", [[], [edge("label", "a", "cutoff"), edge("b", "a", "cutoff")]])
@@ -85,7 +85,7 @@ def test_target_without_an_incoming_edge_is_refused(cut: list[ktg.Edge]) -> None
 def test_unknown_name_to_keep_is_refused() -> None:
     with pytest.raises(ValueError) as raised:
         build(*SOUND, keep=("bb",))
-    assert str(raised.value) == "keep: `bb` is no node. Did you mean `b`?"
+    assert str(raised.value) == "keep: `bb` is not a node. Did you mean `b`?"
 
 
 def test_unknown_reduction_is_refused() -> None:
@@ -132,7 +132,7 @@ def test_every_frozen_node_without_weights_is_said_at_once() -> None:
 
 
 def test_tap_of_no_module_is_refused() -> None:
-    with pytest.raises(ValueError, match="`stem.O` is no module of ConvNet. Did you mean `stem"):
+    with pytest.raises(ValueError, match="`stem.O` is not a module of ConvNet. Did you mean `stem"):
         ktg.KnowledgeTransferGraph(
             [ktg.Node("a", ConvNet(), taps=("stem.O",))], [edge("label", "a")], "a"
         )
@@ -173,8 +173,8 @@ def step(**functions: Any) -> ktg.GraphLosses:
 @pytest.mark.parametrize(
     ("gate", "sentence"),
     [
-        (lambda x, c: x.mean(), r"one loss a sample \[8\]. Found \[\]"),
-        (lambda x, c: x[:, None], r"one loss a sample \[8\]. Found \[8, 1\]"),
+        (lambda x, c: x.mean(), r"one loss per sample \[8\]. Found \[\]"),
+        (lambda x, c: x[:, None], r"one loss per sample \[8\]. Found \[8, 1\]"),
         (lambda x, c: x.detach(), "losses that gradients flow through. Found an output detached"),
         (lambda x, c: x > 0, "floating-point numbers. Found torch.bool"),
         (lambda x, c: 0.0, "a tensor. Found float"),

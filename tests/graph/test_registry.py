@@ -126,7 +126,7 @@ def test_two_functions_of_one_name_are_an_error_that_names_both(registry: Regist
     with pytest.raises(ValueError) as raised:
         other()
     message = str(raised.value)
-    assert f"gate `half` is registered already, by {__name__}.half; {__name__}.test_two" in message
+    assert f"gate `half` is already registered by {__name__}.half; {__name__}.test_two" in message
     assert registry.get("half") is half
 
 
@@ -136,7 +136,7 @@ def test_name_of_an_installed_gate_is_an_error_that_names_both() -> None:
 
     with pytest.raises(ValueError) as raised:
         ktg.register_gate(through)
-    assert "gate `through` is registered already, by distribution `timm_ktg`" in str(raised.value)
+    assert "gate `through` is already registered by distribution `timm_ktg`" in str(raised.value)
     assert f"{__name__}.test_name_of_an_installed" in str(raised.value)
 
 
@@ -169,7 +169,7 @@ def test_unknown_name_is_an_error_that_lists_and_suggests(registry: Registry) ->
     with pytest.raises(ValueError) as raised:
         registry.create("hlaf")
     assert str(raised.value) == (
-        "`hlaf` is no gate. Registered: half, strict. Did you mean `half`?"
+        "`hlaf` is not a gate. Registered: half, strict. Did you mean `half`?"
     )
 
 

@@ -97,21 +97,21 @@ def test_forwards_that_nobody_reads_do_not_pile_up() -> None:
 
 
 def test_missing_name_suggests_the_nearest() -> None:
-    expected = "`heed` is no module of ConvNet. Did you mean `head`"
+    expected = "`heed` is not a module of ConvNet. Did you mean `head`"
     with pytest.raises(ValueError, match=expected):
         Taps(ConvNet(), ("act", "heed"))
 
 
 def test_missing_name_leaves_no_hook_behind() -> None:
     model = ConvNet()
-    with pytest.raises(ValueError, match="is no module"):
+    with pytest.raises(ValueError, match="is not a module"):
         Taps(model, ("act", "acct"))
     assert hooks(model) == 0
 
 
 @pytest.mark.parametrize("name", ["", "stem.2", "weight"])
 def test_name_of_no_submodule_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"`{name}` is no module of ConvNet"):
+    with pytest.raises(ValueError, match=f"`{name}` is not a module of ConvNet"):
         Taps(ConvNet(), (name,))
 
 

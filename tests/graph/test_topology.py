@@ -39,20 +39,20 @@ def test_edges_of_a_sound_graph_have_no_problem() -> None:
         (("label", "label"), "`label` cannot learn from itself."),
         (
             ("helpr", "student"),
-            "`helpr` is no node. Nodes: helper, student, teacher. Did you mean `helper`?",
+            "`helpr` is not a node. Nodes: helper, student, teacher. Did you mean `helper`?",
         ),
         (
             ("label", "studnt"),
-            "`studnt` is no node. Nodes: helper, student, teacher. Did you mean `student`?",
+            "`studnt` is not a node. Nodes: helper, student, teacher. Did you mean `student`?",
         ),
         (
             ("labels", "student"),
-            "`labels` is no node. Nodes: helper, student, teacher. Did you mean `label`?",
+            "`labels` is not a node. Nodes: helper, student, teacher. Did you mean `label`?",
         ),
-        (("qqq", "student"), "`qqq` is no node. Nodes: helper, student, teacher."),
+        (("qqq", "student"), "`qqq` is not a node. Nodes: helper, student, teacher."),
         (
             ("helper", "student", "a.b"),
-            "`a.b`, behind the /, should be letters, digits and `_`.",
+            "`a.b`, after the /, should be letters, digits and `_`.",
         ),
     ],
 )
@@ -142,7 +142,7 @@ def test_node_that_is_made_from_others_cannot_learn_nor_be_made_of_itself() -> N
 def test_need_of_a_node_that_is_not_there_is_a_problem() -> None:
     (problem,) = said([LEARNS], nodes=[*NODES, Traits("crowd", needs=("helpr",))])
     assert problem.where == ("nodes", "crowd")
-    assert "`helpr` is no node." in problem.what and "`helper`" in problem.what
+    assert "`helpr` is not a node." in problem.what and "`helper`" in problem.what
 
 
 @pytest.mark.parametrize("name", ["student", "a", "A1", "wrn_28_2", "Student2"])
@@ -159,7 +159,7 @@ def test_name_of_anything_else_is_a_problem(name: str) -> None:
 
 
 def test_name_of_the_label_is_a_problem() -> None:
-    assert "`label` is the label's own name" in str(name_problem("label"))
+    assert "`label` is the name of the label" in str(name_problem("label"))
 
 
 def test_target_with_an_incoming_edge_is_no_problem() -> None:
@@ -170,7 +170,7 @@ def test_target_that_is_no_node_is_a_problem() -> None:
     assert said([LEARNS], target="studet") == [
         Problem(
             ("target",),
-            "`studet` is no node. Nodes: student, helper, teacher. Did you mean `student`?",
+            "`studet` is not a node. Nodes: student, helper, teacher. Did you mean `student`?",
         )
     ]
 

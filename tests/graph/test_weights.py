@@ -153,7 +153,7 @@ def test_unfit_weights_cost_one_line(refused: Refused) -> None:
         return lines[0].removeprefix(place)
 
     right = save_weights("right.safetensors")
-    assert "fc.weight [4, 64] for [3, 64]" in said(save_weights("four.safetensors", classes=4))
+    assert "[4, 64] instead of [3, 64]" in said(save_weights("four.safetensors", classes=4))
     assert "no layer1.1.conv1.weight and 35 more" in said(right, model="resnet14_cifar")
     Path("half.safetensors").write_bytes(Path(right).read_bytes()[:2000])
     Path("junk.pth").write_bytes(b"junk")
@@ -163,7 +163,7 @@ def test_unfit_weights_cost_one_line(refused: Refused) -> None:
         assert re.match(r"cannot be read: \S+", said(path)), path
     state = timm.create_model("resnet8_cifar", num_classes=3).state_dict()
     torch.save({**state, "head.bias": torch.zeros(1)}, "surplus.pth")
-    assert "Found head.bias, which the model has not" in said("surplus.pth")
+    assert "Found head.bias, which the model lacks" in said("surplus.pth")
     del state["fc.bias"]
     torch.save(state, "missing.pth")
     assert "Found no fc.bias" in said("missing.pth")

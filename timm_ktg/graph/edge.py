@@ -18,17 +18,17 @@ from .topology import CUTOFF, LABEL, Link, Pair, tags_of
 class Edge:
     """The destination learns from the source.
 
-    Loss and gate are functions, or modules if they have parameters of their own: an `nn.Module`, or
-    what `create_loss` makes of a registered class of modules.
+    The loss and the gate are functions, or modules if they have parameters of their own: an
+    `nn.Module`, or what `create_loss` returns for a registered module class.
 
     Args:
         source: Name of a node, or `label`.
         destination: Name of a node.
-        gate: Decides which samples' loss passes.
-        loss: What is measured; None: `cross_entropy` from the label, `kl_div` from a network.
-        temperature: T > 0 of an edge between networks; 1 on an edge from the label.
-        tag: What tells the edge from others between the same two nodes; where it is left empty and
-            there are others, the graph takes the name of the loss.
+        gate: Decides which samples' losses pass.
+        loss: The loss; None: `cross_entropy` from the label, `kl_div` from a network.
+        temperature: T > 0 between networks; 1 on an edge from the label.
+        tag: Distinguishes edges between the same two nodes; if it is empty and there are several
+            edges, the graph uses the name of the loss.
 
     Raises:
         ValueError: The temperature is out of its range.
@@ -48,7 +48,7 @@ class Edge:
                 f"{self}: temperature should be 1 on an edge from the label. "
                 f"Found {self.temperature}."
             )
-        if not self.temperature > 0:  # not a number is not above 0 either
+        if not self.temperature > 0:  # also catches NaN
             raise ValueError(f"{self}: temperature should be above 0. Found {self.temperature}.")
         if self.loss is None:
             object.__setattr__(self, "loss", create_loss(default_loss(self.source)))
@@ -69,17 +69,17 @@ class Edge:
 
     @property
     def link(self) -> Link:
-        """The edge by its ends."""
+        """The edge as names: its ends, tag and gate."""
         function = self.gate.function if isinstance(self.gate, Bound) else self.gate
         gate = CUTOFF if function is cutoff else shown(self.gate)
         return Link(self.source, self.destination, self.tag, gate)
 
 
 class EdgeModule(nn.Module):
-    """An edge at work; it owns the parameters of its loss and its gate, if they have any.
+    """An edge in a graph; it owns the parameters of its loss and its gate, if they have any.
 
-    A registered class of modules is built when the shapes at both ends are known, by `build`. Its
-    constructor takes example outputs of source and destination, and the arguments that were bound.
+    `build` creates the loss or gate of a registered module class once the shapes at both ends are
+    known. The constructor takes example outputs of source and destination, and the bound arguments.
 
     Args:
         edge: The edge.
@@ -94,16 +94,16 @@ class EdgeModule(nn.Module):
 
     @property
     def is_built(self) -> bool:
-        """Whether loss and gate can be called."""
+        """Whether the loss and the gate can be called."""
         return not any(isinstance(p, Bound) and p.is_class for p in (self.loss, self.gate))
 
     def build(self, source: NodeOutput, destination: NodeOutput, seed: int | None = None) -> None:
-        """Build the loss and the gate if they are registered classes of modules.
+        """Build the loss and the gate if they are registered module classes.
 
         Args:
-            source: An output of the source, for its shapes and its device.
-            destination: Likewise of the destination.
-            seed: Seed of the initial weights; None: the global generator's state decides.
+            source: An example output of the source.
+            destination: An example output of the destination; its device is used.
+            seed: Seed of the initial weights; None: use the global generator.
         """
         device = destination.logits.device
         with torch.random.fork_rng(enabled=seed is not None):
@@ -117,13 +117,13 @@ class EdgeModule(nn.Module):
                     setattr(self, name, module.to(device))
 
     def forward(self, context: EdgeContext) -> tuple[Tensor, Tensor]:
-        """Return the losses l_st [B], and what the gate lets through of them, G(l_st) [B].
+        """Return the losses l_st [B] and the gated losses G(l_st) [B].
 
         Args:
-            context: Both ends' outputs, the labels, and how far the run is.
+            context: The outputs of both ends, the labels, and the progress of the run.
 
         Raises:
-            ContractError: The loss or the gate returned another shape, or something detached.
+            ContractError: The loss or the gate returned a wrong shape or a detached tensor.
         """
         losses = self.loss(
             context.source, context.destination, context.labels, temperature=self.edge.temperature
@@ -141,12 +141,12 @@ class EdgeModule(nn.Module):
 
 
 def default_loss(source: str) -> str:
-    """Return the name of the loss that an edge has unless it names another."""
+    """Return the name of an edge's default loss."""
     return "cross_entropy" if source == LABEL else "kl_div"
 
 
 def tagged(edges: list[Edge]) -> list[Edge]:
-    """Return the edges with a tag wherever several without one join the same two nodes."""
+    """Return the edges, with a tag added where several untagged ones join the same two nodes."""
     bare = [edge for edge in edges if not edge.tag]
     names = [loss_name(edge) for edge in bare]
     tags = dict(zip(map(id, bare), tags_of([edge.pair for edge in bare], names), strict=True))

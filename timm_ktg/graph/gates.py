@@ -1,8 +1,8 @@
-"""What an edge lets through: functions from one loss a sample to one loss a sample, [B] -> [B].
+"""Gates: functions that map per-sample losses [B] to the losses [B] that pass.
 
-A gate has the form `gate(losses, context, *, ...) -> [B]` and is pure: it neither keeps state nor
-draws random numbers, and works on each sample before any reduction. A gate with parameters of its
-own is a class of modules; see `Registry`.
+A gate has the form `gate(losses, context, *, ...) -> [B]` and is pure: it keeps no state, draws no
+random numbers, and works on each sample before any reduction. A gate with parameters of its own is
+a module class; see `Registry`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from .registry import Bound, Registry, shown
 
 
 class EdgeContext(NamedTuple):
-    """What a gate may look at.
+    """The information that a gate can use.
 
     Args:
         source: The node that teaches, detached. For the label: the one-hot [B, C] as logits.
         destination: The node that learns.
         labels: Class indices [B], or class probabilities [B, C] (mixup, cutmix).
-        progress: k / k_end, the share of the run's optimizer updates that are done when this one
-            is; in (0, 1], and exactly 1 at the last update. A number or a tensor of no dimension.
+        progress: k / k_end, the share of the run's optimizer updates done, including this one; in
+            (0, 1], and exactly 1 at the last update. A number or a 0-dimensional tensor.
     """
 
     source: NodeOutput
@@ -34,27 +34,27 @@ class EdgeContext(NamedTuple):
 
 
 class Gate(Protocol):
-    """Decides for every sample how much of its loss passes."""
+    """Decides how much of each sample's loss passes."""
 
     def __call__(self, losses: Tensor, context: EdgeContext, /) -> Tensor:
-        """Return the losses [B] that pass, from the losses [B]."""
+        """Return the gated losses [B]."""
 
 
 def dominant(labels: Tensor) -> Tensor:
-    """Return class indices [B] from class indices [B], or the likeliest class of labels [B, C]."""
+    """Return class indices [B]: the labels [B] themselves, or the likeliest class of [B, C]."""
     return labels if labels.ndim == 1 else labels.argmax(-1)
 
 
 def through(losses: Tensor, context: EdgeContext) -> Tensor:
-    """Pass every loss as it is."""
+    """Pass every loss unchanged."""
     return losses
 
 
 def cutoff(losses: Tensor, context: EdgeContext) -> Tensor:
     """Pass nothing.
 
-    A graph drops an edge with this gate when it is built, so that it costs no compute and a loss
-    that is not finite cannot come through as 0 * NaN.
+    A graph drops edges with this gate when it is built, so they cost no compute, and a non-finite
+    loss cannot leak through as 0 * NaN.
     """
     return losses.where(losses.new_zeros(losses.shape, dtype=torch.bool), 0.0)
 
@@ -67,7 +67,7 @@ def linear(losses: Tensor, context: EdgeContext) -> Tensor:
 def negative_linear(losses: Tensor, context: EdgeContext) -> Tensor:
     """Weigh the losses by 1 - k / k_end, down to exactly 0 at the last update.
 
-    Not in the paper: a teacher that is listened to first and outgrown later.
+    Not in the paper. The student listens to the teacher first and outgrows it later.
     """
     return losses * (1 - context.progress)
 
@@ -75,8 +75,8 @@ def negative_linear(losses: Tensor, context: EdgeContext) -> Tensor:
 def correct(losses: Tensor, context: EdgeContext) -> Tensor:
     """Pass the samples that the source classifies correctly.
 
-    Top-1 of the source against the true label. Mixed labels (mixup, cutmix) have no single truth:
-    the source is compared with the dominant one. On an edge from the label this is `through`.
+    Correct means that the source's top-1 is the true label or, with mixed labels (mixup, cutmix),
+    the dominant one. On an edge from the label this gate equals `through`.
     """
     right = context.source.logits.argmax(-1) == dominant(context.labels)
     return losses.where(right, 0.0)
@@ -87,17 +87,17 @@ register_gate, list_gates, create_gate = registry.register, registry.names, regi
 
 
 def check_gate(gate: Gate, num_classes: int = 10) -> None:
-    """Check a gate against its contract, on made-up outputs; graphs of a recipe are checked so.
+    """Check a gate against its contract on random outputs. Recipes check all their gates this way.
 
-    The contract: [B] to [B] of finite numbers, attached to the losses it was given, pure (the same
-    twice, its arguments untouched), with hard and with mixed labels, at any progress.
+    The contract: the gate maps [B] to finite numbers [B], attached to the losses, and is pure (same
+    result twice, arguments unchanged), for hard and for mixed labels, at any progress.
 
     Args:
         gate: The gate, with its arguments bound.
-        num_classes: C of the made-up logits, at least 2.
+        num_classes: C of the random logits, at least 2.
 
     Raises:
-        ValueError: What the gate should do and what it did.
+        ValueError: The gate breaks the contract.
     """
     generator = torch.Generator().manual_seed(0)
     for batch in (1, 7):

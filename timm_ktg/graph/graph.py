@@ -1,4 +1,4 @@
-"""The knowledge transfer graph: nodes, edges, one forward of every node, one loss for each."""
+"""The knowledge transfer graph: nodes, edges, and one forward and one loss for every node."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class GraphLosses(NamedTuple):
     """The losses of one step.
 
     Args:
-        total: What to call `backward` on: the sum of all nodes' losses, a scalar.
+        total: The sum of all nodes' losses, a scalar to call `backward` on.
         nodes: L_t of every node that learns (Eq. 3), scalars.
-        edges: L_st by the name of every edge (Eq. 2), detached scalars.
-        ungated: The mean loss of every edge before its gate, detached scalars.
-        passed: Share of samples in 0..1 whose loss an edge's gate did not stop, detached scalars.
+        edges: L_st by edge name (Eq. 2), detached scalars.
+        ungated: Mean loss by edge name before the gate, detached scalars.
+        passed: Share in 0..1 of the samples that an edge's gate let pass, detached scalars.
     """
 
     total: Tensor
@@ -43,31 +43,31 @@ class KnowledgeTransferGraph(nn.Module):
     """Networks that teach each other while they learn.
 
     Edges whose gate is `cutoff` are dropped, and nodes that then have no path to the target are
-    left out. What remains without an incoming edge is frozen.
+    left out. A remaining network without an incoming edge is frozen.
 
-    Losses and gates with parameters of their own belong to the node that learns by them. If a graph
-    has any that are registered by class, call `build_edges` before you make an optimizer.
+    The parameters of a loss or a gate belong to the node that learns through it. If a graph has
+    losses or gates registered as classes, call `build_edges` before you make an optimizer.
 
     Args:
         nodes: The networks, and other kinds of nodes.
         edges: Who learns from whom. Several edges may join the same two nodes.
-        target: Name of the node that the user wants.
+        target: Name of the node to make accurate.
         reduction: How a node's losses from networks add up: `sum` (Eq. 3), or `mean` over the
             sources, as in Zhang et al. 2018 (deep mutual learning). The label's loss is always
             added whole.
         keep: Names of nodes to train even if they cannot influence the target.
-        mean: Per-channel mean that the images given to the graph are normalized with; needed when a
-            node expects another one.
+        mean: Per-channel mean that the images are normalized with; needed if a node expects a
+            different one.
         std: Per-channel standard deviation, likewise.
 
     Attributes:
-        topology: Who learns, is frozen or is left out.
-        edges: The edges that train something, each with its name.
-        members: The nodes at work, by name.
-        edge_modules: The edges at work, by name.
+        topology: Which nodes learn, are frozen, or are left out.
+        edges: The edges that train something.
+        members: The modules of the nodes, by name.
+        edge_modules: The modules of the edges, by name.
 
     Raises:
-        ValueError: Everything that is wrong with the graph, a line each.
+        ValueError: The graph is wrong; lists all problems, a line each.
 
     Reference:
         Minami et al., "Knowledge Transfer Graph for Deep Collaborative Learning", ACCV 2020.
@@ -127,31 +127,31 @@ class KnowledgeTransferGraph(nn.Module):
 
     @property
     def networks(self) -> dict[str, Network]:
-        """The nodes that are networks, by name."""
+        """The networks among the nodes, by name."""
         return {name: node for name, node in self.members.items() if isinstance(node, Network)}
 
     @property
     def untapped(self) -> tuple[str, ...]:
-        """Networks without taps: those that torch.compile, which skips hooks, can take."""
+        """Networks without taps. Only these can be compiled, because torch.compile skips hooks."""
         return tuple(name for name, network in self.networks.items() if not network.taps.names)
 
     @property
     def unbuilt(self) -> tuple[str, ...]:
-        """Names of the edges that wait for `build_edges`."""
+        """Names of the edges that `build_edges` has yet to build."""
         return tuple(edge.name for edge in self.edges if not self._edge(edge.name).is_built)
 
     def network(self, name: str) -> Network:
-        """Return the network `name` at work."""
+        """Return the module of the network `name`."""
         network = self.members[name]
         assert isinstance(network, Network)
         return network
 
     def model(self, name: str) -> nn.Module:
-        """Return the model of the network `name`, the very one that was given."""
+        """Return the model of the network `name`, the same object that was given."""
         return self.network(name).model
 
     def owned_modules(self) -> dict[str, tuple[nn.Module, ...]]:
-        """Return what every node that learns trains: its model, and the edges that lead to it."""
+        """Return the modules that each learning node trains: its model and its incoming edges."""
         return {
             name: (
                 self.model(name),
@@ -161,9 +161,9 @@ class KnowledgeTransferGraph(nn.Module):
         }
 
     def parameter_owners(self) -> dict[str, list[nn.Parameter]]:
-        """Return every trained parameter by its owner: the node that learns, edges included.
+        """Return the trained parameters by owner: each learning node, with its incoming edges.
 
-        This is what to make an optimizer of, to clip node by node, and to save.
+        Use them to make an optimizer, to clip node by node, and to save.
 
         Raises:
             ValueError: An edge is not built yet.
@@ -178,12 +178,12 @@ class KnowledgeTransferGraph(nn.Module):
     def build_edges(
         self, outputs: Mapping[str, NodeOutput], seed_of: Callable[[str], int] | None = None
     ) -> None:
-        """Build the losses and gates that are registered as classes of modules.
+        """Build the losses and gates that are registered as module classes.
 
         Args:
             outputs: What `forward` returned for a few images; only shapes and devices matter.
-            seed_of: Returns the seed of an edge's initial weights, by its name; None: the global
-                generator's state decides.
+            seed_of: Maps an edge's name to the seed of its initial weights; None: use the global
+                generator.
         """
         for edge in self.edges:
             destination = outputs[edge.destination]
@@ -197,12 +197,12 @@ class KnowledgeTransferGraph(nn.Module):
     ) -> None:
         """Let frozen nodes without taps compute with copies: BatchNorm folded, weights cast once.
 
-        For a graph that is on its device. The models stay as they are, and changes of their weights
-        reach the copies by `load_state_dict` only.
+        Call it when the graph is on its device. The models stay as they are. Later changes of their
+        weights reach the copies only through `load_state_dict`.
 
         Args:
             images: Images [B, 3, H, W] like those that the graph will get.
-            dtype: The type of autocast that the graph will work under; None: there is none.
+            dtype: The autocast type that the graph will run under; None: no autocast.
             torchcompile: Compile the copies.
         """
         for name in set(self.frozen) & set(self.untapped):
@@ -227,7 +227,7 @@ class KnowledgeTransferGraph(nn.Module):
                 included, and k_end is their total in the whole run.
 
         Raises:
-            ContractError: A gate or a loss returned something other than [B] attached losses.
+            ContractError: A gate or a loss returned something other than attached losses [B].
             ValueError: An edge is not built yet.
         """
         sources = {name: output.detach() for name, output in outputs.items()}
@@ -243,7 +243,7 @@ class KnowledgeTransferGraph(nn.Module):
             losses, gated = module(context)
             terms[edge.name] = gated.mean()  # Eq. 2, over the whole batch, stopped samples included
             ungated[edge.name] = losses.detach().mean()
-            # A sample that has no loss to stop counts as passed.
+            # A sample whose loss is 0 anyway counts as passed.
             passed[edge.name] = ((gated != 0) | (losses == 0)).float().mean().detach()
         nodes = {name: self._node_loss(name, terms) for name in self.learning}
         edges = {name: term.detach() for name, term in terms.items()}
@@ -256,7 +256,7 @@ class KnowledgeTransferGraph(nn.Module):
         return module
 
     def _node_loss(self, name: str, terms: Mapping[str, Tensor]) -> Tensor:
-        """Return L_t, the sum over incoming edges (Eq. 3)."""
+        """Return L_t, the sum over the incoming edges (Eq. 3)."""
         label: list[Tensor] = []
         networks: dict[str, list[Tensor]] = {}
         for edge in self.edges:
@@ -275,7 +275,7 @@ def _problems(topology: Topology, nodes: Sequence[GraphNode]) -> Iterator[str]:
         yield f"{'.'.join(where)}: {what}"
     for name in dict.fromkeys(topology.names):
         if hasattr(nn.ModuleDict(), name):
-            yield f"nodes.{name}: `{name}` is a name that torch keeps for itself; choose another."
+            yield f"nodes.{name}: `{name}` is a name that torch reserves; choose another."
     networks = [node for node in nodes if isinstance(node, Node)]
     yield from _sharing_problems(networks)
     classes = {
@@ -287,7 +287,7 @@ def _problems(topology: Topology, nodes: Sequence[GraphNode]) -> Iterator[str]:
 
 
 def _sharing_problems(networks: Sequence[Node]) -> Iterator[str]:
-    """Yield the nodes that share something: one that is frozen would freeze the other's, too."""
+    """Yield the nodes that share parameters, because freezing one would freeze the other."""
     owned = [(node, _names_by_id(node.model)) for node in networks]
     for (first, ours), (second, theirs) in combinations(owned, 2):
         shared = ours.keys() & theirs.keys()
@@ -303,7 +303,7 @@ def _sharing_problems(networks: Sequence[Node]) -> Iterator[str]:
 
 
 def _names_by_id(model: nn.Module) -> dict[int, str]:
-    """Return the names of a model's parameters by what tells a parameter from all others."""
+    """Return the names of a model's parameters, keyed by the parameters' identity."""
     return {id(parameter): name for name, parameter in model.named_parameters()}
 
 
@@ -324,6 +324,6 @@ def _label_output(labels: Tensor, like: Tensor) -> NodeOutput:
     """Return the labels as a node's output: the one-hot, or the mixed labels as they are."""
     if labels.ndim == 2:
         return NodeOutput(labels)
-    # Not F.one_hot, which reads the largest label back from the device.
+    # F.one_hot would read the largest label back from the device.
     one_hot = torch.zeros(like.shape, dtype=torch.float32, device=like.device)
     return NodeOutput(one_hot.scatter_(1, labels[:, None], 1.0))

@@ -1,8 +1,8 @@
-"""What an edge measures: functions of two nodes' outputs and the labels, to one loss a sample [B].
+"""Losses: functions that map two nodes' outputs and the labels to one loss per sample [B].
 
 A loss has the form `loss(source, destination, labels, *, temperature, ...) -> [B]`, where `source`
 and `destination` are `NodeOutput`s and the source is detached. A loss with parameters of its own is
-a class of modules whose `forward` has that form; see `Registry`.
+a module class whose `forward` has that form; see `Registry`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .registry import Registry
 
 
 class NodeOutput(NamedTuple):
-    """What a node makes of a batch.
+    """A node's output for a batch.
 
     Args:
         logits: [B, C]. For the label: the one-hot [B, C], or the mixed labels themselves.
@@ -28,7 +28,7 @@ class NodeOutput(NamedTuple):
     features: Mapping[str, Tensor] = {}
 
     def detach(self) -> NodeOutput:
-        """Return the same output, cut from the graph of autograd."""
+        """Return the same output, detached from autograd's graph."""
         features = {name: value.detach() for name, value in self.features.items()}
         return NodeOutput(self.logits.detach(), features)
 
@@ -43,19 +43,19 @@ class EdgeLoss(Protocol):
 
 
 def problem_of(values: Any, batch: int, attached: bool) -> str | None:
-    """Say what should have been returned for a batch and what was, if that is wrong.
+    """Return what should have been returned and what was found; None if it is right.
 
-    Looks at no values, so that it costs a training step no synchronisation with the device.
+    Reads no values, so a training step need not synchronize with the device.
 
     Args:
-        values: What a loss or a gate returned.
+        values: The return value of a loss or a gate.
         batch: B.
         attached: Whether gradients should flow through it.
     """
     if not isinstance(values, Tensor):
         return f"a tensor. Found {type(values).__name__}"
     if values.shape != (batch,):
-        return f"one loss a sample [{batch}]. Found {list(values.shape)}"
+        return f"one loss per sample [{batch}]. Found {list(values.shape)}"
     if not values.is_floating_point():
         return f"floating-point numbers. Found {values.dtype}"
     if attached and not values.requires_grad:
@@ -71,13 +71,13 @@ def cross_entropy(
     temperature: float,
     smoothing: float = 0.0,
 ) -> Tensor:
-    """Return H(y, p_t) of every sample; the KL divergence from a one-hot label (Eq. 1).
+    """Return H(y, p_t) for every sample: the KL divergence from a one-hot label (Eq. 1).
 
     Args:
         source: Not used; the labels are in `labels`.
         destination: The node that learns, logits [B, C].
         labels: Class indices [B], or class probabilities [B, C] (mixup, cutmix).
-        temperature: Always 1; the graph refuses another one on an edge from the label.
+        temperature: Always 1, because an edge from the label refuses any other.
         smoothing: Label smoothing in 0..1, as timm's.
 
     Returns:
@@ -94,10 +94,10 @@ def cross_entropy(
 def kl_div(
     source: NodeOutput, destination: NodeOutput, labels: Tensor, *, temperature: float
 ) -> Tensor:
-    """Return T^2 KL(p_s || p_t) = T^2 sum_c p_s (log p_s - log p_t) of every sample (Eq. 1).
+    """Return T^2 KL(p_s || p_t) = T^2 sum_c p_s (log p_s - log p_t) for every sample (Eq. 1).
 
-    The factor T^2 keeps the gradients' scale when T changes (Hinton et al. 2015, Sec. 2). Computed
-    in float32 from the log-softmax of both, whatever the autocast.
+    The factor T^2 keeps the gradients' scale when T changes (Hinton et al. 2015, Sec. 2). The
+    loss is computed in float32 from the log-softmax of both, even under autocast.
 
     Args:
         source: The node that teaches, logits [B, C], detached.

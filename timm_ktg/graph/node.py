@@ -22,24 +22,24 @@ _logger = logging.getLogger(__name__)
 
 
 class GraphNode(Protocol):
-    """What a graph is made of; `Node` is the kind that holds a network."""
+    """A node of a graph; `Node` is the kind that holds a network."""
 
     @property
     def traits(self) -> Traits:
-        """What the topology needs to know."""
+        """The node's traits for the topology."""
 
     def at_work(self, frozen: bool, mean: Channels | None, std: Channels | None) -> nn.Module:
         """Return a module that maps `(images, outputs)` to a `NodeOutput`.
 
-        `outputs` holds the outputs of the nodes that this one needs, by name.
+        `outputs` holds the outputs of the nodes that this node needs, by name.
 
         Args:
-            frozen: The node does not learn.
-            mean: Per-channel mean that the images come normalized with.
+            frozen: Whether the node is frozen.
+            mean: Per-channel mean that the images are normalized with.
             std: Per-channel standard deviation, likewise.
 
         Raises:
-            ValueError: The node does not fit.
+            ValueError: The node does not fit into the graph.
         """
 
 
@@ -50,11 +50,11 @@ class Node:
     Args:
         name: A letter, then letters, digits and `_`.
         model: Maps images [B, 3, H, W] to logits [B, C]; used as it is, never copied.
-        taps: Names of submodules whose outputs `NodeOutput.features` holds.
-        pretrained: The model holds trained weights. A node with no incoming edge is frozen and
-            must: a random teacher that never learns fails silently.
+        taps: Names of the submodules whose outputs go into `NodeOutput.features`.
+        pretrained: Whether the model holds trained weights. A node with no incoming edge is frozen
+            and needs them, because a random teacher would go unnoticed.
         mean: Per-channel mean that the model expects its images normalized with, in 0..1; None:
-            the images are right as they come.
+            the images need no change.
         std: Per-channel standard deviation, likewise.
 
     Raises:
@@ -69,7 +69,7 @@ class Node:
     std: Channels | None = None
 
     def __post_init__(self) -> None:
-        """Check that the normalization is whole."""
+        """Check that mean and std are given together."""
         if (self.mean is None) != (self.std is None):
             raise ValueError(
                 f"nodes.{self.name}: mean and std should be given together. "
@@ -78,26 +78,26 @@ class Node:
 
     @property
     def traits(self) -> Traits:
-        """What the topology needs to know."""
+        """The node's traits for the topology."""
         return Traits(self.name, has_weights=self.pretrained)
 
     def at_work(self, frozen: bool, mean: Channels | None, std: Channels | None) -> Network:
-        """Return the node at work; see `Network`."""
+        """Return the node's module; see `Network`."""
         return Network(self, frozen, mean, std)
 
 
 class Network(nn.Module):
-    """A network at work: its model, the normalization it expects, its taps, whether it learns.
+    """A network in a graph: its model, the normalization it expects, its taps.
 
     Args:
         node: The node.
-        frozen: It does not learn: evaluation mode always, no gradients.
-        mean: Per-channel mean that the images come normalized with.
+        frozen: Always in evaluation mode, no gradients.
+        mean: Per-channel mean that the images are normalized with.
         std: Per-channel standard deviation, likewise.
 
     Raises:
-        ValueError: A tap names no module, or the node expects a normalization and the images' own
-            is not known.
+        ValueError: A tap names no module, or the node expects a normalization and that of the
+            images is unknown.
     """
 
     scale: Tensor | None
@@ -125,7 +125,7 @@ class Network(nn.Module):
     def train(self, mode: bool = True) -> Network:
         """Set the mode; a frozen node stays in evaluation mode.
 
-        The authors' code leaves a frozen teacher's BatchNorm in training mode; this does not.
+        The authors' code leaves a frozen teacher's BatchNorm in training mode.
         """
         return super().train(mode and not self.frozen)
 
@@ -134,14 +134,14 @@ class Network(nn.Module):
     ) -> None:
         """Compute with a copy of the model from now on; for a frozen node without taps.
 
-        Where no copy can be made, the model goes on being used, and a warning says why. The copy is
-        renewed whenever `load_state_dict` loads weights into the model. Other changes of the model
-        do not reach it.
+        If no copy can be made, the model is still used, and a warning says why. The copy is renewed
+        whenever `load_state_dict` loads weights into the model. Other changes of the model do not
+        reach it.
 
         Args:
             images: Images [B, 3, H, W] like those that the node will get.
-            dtype: The type of autocast that the copy works under; outside it the model is used.
-                None: the copy works anywhere.
+            dtype: The autocast type that the copy works under; outside it the model is used. None:
+                the copy works anywhere.
             torchcompile: Compile the copy.
         """
         self._copy = _Copy(self.model, images, dtype, torchcompile)
@@ -152,7 +152,7 @@ class Network(nn.Module):
     def forward(
         self, images: Tensor, outputs: Mapping[str, NodeOutput] | None = None
     ) -> NodeOutput:
-        """Return the output for images [B, 3, H, W]; a network needs no other node's."""
+        """Return the output for images [B, 3, H, W]; a network ignores the other outputs."""
         if self.scale is not None and self.shift is not None:
             images = images * self.scale + self.shift
         self.taps.clear()
@@ -165,7 +165,7 @@ class Network(nn.Module):
 
 
 class _Copy:
-    """The copy of a model that a frozen node computes with; no module, and so no submodule."""
+    """The copy that a frozen node computes with; not a module, so it is no submodule either."""
 
     def __init__(
         self, model: nn.Module, images: Tensor, dtype: torch.dtype | None, torchcompile: bool
@@ -175,18 +175,18 @@ class _Copy:
         self.renew(model)
 
     def renew(self, model: nn.Module, keys: object = None) -> None:
-        """Copy the model; it calls this again whenever it has loaded weights."""
-        self.model = None  # or the copy would hold the one before, by a copy of that call
+        """Copy the model; the model calls this again whenever it has loaded weights."""
+        self.model = None  # or the new copy would hold the old one, as it copies this hook, too
         try:
             self.model = inference_copy(model, self.images, self.dtype)
-        except Exception as error:  # a model's own code may raise anything
+        except Exception as error:  # a model's code can raise anything
             _logger.warning("A frozen node computes without a copy: %s", one_line(error))
             return
         if self.torchcompile:
             self.model.compile()
 
     def works_on(self, images: Tensor) -> bool:
-        """Say whether the copy can be used here and now."""
+        """Return whether the copy can be used now."""
         kind = images.device.type
         under = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         return self.model is not None and self.dtype in (None, under)
@@ -196,14 +196,14 @@ class _Copy:
         assert self.model is not None
         with torch.inference_mode():
             logits: Tensor = self.model(images)
-        # Autograd cannot keep what inference mode made, and losses have it keep their sources.
+        # Autograd cannot save tensors made in inference mode, but a loss makes it save its source.
         return logits.clone()
 
 
 def _affine(
     node: Node, mean: Channels | None, std: Channels | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return scale and shift [1, C, 1, 1] from the images' normalization to the node's own."""
+    """Return scale and shift [1, C, 1, 1] from the images' normalization to the node's."""
     if node.mean is None or node.std is None or (node.mean, node.std) == (mean, std):
         return None, None
     if mean is None or std is None:

@@ -18,18 +18,18 @@ from ..errors import did_you_mean
 Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
 
-EXAMPLES = ("source", "destination")  # what the constructor of a class of modules takes
+EXAMPLES = ("source", "destination")  # the arguments of a module class's constructor
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A registered function, or class of modules, with its arguments bound: what an edge holds.
+    """A registered function or module class with its arguments bound; an edge holds these.
 
     Args:
-        name: Name under which the function is registered.
-        function: The function, whose leading positional parameters are the data; or a class of
-            modules, which an edge builds when it knows the shapes at its ends.
-        arguments: Values for its keyword-only parameters; the others keep their defaults.
+        name: The registered name.
+        function: The function, whose leading positional parameters are the data; or a module class,
+            which an edge builds once it knows the shapes at its ends.
+        arguments: Values for keyword-only parameters; the others keep their defaults.
     """
 
     name: str
@@ -37,21 +37,21 @@ class Bound:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, *data: Any, **call: Any) -> torch.Tensor:
-        """Call the function on `data` with the bound arguments and those of this `call`."""
+        """Call the function on `data` with the bound arguments and those in `call`."""
         result: torch.Tensor = self.function(*data, **self.arguments, **call)
         return result
 
     @property
     def is_class(self) -> bool:
-        """Whether this is a class of modules, which `built` has to make an object of."""
+        """Whether this is a module class, which `built` must instantiate."""
         return isinstance(self.function, type)
 
     def built(self, source: Any, destination: Any) -> Callable[..., torch.Tensor]:
-        """Return what to call: this very function, or a new module for the shapes at both ends.
+        """Return the callable: this object, or a new module for the shapes at both ends.
 
         Args:
-            source: An output of the source.
-            destination: An output of the destination.
+            source: An example output of the source.
+            destination: An example output of the destination.
         """
         if not self.is_class:
             return self
@@ -64,13 +64,13 @@ class Bound:
 
 
 def with_arguments(name: str, arguments: Mapping[str, Any]) -> str:
-    """Return a name with arguments, as in `confident(threshold=0.9)`; nothing is looked up."""
+    """Return a name with arguments, as in `confident(threshold=0.9)`, without any look-up."""
     listed = ", ".join(f"{key}={value}" for key, value in arguments.items())
     return f"{name}({listed})" if listed else name
 
 
 def shown(function: Callable[..., Any] | None) -> str:
-    """Return what a gate or a loss is called in messages: its name, and what is bound to it."""
+    """Return the name of a gate or a loss for messages, with its bound arguments."""
     return (
         str(function)
         if isinstance(function, Bound)
@@ -79,20 +79,20 @@ def shown(function: Callable[..., Any] | None) -> str:
 
 
 class Registry:
-    """Functions, and classes of modules, by name.
+    """Functions and module classes by name.
 
-    A class is for what has parameters of its own. Its constructor takes an example output of the
-    source and of the destination, and its arguments by keyword; its `forward` has the form that a
-    function has.
+    A gate or loss with parameters of its own is a class. Its constructor takes an example output of
+    the source and one of the destination, and its arguments by keyword; its `forward` has the form
+    of a function.
 
-    Entry points are listed without being imported, and loaded when they are asked for, so that a
-    broken one is reported to the one who asks for it and does not take the others down.
+    Entry points are listed without importing them and loaded on demand, so a broken one is
+    reported only when it is asked for, and the others still work.
 
     Args:
-        kind: What is registered, in the singular, for messages: `gate`.
+        kind: The kind of thing registered, for messages: `gate`.
         group: The entry-point group: `timm_ktg.gates`.
         data: Names of the positional parameters that the graph passes.
-        call: Names of the keyword parameters that the graph passes; nobody else may bind them.
+        call: Names of the keyword parameters that the graph passes; users cannot bind them.
     """
 
     def __init__(
@@ -112,16 +112,16 @@ class Registry:
         """
         name = function.__name__
         self._check_signature(name, function, self._options(function))
-        # A function may be decorated and be an entry point of its own distribution.
+        # A function can be decorated and also be an entry point of its own distribution.
         entries = [entry for entry in self._entries(name) if not _is_entry_of(function, entry)]
         taken = [_distribution(entry) for entry in entries]
         before = self._decorated.get(name)
-        # The same definition again, as when a notebook's cell runs twice, replaces the first.
+        # The same definition again, as when a notebook cell runs twice, replaces the first.
         if before is not None and _origin(before) != _origin(function):
             taken.append(_origin(before))
         if taken:
             raise ValueError(
-                f"{self.kind} `{name}` is registered already, by {' and '.join(taken)}; "
+                f"{self.kind} `{name}` is already registered by {' and '.join(taken)}; "
                 f"{_origin(function)} should choose another name."
             )
         self._decorated[name] = function
@@ -129,7 +129,7 @@ class Registry:
 
     @contextmanager
     def isolated(self) -> Iterator[None]:
-        """Forget, at the end of the block, what was registered inside it; for tests."""
+        """Undo at the end of the block all registrations made inside it; for tests."""
         before = dict(self._decorated)
         try:
             yield
@@ -153,7 +153,7 @@ class Registry:
         entries = self._entries(name)
         if not entries:
             raise ValueError(
-                f"`{name}` is no {self.kind}. Registered: {', '.join(self.names())}."
+                f"`{name}` is not a {self.kind}. Registered: {', '.join(self.names())}."
                 f"{did_you_mean(name, self.names())}"
             )
         if len(entries) > 1:
@@ -197,7 +197,7 @@ class Registry:
         return function  # type: ignore[no-any-return]
 
     def _options(self, function: Function) -> list[str]:
-        """Return the keyword parameters that a user may bind."""
+        """Return the keyword parameters that a user can bind."""
         parameters = inspect.signature(function).parameters.values()
         return [
             parameter.name
@@ -209,7 +209,7 @@ class Registry:
         """Raise ValueError unless the graph can call `function` once `bound` is bound."""
         if isinstance(function, type):
             self._check_form(name, function, EXAMPLES, bound)
-            # Of the class, so that `self` is one parameter more.
+            # The function is taken from the class, so it has `self` as a parameter.
             forward: Function = getattr(function, "forward", function)
             self._check_form(f"{name}.forward", forward, ("self", *self.data), self.call)
         else:
@@ -231,7 +231,7 @@ class Registry:
 
 @lru_cache(maxsize=4)
 def _installed(group: str, path: tuple[str, ...]) -> EntryPoints:
-    """Return a group's entry points; kept for a search path, because a scan reads many files."""
+    """Return a group's entry points; cached per search path, because a scan reads many files."""
     return entry_points(group=group)
 
 

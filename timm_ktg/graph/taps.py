@@ -1,4 +1,4 @@
-"""Taps: the outputs of named modules inside a model, which stays as it is."""
+"""Taps: the outputs of named modules inside an unchanged model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import did_you_mean
 
 
 class _Keep:
-    """A hook that keeps the last output; an object, so that a deep copy of a model has its own."""
+    """A hook that keeps the last output; an object, so a deep copy of a model gets its own."""
 
     def __init__(self) -> None:
         self.runs = 0
@@ -26,13 +26,13 @@ class _Keep:
 
 
 class Taps:
-    """Captures what named submodules of a model return: register once, read after each forward.
+    """Captures the outputs of named submodules: register once, read after each forward.
 
-    The captured outputs keep their autograd graph; `read` hands them over and forgets them, so
-    that no step holds the activations of the one before.
+    The outputs keep their autograd graph. `read` hands them over and forgets them, so no step holds
+    the activations of the one before.
 
     Args:
-        model: The model; it is not changed beyond the hooks.
+        model: The model; only hooks are added.
         names: Module names as in `model.named_modules()`, such as `layer3` or `blocks.2.mlp`.
 
     Raises:
@@ -47,7 +47,8 @@ class Taps:
         for name in self.names:
             if name not in modules or not name:
                 raise ValueError(
-                    f"`{name}` is no module of {type(model).__name__}.{did_you_mean(name, modules)}"
+                    f"`{name}` is not a module of {type(model).__name__}."
+                    f"{did_you_mean(name, modules)}"
                 )
         self._keeps = {name: _Keep() for name in self.names}
         self._handles = [
@@ -55,7 +56,7 @@ class Taps:
         ]
 
     def clear(self) -> None:
-        """Forget what was captured since the last `read`, as after a forward that failed."""
+        """Forget what was captured since the last `read`, for example after a failed forward."""
         for keep in self._keeps.values():
             keep.clear()
 
@@ -80,7 +81,7 @@ class Taps:
         return outputs
 
     def remove(self) -> None:
-        """Take the hooks off the model and forget what was captured."""
+        """Remove the hooks from the model and forget what was captured."""
         for handle in self._handles:
             handle.remove()
         self.clear()

@@ -1,4 +1,4 @@
-"""Who teaches whom, by name alone: the one place that says what follows from a graph's shape."""
+"""Who teaches whom, by name. Everything that follows from a graph's shape is derived here."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _TAG = re.compile(r"[A-Za-z0-9_]+")
 
 
 class Link(NamedTuple):
-    """An edge by its ends.
+    """An edge as names: its ends, tag and gate.
 
     Args:
         source: Name of a node, or `label`.
         destination: Name of a node.
-        tag: What tells the edge from others between the same two; empty if it is the only one.
-        gate: Name of its gate.
+        tag: Distinguishes edges between the same two nodes; empty if there is only one.
+        gate: Name of the gate.
     """
 
     source: str
@@ -42,7 +42,7 @@ class Link(NamedTuple):
 
     @property
     def key(self) -> str:
-        """`source`, or `source/tag`: how the destination lists it in a recipe."""
+        """`source`, or `source/tag`: the edge's key in the destination's recipe entry."""
         return f"{self.source}/{self.tag}" if self.tag else self.source
 
     @property
@@ -52,17 +52,17 @@ class Link(NamedTuple):
 
     @property
     def is_cut_off(self) -> bool:
-        """Whether the gate is `cutoff`: the edge then does not exist."""
+        """Whether the gate is `cutoff`, so that the edge does not exist."""
         return self.gate == CUTOFF
 
 
 class Traits(NamedTuple):
-    """What a topology needs to know of a node.
+    """The facts about a node that a topology needs.
 
     Args:
-        name: Its name.
-        has_weights: It starts from trained weights; a network that does not learn has to.
-        needs: Names of the nodes whose outputs it is made from. A network needs none. A node that
+        name: Name of the node.
+        has_weights: Whether it starts from trained weights; a frozen network must.
+        needs: Names of the nodes that its output is made from; a network needs none. A node that
             needs others has no weights of its own, does not learn, and is not frozen either.
     """
 
@@ -72,12 +72,12 @@ class Traits(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Something that is wrong.
+    """A problem with a topology.
 
     Args:
         where: `("nodes", name)`, `("edges", name of the edge)`, `("target",)` or `("keep",)`.
         what: A sentence.
-        edge: The edge, if it is one that is wrong.
+        edge: The edge, if the problem is an edge.
     """
 
     where: Location
@@ -89,13 +89,13 @@ class Problem(NamedTuple):
 class Topology:
     """Nodes and edges by name, before any model is built.
 
-    Says who matters, who learns, who is frozen, who is left out, and what is wrong. It may be made
-    of anything, wrong names included; ask for `problems` first.
+    It says which nodes matter, learn, are frozen or are left out, and what is wrong. The names may
+    be wrong, so ask for `problems` first.
 
     Args:
         nodes: The nodes.
-        edges: Who learns from whom, edges that are cut off included.
-        target: Name of the node that the user wants.
+        edges: Who learns from whom, including edges that are cut off.
+        target: Name of the node to make accurate.
         keep: Names of nodes to train even if they cannot influence the target.
     """
 
@@ -116,7 +116,7 @@ class Topology:
 
     @cached_property
     def matter(self) -> frozenset[str]:
-        """Nodes with a path to the target, or to one that is kept, and those themselves."""
+        """Names of the target, the kept nodes, and all nodes with a path to one of them."""
         inputs: dict[str, set[str]] = {node.name: set(node.needs) for node in self.nodes}
         for source, destination, *_ in self.live:
             if source != LABEL:
@@ -132,7 +132,7 @@ class Topology:
 
     @cached_property
     def active(self) -> tuple[Link, ...]:
-        """The edges that train something: alive, and into a node that matters."""
+        """The edges that train something: not cut off, and into a node that matters."""
         return tuple(edge for edge in self.live if edge.destination in self.matter)
 
     @cached_property
@@ -154,18 +154,18 @@ class Topology:
 
     @cached_property
     def order(self) -> tuple[str, ...]:
-        """Names of the nodes that matter, each after those that it needs."""
+        """Names of the nodes that matter, each after the nodes that it needs."""
         needs = {node.name: node.needs for node in self.nodes if node.name in self.matter}
         return tuple(TopologicalSorter(needs).static_order())
 
     def problems(self) -> Iterator[Problem]:
-        """Yield everything that is wrong."""
+        """Yield all problems."""
         yield from self._node_problems()
         yield from self._edge_problems()
         for name in self.keep:
             if name not in self.names:
                 near = did_you_mean(name, self.names)
-                yield Problem(("keep",), f"`{name}` is no node.{near}")
+                yield Problem(("keep",), f"`{name}` is not a node.{near}")
         target = self._target_problem()
         if target:
             yield Problem(("target",), target)
@@ -197,9 +197,9 @@ class Topology:
                 yield Problem(("edges", edge.name), said, edge)
 
     def _problems_of(self, edge: Link, made: set[str], again: bool) -> Iterator[str]:
-        """Yield what is wrong with an edge; `made` are the nodes that are made from others."""
+        """Yield the problems of an edge; `made` holds the nodes that are made from others."""
         if edge.tag and not _TAG.fullmatch(edge.tag):
-            yield f"`{edge.tag}`, behind the /, should be letters, digits and `_`."
+            yield f"`{edge.tag}`, after the /, should be letters, digits and `_`."
         if again:
             yield "two edges should not have the same name."
         elif edge.source == edge.destination:
@@ -215,14 +215,14 @@ class Topology:
 
     def _unknown(self, name: str, choices: Iterable[str]) -> str:
         nodes = ", ".join(sorted(self.names))
-        return f"`{name}` is no node. Nodes: {nodes}.{did_you_mean(name, choices)}"
+        return f"`{name}` is not a node. Nodes: {nodes}.{did_you_mean(name, choices)}"
 
     def _target_problem(self) -> str | None:
         target = next((node for node in self.nodes if node.name == self.target), None)
         if target is None:
             nodes = ", ".join(self.names)
             near = did_you_mean(self.target, self.names)
-            return f"`{self.target}` is no node. Nodes: {nodes}.{near}"
+            return f"`{self.target}` is not a node. Nodes: {nodes}.{near}"
         if target.needs or any(edge.destination == self.target for edge in self.live):
             return None
         return f"the target `{self.target}` should learn from something. It has no incoming edge."
@@ -239,16 +239,16 @@ class Topology:
 
 
 def name_problem(name: str) -> str | None:
-    """Say why `name` cannot be the name of a node, if it cannot."""
+    """Return why `name` cannot be the name of a node; None if it can."""
     if name == LABEL:
-        return f"`{LABEL}` is the label's own name; a node should be called something else."
+        return f"`{LABEL}` is the name of the label; a node should be called something else."
     if not (name.isidentifier() and name[0].isalpha()):
         return f"a node's name should be a letter, then letters, digits and `_`. Found `{name}`."
     return None
 
 
 def tags_of(pairs: Sequence[Pair], losses: Sequence[str]) -> list[str]:
-    """Return the tags of edges that have none: the name of the loss, where a pair has several.
+    """Return tags for edges that have none: the name of the loss where a pair has several edges.
 
     Args:
         pairs: The ends of every edge.

@@ -1,4 +1,4 @@
-"""One node's weights in a file: for timm, and for nodes of other graphs."""
+"""A node's weights in a file, for timm and for nodes of other graphs."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _METADATA = "timm_ktg"
 def export_node(
     model: nn.Module, path: Path, mean: Channels | None = None, std: Channels | None = None
 ) -> None:
-    """Write a node's weights as timm reads them: `timm.create_model(..., checkpoint_path=path)`.
+    """Write a node's weights so that `timm.create_model(..., checkpoint_path=path)` loads them.
 
     Args:
         model: The node's model.
         path: A `.safetensors` file.
-        mean: Per-channel mean that the model expects its images normalised with; kept in the
+        mean: Per-channel mean that the model expects its images normalized with; stored in the
             file's metadata for graphs that use the node.
         std: Per-channel standard deviation, likewise.
     """
-    # One key, because safetensors writes several in an order of chance.
+    # One key, because safetensors writes several in random order.
     metadata = {_METADATA: json.dumps({"mean": mean, "std": std})}
     # Cloned, because safetensors refuses tensors that share memory or are not contiguous.
     state = {
@@ -42,17 +42,17 @@ def export_node(
 
 
 def load_weights(model: nn.Module, path: str) -> dict[str, Channels]:
-    """Load a file of weights into a model, all of them.
+    """Load all weights in a file into a model.
 
     Args:
         model: The model.
-        path: What `export_node` or timm wrote.
+        path: A file that `export_node` or timm wrote.
 
     Returns:
-        `mean` and `std` that the weights were trained with, if the file tells.
+        `mean` and `std` that the weights were trained with, if the file holds them.
 
     Raises:
-        ValueError: The file holds no weights, or not those of this model.
+        ValueError: The file cannot be read, or its weights do not fit the model.
     """
     try:
         state = load_state_dict(path)
@@ -71,9 +71,9 @@ def load_weights(model: nn.Module, path: str) -> dict[str, Channels]:
 def _mismatches(own: dict[str, Tensor], given: dict[str, Tensor]) -> Iterator[str]:
     for key, value in own.items():
         if key in given and given[key].shape != value.shape:
-            yield f"{key} {list(given[key].shape)} for {list(value.shape)}"
+            yield f"{key} {list(given[key].shape)} instead of {list(value.shape)}"
     yield from (f"no {key}" for key in own if key not in given)
-    yield from (f"{key}, which the model has not" for key in given if key not in own)
+    yield from (f"{key}, which the model lacks" for key in given if key not in own)
 
 
 def _normalisation(path: str) -> dict[str, Channels]:
