@@ -1,4 +1,4 @@
-"""What goes wrong through no fault of the code, and how it is said."""
+"""Errors that users cause, and how to report them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RecipeError(ValueError):
     """A recipe, or the command line over it, is wrong.
 
     Args:
-        problems: Everything that is wrong, a line each, in the form `section.field: what`.
+        problems: All problems, a line each, in the form `section.field: what`.
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
@@ -34,15 +34,15 @@ class RecipeError(ValueError):
 
 
 class ContractError(ValueError):
-    """A gate or a loss returned something that its contract does not allow."""
+    """A gate or a loss broke its contract."""
 
 
 @contextmanager
 def collected(problems: list[str]) -> Iterator[None]:
-    """Keep the problems of a RecipeError that is raised inside, and go on after the block.
+    """Collect the problems of a RecipeError raised in the block, and go on after the block.
 
     Args:
-        problems: Where they are kept, to be raised all at once.
+        problems: The list they are added to.
     """
     try:
         yield
@@ -51,10 +51,10 @@ def collected(problems: list[str]) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return what an error says as one line, behind its type where that is not plain ValueError.
+    """Return an error's message on one line, with its type in front unless it is a ValueError.
 
     Args:
-        error: What was raised.
+        error: The error.
     """
     said = " ".join(str(error).split())
     kind = type(error).__name__
@@ -65,24 +65,24 @@ def one_line(error: BaseException) -> str:
 
 @contextmanager
 def located(where: str) -> Iterator[None]:
-    """Make a RecipeError of one line, at a place of the recipe, of whatever is raised inside.
+    """Turn any error raised in the block into a one-line RecipeError at a place in the recipe.
 
     Args:
         where: The place, such as `train.opt_kwargs`.
     """
     try:
         yield
-    except Exception as error:  # other libraries raise what they like
+    except Exception as error:  # other libraries raise all kinds of errors
         raise RecipeError([f"{where}: {one_line(error)}"]) from error
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's message, for errors that cost one line.
+    """Return the first line of another library's message.
 
     Args:
-        error: What that library raised.
+        error: The error that the library raised.
 
     Returns:
-        The line, or the name of the error's type where it says nothing.
+        The line, or the error's type if the message is empty.
     """
     return (str(error).strip() or type(error).__name__).splitlines()[0]

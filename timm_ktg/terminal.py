@@ -1,4 +1,4 @@
-"""The terminal that all programs write to: tables, progress, and what went wrong."""
+"""Terminal output of all programs: tables, progress and errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 
-# Piped into a file there is no width to ask for, and a table folded to 80 columns is hard to read.
+# A file has no width, and a table folded to 80 columns is hard to read.
 _FILE_WIDTH = 120
 
 
@@ -22,14 +22,14 @@ def console() -> Console:
 
 
 def progress(items: Iterable[T], total: int, epoch: int, epochs: int, show: bool) -> Iterable[T]:
-    """Iterate under a progress bar; in a file the bar is a line now and then.
+    """Iterate under a progress bar; in a file the bar becomes an occasional line.
 
     Args:
-        items: What to iterate over.
-        total: How many there are.
-        epoch: The epoch, from 1.
-        epochs: All epochs.
-        show: Whether this process shows anything.
+        items: The items.
+        total: The number of items.
+        epoch: The epoch, counted from 1.
+        epochs: The number of epochs.
+        show: Whether this process shows the bar.
     """
     in_file = not sys.stderr.isatty()
     bar: Iterable[T] = tqdm(
@@ -40,15 +40,15 @@ def progress(items: Iterable[T], total: int, epoch: int, epochs: int, show: bool
         leave=False,
         disable=not show,
         mininterval=30 if in_file else 0.2,
-        maxinterval=60,  # else tqdm draws an unchanged bar again after 10 s
+        maxinterval=60,  # otherwise tqdm redraws an unchanged bar after 10 s
         file=_Lines(sys.stderr) if in_file else sys.stderr,
     )
     return bar
 
 
 def fail(lines: Sequence[str], code: int) -> int:
-    """Say what is wrong, a line each, and return the exit code."""
-    # Every process comes here; one speaks. Without accelerate's state there is only one.
+    """Print the problems, a line each, and return the exit code."""
+    # All processes get here, but only one prints.
     if PartialState().is_main_process:
         for line in lines:
             print(line, file=sys.stderr)
@@ -56,13 +56,13 @@ def fail(lines: Sequence[str], code: int) -> int:
 
 
 class _Lines:
-    """A stream that makes lines of what a progress bar would draw over itself."""
+    """A stream that writes a progress bar as lines instead of redrawing it in place."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> None:
-        """Write the bar's text as a line, and nothing where the bar only clears itself."""
+        """Write the bar's text as a line; skip the writes that only clear the bar."""
         text = text.replace("\r", "").strip()
         if text and " 0/" not in text:
             self._stream.write(text + "\n")
