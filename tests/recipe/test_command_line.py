@@ -374,9 +374,9 @@ def test_incomplete_command_line_is_refused(flags: list[str]) -> None:
 def test_wrong_value_on_the_command_line_is_refused_like_one_in_the_file() -> None:
     path = write(recipe(TWO, LABEL_ONLY))
     said = refusal(path, "--train.opt", "sdg")
-    assert said == "train.opt: timm knows no optimizer `sdg`. Did you mean `sgd`?"
+    assert said == "train.opt: timm has no optimizer `sdg`. Did you mean `sgd`?"
     said = refusal(path, PEER, "lineal")
-    assert said.startswith("graph.nodes.student.learns_from.helper.gate: `lineal` is no gate.")
+    assert said.startswith("graph.nodes.student.learns_from.helper.gate: `lineal` is not a gate.")
     said = refusal(path, "--data.hflip", "1.5")
     assert said.startswith("data.hflip: ") and "1.5" in said
 
@@ -401,7 +401,7 @@ def test_folder_that_is_no_run_cannot_be_resumed(capsys: pytest.CaptureFixture[s
     Path("empty").mkdir()
     for path in ("empty", "nowhere"):
         assert main(["--resume", path]) == 2
-        said = f"resume: `{path}` is no run: it has no recipe.yaml.\n"
+        said = f"resume: `{path}` is not a run: it has no recipe.yaml.\n"
         assert capsys.readouterr().err == said
 
 

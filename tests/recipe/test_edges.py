@@ -66,17 +66,17 @@ def test_saved_recipe_says_the_same(tmp_path: Path) -> None:
     [
         (
             {"helper": [COLD, COLD]},
-            "graph.nodes.student.learns_from: two edges are called `helper/kl_div`; give them keys "
-            "of their own, such as helper/first and helper/second.",
+            "graph.nodes.student.learns_from: two edges are called `helper/kl_div`; give them "
+            "different keys, such as helper/first and helper/second.",
         ),
         (
             {"helpr/first": "through"},
-            "graph.nodes.student.learns_from: `helpr` is no node. Nodes: helper, student. Did you "
-            "mean `helper`?",
+            "graph.nodes.student.learns_from: `helpr` is not a node. Nodes: helper, student. Did "
+            "you mean `helper`?",
         ),
         (
             {"helper/a b": "through"},
-            "graph.nodes.student.learns_from: `a b`, behind the /, should be letters, digits and "
+            "graph.nodes.student.learns_from: `a b`, after the /, should be letters, digits and "
             "`_`.",
         ),
         (

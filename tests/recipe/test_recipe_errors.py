@@ -51,13 +51,13 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("data.dataset", 3, r".*Found 3"),
     ("data.aa", "rand-m9", r"has no effect unless data\.pipeline is timm"),
     ("data.mean", [0.5, 0.5, 0.5], r".*mean and std"),
-    ("graph.target", "studnt", r"`studnt` is no node\. Nodes: .* Did you mean `student`"),
-    ("graph.keep", ["helpr"], r"`helpr` is no node.*Did you mean `helper`"),
+    ("graph.target", "studnt", r"`studnt` is not a node\. Nodes: .* Did you mean `student`"),
+    ("graph.keep", ["helpr"], r"`helpr` is not a node.*Did you mean `helper`"),
     ("graph.reduction", "avg", r".*'mean'.*Found 'avg'"),
     ("graph.nodes.a-b", NET | LABEL_ONLY, r".*Found `a-b`"),
-    ("graph.nodes.label", NET, r"`label` is the label's own name"),
-    (SOURCES, {"lable": "through"}, r"`lable` is no node\..* Did you mean `label`"),
-    (SOURCES, {"helpr": "linear"}, r"`helpr` is no node\. Nodes: helper, student.*`helper`"),
+    ("graph.nodes.label", NET, r"`label` is the name of the label"),
+    (SOURCES, {"lable": "through"}, r"`lable` is not a node\..* Did you mean `label`"),
+    (SOURCES, {"helpr": "linear"}, r"`helpr` is not a node\. Nodes: helper, student.*`helper`"),
     (SOURCES, {"label": "through", "student": "through"}, "`student` cannot learn from itself"),
     (f"{HELPER}.checkpoint_path", "w.pth", r".*Found nothing at `w\.pth`"),
     (LABEL, 3, r".*Found 3"),
@@ -68,12 +68,12 @@ MISTAKES_ELSEWHERE: list[tuple[str, Any, str, str]] = [
     (SOURCES, {"label": "cutoff"}, "graph.target", "the target `student` should learn from"),
     (f"{HELPER}.learns_from", {}, HELPER, r".*frozen and should have weights"),
     (f"{HELPER}.learns_from", {"label": "cutoff"}, HELPER, r".*frozen and should have weights"),
-    (LABEL, "throgh", f"{LABEL}.gate", r"`throgh` is no gate\. .*Did you mean `through`"),
+    (LABEL, "throgh", f"{LABEL}.gate", r"`throgh` is not a gate\. .*Did you mean `through`"),
     (LABEL, {"gat": "linear"}, f"{LABEL}.gat", r"unknown key\. Did you mean `gate`"),
     (LABEL, {"temperature": 2}, f"{LABEL}.temperature", r"should be 1 on .*the label\. Found 2"),
     (SOURCES, {"helper": {"temperature": 0}}, f"{SOURCES}.helper.temperature", r".*Found 0"),
-    (LABEL, {"loss": "kl_dv"}, f"{LABEL}.loss", r"`kl_dv` is no loss\. .*Did you mean `kl_div`"),
-    (LABEL, {"loss_kwargs": {"a": 1}}, f"{LABEL}.loss_kwargs", r".*name it as `loss`"),
+    (LABEL, {"loss": "kl_dv"}, f"{LABEL}.loss", r"`kl_dv` is not a loss\. .*Did you mean `kl_div`"),
+    (LABEL, {"loss_kwargs": {"a": 1}}, f"{LABEL}.loss_kwargs", r".*should come with `loss`"),
     (
         LABEL,
         {"gate": "linear", "gate_kwargs": {"threshold": 0.9}},
@@ -182,7 +182,7 @@ UNFIT: dict[str, tuple[Any, str]] = {
         r"graph\.nodes\.student.* images of 8x8: .*16",
     ),
     "pretrained tag": (student(model="resnet18.a1_in1"), r"graph\.nodes\.student.*a1_in1"),
-    "name that torch keeps": (
+    "name that torch reserves": (
         recipe(
             graph={
                 "nodes": {
@@ -191,7 +191,7 @@ UNFIT: dict[str, tuple[Any, str]] = {
                 }
             }
         ),
-        r"graph\.nodes\.training: `training` is a name that torch keeps",
+        r"graph\.nodes\.training: `training` is a name that torch reserves",
     ),
 }
 
@@ -237,8 +237,8 @@ def raising(losses: Tensor, context: ktg.EdgeContext) -> Tensor:
 @pytest.mark.parametrize(
     ("gate", "said"),
     [
-        (wide, r"gate `wide` should return one loss a sample \[1\]\. Found \[1, 2\]"),
-        (scalar, r"gate `scalar` should return one loss a sample \[1\]\. Found \[\]"),
+        (wide, r"gate `wide` should return one loss per sample \[1\]\. Found \[1, 2\]"),
+        (scalar, r"gate `scalar` should return one loss per sample \[1\]\. Found \[\]"),
         (nothing, r"gate `nothing` should return a tensor\. Found NoneType"),
         (nan, r"gate `nan` should return finite numbers\. Found \[nan\]"),
         (detached, r"gate `detached` should return losses that gradients flow through"),

@@ -272,7 +272,7 @@ ERRORS = {
     "search.trails": (3, "search.trails: unknown key. Did you mean `trials`?"),
     "search.grace_period": (5, "search.grace_period: should be above heartbeat_interval, 60"),
     "search.weights": ({"ktg_tiny": "nowhere"}, "should be a file of weights"),
-    "data.holdout": (0, "data.holdout: should be above 0, for a search chooses by validation"),
+    "data.holdout": (0, "data.holdout: should be above 0, because a search needs validation"),
     "data.dataset": ("nowhere/at/all", "nowhere/at/all"),
     "search.storage": ("sqlite:///x.db", "SQLite, which breaks when workers start together"),
 }

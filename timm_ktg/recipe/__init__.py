@@ -1,1 +1,1 @@
-"""Recipes: a run as a YAML file. Nothing else in the package knows of them but the programs."""
+"""Recipes: a run as a YAML file. Only the programs use them."""

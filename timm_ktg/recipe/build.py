@@ -26,21 +26,21 @@ from .graph_config import EdgeConfig, NodeConfig
 from .recipe import Recipe
 from .train_config import TrainConfig
 
-KERNELS = ("foreach", "fused", "capturable")  # how, not what, torch's optimizers compute
+KERNELS = ("foreach", "fused", "capturable")  # how torch computes a step, not what
 
 
 def build_nodes(
     recipe: Recipe, num_classes: int, given: Mapping[str, nn.Module] | None = None
 ) -> list[Node]:
-    """Return the nodes of a recipe, every model with initial weights from its own seed.
+    """Return the nodes of a recipe; each model is initialized with its own seed.
 
     Args:
         recipe: The recipe.
         num_classes: Classes of the data.
-        given: Models by node name that exist already and are taken as they are.
+        given: Existing models by node name, used as they are.
 
     Raises:
-        RecipeError: All nodes that cannot be built, with the reasons.
+        RecipeError: Nodes cannot be built; lists all, with the reasons.
     """
     nodes: list[Node] = []
     problems: list[str] = []
@@ -57,14 +57,14 @@ def build_nodes(
 
 
 def build_edges(recipe: Recipe, num_classes: int) -> list[Edge]:
-    """Return the edges of a recipe, every gate checked against its contract.
+    """Return the edges of a recipe; each gate is checked against its contract.
 
     Args:
         recipe: The recipe.
         num_classes: Classes of the data.
 
     Raises:
-        RecipeError: All gates and losses that break their contracts.
+        RecipeError: Edges cannot be built, or gates break the contract; lists all.
     """
     edges: list[Edge] = []
     problems: list[str] = []
@@ -83,15 +83,15 @@ def build_edges(recipe: Recipe, num_classes: int) -> list[Edge]:
 def build_graph(
     recipe: Recipe, num_classes: int, given: Mapping[str, nn.Module] | None = None
 ) -> KnowledgeTransferGraph:
-    """Return the graph of a recipe, its models with initial weights from their own seeds.
+    """Return the graph of a recipe; each model is initialized with its own seed.
 
     Args:
         recipe: The recipe.
         num_classes: Classes of the data.
-        given: Models by node name that exist already and are taken as they are.
+        given: Existing models by node name, used as they are.
 
     Raises:
-        RecipeError: All that is wrong with its nodes, its edges, or the graph.
+        RecipeError: The nodes, the edges or the graph are wrong; lists all problems.
     """
     nodes = build_nodes(recipe, num_classes, given)
     edges = build_edges(recipe, num_classes)
@@ -105,17 +105,17 @@ def connect(
     mean: Channels | None,
     std: Channels | None,
 ) -> KnowledgeTransferGraph:
-    """Return the graph of nodes and edges that are built already.
+    """Return the graph that connects these nodes and edges.
 
     Args:
         recipe: The recipe.
-        nodes: What `build_nodes` returned.
-        edges: What `build_edges` returned.
-        mean: Per-channel mean that the images come normalised with.
+        nodes: The nodes that `build_nodes` returned.
+        edges: The edges that `build_edges` returned.
+        mean: Per-channel mean that the images are normalized with.
         std: Per-channel standard deviation, likewise.
 
     Raises:
-        RecipeError: What is wrong with the graph.
+        RecipeError: The graph is wrong; lists all problems.
     """
     try:
         return KnowledgeTransferGraph(
@@ -134,12 +134,12 @@ def connect(
 def build_optimizer(
     train: TrainConfig, graph: KnowledgeTransferGraph, more: Mapping[str, Any] | None = None
 ) -> torch.optim.Optimizer:
-    """Return one optimizer over all nodes that learn, its parameter groups node by node.
+    """Return one optimizer for all nodes that learn, with parameter groups for each node.
 
     Args:
-        train: The recipe's section.
+        train: The section of the recipe.
         graph: The graph.
-        more: Arguments of the optimizer that come before those of the recipe.
+        more: Further arguments of the optimizer, which override those of the recipe.
 
     Raises:
         RecipeError: The optimizer does not take these arguments.
@@ -191,9 +191,9 @@ def epochs_of(train: TrainConfig) -> int:
 
 
 def _with_own_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Return a state to load in which the kernels are those that the optimizer was made for.
+    """Return a state to load that keeps the optimizer's own choice of kernels.
 
-    Another machine than the one that saved it may have to compute the step in another way.
+    The machine that saved the state may have used other kernels.
     """
     own = {name: optimizer.defaults[name] for name in KERNELS if name in optimizer.defaults}
     return {**state, "param_groups": [{**group, **own} for group in state["param_groups"]]}
@@ -202,9 +202,9 @@ def _with_own_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
 def _build_node(name: str, node: NodeConfig, learns: bool, num_classes: int, seed: int) -> Node:
     where = f"graph.nodes.{name}"
     arguments = {"num_classes": num_classes, **node.model_kwargs}
-    # Nodes of one architecture must not start alike, and one more node must not change the others.
+    # Equal architectures must start from different weights, and a new node must not change others.
     own_seed = derive_seed(f"init {name}", seed) if node.seed is None else node.seed
-    # What can go wrong is the download, where there is one.
+    # If there is a download, it is what can go wrong.
     field = "pretrained" if node.pretrained else "model_kwargs"
     with located(f"{where}.{field}"), torch.random.fork_rng():
         torch.manual_seed(own_seed)
@@ -212,7 +212,7 @@ def _build_node(name: str, node: NodeConfig, learns: bool, num_classes: int, see
     with located(f"{where}.model_kwargs"):
         classes = getattr(model, "num_classes", num_classes)
         if classes != num_classes:
-            raise ValueError(f"the data have {num_classes} classes. Found {classes}.")
+            raise ValueError(f"should give the data's {num_classes} classes. Found {classes}.")
     own: dict[str, Any] = {}
     if node.pretrained:
         own = _expected(model)
@@ -227,13 +227,13 @@ def _build_node(name: str, node: NodeConfig, learns: bool, num_classes: int, see
 
 
 def _expected(model: nn.Module) -> dict[str, Any]:
-    """Return the normalisation that timm's weights of a model expect."""
+    """Return the normalization that timm's weights for a model expect."""
     config = getattr(model, "pretrained_cfg", {})
     return {"mean": config.get("mean"), "std": config.get("std")}
 
 
 def _check_teacher(node: NodeConfig, learns: bool, model: nn.Module, num_classes: int) -> None:
-    """Raise ValueError if a frozen node's classifier is not among its pretrained weights."""
+    """Raise ValueError if a frozen node's pretrained weights lack the classifier."""
     classes = getattr(model, "pretrained_cfg", {}).get("num_classes")
     if not learns and node.checkpoint_path is None and classes != num_classes:
         raise ValueError(
@@ -244,7 +244,7 @@ def _check_teacher(node: NodeConfig, learns: bool, model: nn.Module, num_classes
 
 def _build_edge(link: Link, edge: EdgeConfig, recipe: Recipe) -> Edge:
     loss = None if edge.loss is None else create_loss(edge.loss, **edge.loss_kwargs)
-    # Where labels are mixed, the smoothing is part of the mixed labels.
+    # Mixed labels are smoothed when they are mixed.
     smoothing = 0.0 if recipe.data.mixes else recipe.train.smoothing
     if loss is None and link.source == LABEL and smoothing:
         loss = create_loss("cross_entropy", smoothing=smoothing)

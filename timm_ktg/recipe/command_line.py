@@ -27,9 +27,9 @@ def _seeds(text: str) -> list[int]:
 
 _OPTIONS: Options = {
     **COMMON,
-    ("--graph", "--graph-from"): {"help": "recipe whose graph takes the place of this one's"},
-    ("--resume",): {"type": Path, "help": "directory of a run to go on with"},
-    ("--overwrite",): {"action": BooleanOptionalAction, "help": "replace what is in output-dir"},
+    ("--graph", "--graph-from"): {"help": "recipe whose graph replaces this one's"},
+    ("--resume",): {"type": Path, "help": "directory of a run to resume"},
+    ("--overwrite",): {"action": BooleanOptionalAction, "help": "replace the run in output-dir"},
     ("--seeds",): {
         "action": "extend",
         "type": _seeds,
@@ -40,15 +40,15 @@ _OPTIONS: Options = {
 
 @dataclass(frozen=True)
 class Command:
-    """What the command line asks for.
+    """A parsed command line.
 
     Args:
         recipe: The recipe with its overrides.
-        name: What the run is called.
-        output_dir: Where the run goes; None: the next free directory below `runs`.
-        resume: Directory of a run to go on with.
-        overwrite: Replace what is at `output_dir`.
-        dry_run: Build and check, train nothing.
+        name: Name of the run.
+        output_dir: Directory of the run; None: the next free one below `runs`.
+        resume: Directory of a run to resume.
+        overwrite: Whether to replace the run at `output_dir`.
+        dry_run: Whether to build and check only, without training.
         seeds: Seeds to train with, one after another; empty: the recipe's own.
     """
 
@@ -62,21 +62,21 @@ class Command:
 
 
 def parse_command(argv: Sequence[str], prog: str) -> Command:
-    """Return what a command line asks for; `--help` prints the help and exits.
+    """Parse a command line; `--help` prints the help and exits.
 
     Args:
         argv: The arguments, without the program's name.
-        prog: How the program is started, for the help.
+        prog: The command that starts the program, for the help.
 
     Raises:
-        RecipeError: All that is wrong with the recipe and its overrides.
+        RecipeError: The recipe or an override is wrong; lists all problems.
     """
     program = Program(prog, "digits", Recipe, _OPTIONS)
     given, flags = program.parse(_seeds_marked(argv))
     resume, seeds = given.get("resume"), given.get("seeds", [])
     path = resume / "recipe.yaml" if resume else find_recipe(given.get("recipe", program.recipe))
     if not path.is_file():
-        raise RecipeError([f"resume: `{resume}` is no run: it has no recipe.yaml."])
+        raise RecipeError([f"resume: `{resume}` is not a run: it has no recipe.yaml."])
     values = read_recipe(path)
     if "graph" in given:
         values["graph"] = read_recipe(find_recipe(given["graph"], "--graph")).get("graph")
@@ -86,7 +86,7 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
     changed = overridden(values, flags, groups)
     if resume and (flags or given.keys() - {"resume", "dry_run"}):
         raise RecipeError(
-            ["resume: a run goes on with its own recipe, in its own place; give it nothing else."]
+            ["resume: a resumed run keeps its recipe and its directory; give no other flags."]
         )
     if len(set(seeds)) < len(seeds) or min(seeds, default=0) < 0:
         found = " ".join(map(str, seeds))
@@ -103,7 +103,7 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
 
 
 def _seeds_marked(argv: Iterable[str]) -> list[str]:
-    """Return the arguments with `--seeds` before each seed, so that a recipe may follow them."""
+    """Return the arguments with `--seeds` before each seed, so that a recipe can follow them."""
     marked: list[str] = []
     for argument in argv:
         if marked[-2:-1] == ["--seeds"] and re.fullmatch(r"-?[\d.]+", argument):
@@ -113,7 +113,7 @@ def _seeds_marked(argv: Iterable[str]) -> list[str]:
 
 
 def _checked(values: Mapping[str, Any]) -> Recipe:
-    """Return the recipe, or raise RecipeError with all its problems, those of the data included."""
+    """Return the recipe, or raise RecipeError with all its problems and those of the data."""
     try:
         return check_recipe(values)
     except RecipeError as error:
@@ -121,7 +121,7 @@ def _checked(values: Mapping[str, Any]) -> Recipe:
 
 
 def recipe_groups(values: Mapping[str, Any]) -> dict[str, Group]:
-    """Return the sections of a recipe, its nodes, and all edges, those it does not have included.
+    """Return the sections of a recipe, its nodes, and all possible edges.
 
     Args:
         values: The recipe, unchecked.

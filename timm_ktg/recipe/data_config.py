@@ -20,7 +20,7 @@ _ONLY_IN: dict[str, tuple[str, ...]] = {
 
 
 def _is(given: Any, value: Any) -> bool:
-    """Return whether an unchecked value is `value`; the command line gives numbers as texts."""
+    """Return whether an unchecked value is `value`; the command line gives numbers as strings."""
     if isinstance(given, list):
         given = tuple(given)
     try:
@@ -30,36 +30,36 @@ def _is(given: Any, value: Any) -> bool:
 
 
 class DataConfig(Section):
-    """Images, splits, augmentation; every name that timm's training script has means the same."""
+    """Images, splits, augmentation; names shared with timm's training script mean the same."""
 
     dataset: str = "digits"
-    """`digits` (bundled), a folder (parquet, arrow or images), or an id on the Hugging Face hub."""
+    """`digits` (bundled), a folder (parquet, arrow or images), or a Hugging Face hub id."""
     dataset_config: str | None = None
-    """Configuration of a hub data set that has several."""
+    """Configuration, for a hub data set that has several."""
     input_key: str = "image"
-    """Column of the images."""
+    """Column that holds the images."""
     target_key: str = "label"
-    """Column of the labels."""
+    """Column that holds the labels."""
     train_split: str = "train"
     """Split to train on."""
     val_split: str | None = None
-    """Split for validation, where the data set has one of its own."""
+    """Split for validation, if the data set has one; null: none."""
     test_split: str | None = "test"
-    """Split for the one evaluation at the end; null: none."""
+    """Split for the single evaluation at the end; null: none."""
     holdout: NonNegativeInt = 0
-    """Images to hold out of the training split for validation."""
+    """Number of training images to hold out for validation."""
     split_seed: NonNegativeInt = 0
-    """Seed of the held-out images."""
+    """Seed that selects the held-out images."""
     images_per_class: PositiveInt | None = None
-    """Training images of each class to keep, for small experiments; null: all."""
+    """Training images to keep per class, for small experiments; null: all."""
     pipeline: Literal["memory", "timm"] = "memory"
     """`memory`: small images, decoded once, augmented on the device. `timm`: timm's transforms."""
     img_size: PositiveInt | None = None
-    """Height and width of the images; null: as they are (memory), or the target's (timm)."""
+    """Height and width of the images; null: unchanged (memory), or the target's (timm)."""
     mean: RGB | None = None
-    """Mean to normalise with, in 0..1; null: measured (memory), or the target's (timm)."""
+    """Mean to normalize with, in 0..1; null: measured (memory), or the target's (timm)."""
     std: RGB | None = None
-    """Standard deviation to normalise with; null: as for `mean`."""
+    """Standard deviation to normalize with; null: as for `mean`."""
     hflip: Share = 0.5
     """Probability of a horizontal flip."""
     pad: NonNegativeInt = 4
@@ -71,23 +71,23 @@ class DataConfig(Section):
     vflip: Share = 0.0
     """Probability of a vertical flip (timm)."""
     color_jitter: NonNegativeFloat = 0.4
-    """Strength of the colour jitter (timm)."""
+    """Strength of the color jitter (timm)."""
     aa: str | None = None
     """AutoAugment policy, such as rand-m9-mstd0.5-inc1 (timm)."""
     reprob: Share = 0.0
     """Probability of random erasing (timm)."""
     remode: Literal["const", "rand", "pixel"] = "pixel"
-    """What an erased region is filled with (timm)."""
+    """Fill of the erased regions (timm)."""
     recount: PositiveInt = 1
     """Number of erased regions (timm)."""
     interpolation: str = "random"
-    """Interpolation while training (timm)."""
+    """Interpolation in training (timm)."""
     crop_pct: Share | None = None
     """Share of the image that evaluation crops; null: the target's (timm)."""
     no_aug: bool = False
-    """Switch all augmentation off (timm)."""
+    """Switch off all augmentation (timm)."""
     workers: NonNegativeInt = 4
-    """Processes that decode and augment (timm)."""
+    """Number of processes that decode and augment (timm)."""
     mixup: NonNegativeFloat = 0.0
     """Alpha of mixup; 0: off. The gate `correct` then looks at the dominant label."""
     cutmix: NonNegativeFloat = 0.0
@@ -95,13 +95,13 @@ class DataConfig(Section):
     cutmix_minmax: tuple[Share, Share] | None = None
     """Range of cutmix's share of the image; overrides `cutmix`."""
     mixup_prob: Share = 1.0
-    """Probability that mixup or cutmix happens."""
+    """Probability that mixup or cutmix is applied."""
     mixup_switch_prob: Share = 0.5
     """Probability of cutmix when both are on."""
     mixup_mode: Literal["batch", "pair", "elem"] = "batch"
-    """What mixup draws for: a batch, a pair, an image."""
+    """Draw the mix per batch, per pair, or per element."""
     mixup_off_epoch: NonNegativeInt = 0
-    """Epoch from which mixup is off; 0: never."""
+    """Epoch from which mixing is off; 0: never."""
 
     @property
     def mixes(self) -> bool:
@@ -110,7 +110,7 @@ class DataConfig(Section):
 
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
-        """Yield fields that have no effect, or exclude one another."""
+        """Yield the fields that have no effect or exclude each other."""
         for pipeline, fields in _ONLY_IN.items():
             if pipeline != data.get("pipeline", cls.model_fields["pipeline"].default):
                 for name in fields:
@@ -120,4 +120,4 @@ class DataConfig(Section):
         if (data.get("mean") is None) != (data.get("std") is None):
             yield problem(("mean",), "mean and std should be given together.")
         if not _is(data.get("holdout", 0), 0) and data.get("val_split"):
-            yield problem(("holdout",), "should be 0 where val_split names a split of its own.")
+            yield problem(("holdout",), "should be 0 when val_split names a split.")

@@ -19,7 +19,7 @@ from .graph_config import EdgeConfig, from_word
 from .recipe import parse_yaml
 from .section import Section
 
-Options = Mapping[tuple[str, ...], Mapping[str, Any]]  # names: arguments of `add_argument`
+Options = Mapping[tuple[str, ...], Mapping[str, Any]]  # names to arguments of `add_argument`
 Flag = tuple[str, str]  # such as ("train.lr", "0.1")
 
 
@@ -32,11 +32,11 @@ COMMON: Options = {
     ("--output-dir",): {"type": _path, "help": "directory for all output; null: below runs"},
     ("--dry-run",): {
         "action": BooleanOptionalAction,
-        "help": "build and check everything, train nothing",
+        "help": "build and check everything, but do not train",
     },
 }
 
-# What people call a field that a recipe has under another name.
+# Common names for fields that are called something else in a recipe.
 _MEANT = {"learning_rate": "lr", "optimizer": "opt", "scheduler": "sched"}
 _MEANT |= dict.fromkeys(("betas", "eps", "opt_betas", "opt_eps", "amsgrad"), "opt_kwargs")
 _MEANT |= dict.fromkeys(("dampening", "foreach", "fused", "maximize", "nesterov"), "opt_kwargs")
@@ -51,9 +51,9 @@ class Group:
     """A section of a recipe, whose fields are flags.
 
     Args:
-        path: The keys that lead to it in the recipe.
-        section: Its schema.
-        values: What the recipe has there, unchecked.
+        path: The keys that lead to the section in the recipe.
+        section: The schema.
+        values: The recipe's values, unchecked.
     """
 
     path: tuple[str, ...]
@@ -62,11 +62,11 @@ class Group:
 
     @property
     def fields(self) -> Mapping[str, Any]:
-        """The fields by name, as JSON Schema describes them."""
+        """JSON Schemas of the fields, by name."""
         return _fields(self.section)
 
 
-Groups = Mapping[str, Group]  # by the flag of the whole section, without its dashes
+Groups = Mapping[str, Group]  # by the flag of the whole section, without dashes
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ class Program:
     """A program that takes a recipe.
 
     Args:
-        prog: How the program is started, for the help.
-        recipe: The recipe that it takes if none is named.
-        schema: The schema of its recipes.
-        options: What it takes in addition to the fields of the recipe.
+        prog: The command that starts the program, for the help.
+        recipe: The default recipe.
+        schema: The schema of the recipes.
+        options: Options in addition to the fields of the recipe.
     """
 
     prog: str
@@ -86,13 +86,13 @@ class Program:
     options: Options
 
     def parse(self, argv: Sequence[str]) -> tuple[dict[str, Any], list[Flag]]:
-        """Return the options that are given, the recipe's name among them, and the other flags.
+        """Return the given options, including the recipe's name, and the other flags.
 
         Args:
             argv: The arguments, without the program's name.
 
         Raises:
-            RecipeError: There is no such option, or a value is missing.
+            RecipeError: An option does not exist, or its value is missing.
         """
         own, flags = _split(argv)
         try:
@@ -132,7 +132,7 @@ class Program:
 
 
 def section_groups(schema: type[Section], values: Mapping[str, Any]) -> dict[str, Group]:
-    """Return the sections at the top of a recipe by name.
+    """Return the top-level sections of a recipe by name.
 
     Args:
         schema: The schema of the recipe.
@@ -143,7 +143,7 @@ def section_groups(schema: type[Section], values: Mapping[str, Any]) -> dict[str
 
 
 def below(values: Any, key: str) -> Mapping[str, Any]:
-    """Return the mapping that unchecked values have at a key; an empty one if there is none."""
+    """Return the mapping at a key of unchecked values, or an empty one if there is none."""
     found = values.get(key) if isinstance(values, Mapping) else None
     return {str(name): value for name, value in found.items()} if isinstance(found, Mapping) else {}
 
@@ -151,15 +151,15 @@ def below(values: Any, key: str) -> Mapping[str, Any]:
 def overridden(
     values: Mapping[str, Any], flags: Iterable[Flag], groups: Groups
 ) -> Mapping[str, Any]:
-    """Return a recipe's values with those of the flags in their place.
+    """Return a recipe's values with the flags applied.
 
     Args:
         values: The recipe, unchecked.
-        flags: The flags of its fields.
-        groups: Its sections.
+        flags: The flags for its fields.
+        groups: The sections of the recipe.
 
     Raises:
-        RecipeError: All flags that do not exist, or whose value cannot be read.
+        RecipeError: Flags do not exist or their values cannot be read; lists all.
     """
     lists: dict[str, list[Any]] = {}
     problems: list[str] = []
@@ -169,7 +169,7 @@ def overridden(
             value = _read(name, text, field)
             if field is _EDGE:
                 value = from_word(value)
-            if isinstance(value, list):  # its items may be given one by one
+            if isinstance(value, list):  # its items can be given one by one
                 value = lists[name] = [*lists.get(name, []), *value]
             for key in reversed(path):
                 value = {key: value}
@@ -180,20 +180,20 @@ def overridden(
 
 
 def _merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values with the overrides laid over them, section by section."""
+    """Return the values with the overrides applied, section by section."""
     result = dict(values)
     for key, value in overrides.items():
         if isinstance(value, Mapping):
-            old = from_word(result.get(key))  # an edge may be written as a bare word
+            old = from_word(result.get(key))  # an edge can be written as a bare word
             value = _merged(old, value) if isinstance(old, Mapping) else value
         result[key] = value
     return result
 
 
 def _split(argv: Iterable[str]) -> tuple[list[str], list[Flag]]:
-    """Return the program's own arguments, and the flags of the recipe's fields.
+    """Return the program's own arguments, and the flags for the recipe's fields.
 
-    Both may be written with `-` or `_`: `--train.batch-size`, `--dry_run`.
+    Both can be written with `-` or `_`: `--train.batch-size`, `--dry_run`.
     """
     own, flags = [], []
     arguments = iter(argv)
@@ -218,13 +218,13 @@ def _fields(section: type[Section]) -> Mapping[str, Any]:
 
 
 def _flags(groups: Groups) -> dict[str, tuple[Group, str]]:
-    """Return all flags, each with the section and the key of its field."""
+    """Return all flags, each with its field's section and key."""
     parents = {group.path[:-1] for group in groups.values()}
     return {
         f"--{name}.{key}": (group, key)
         for name, group in groups.items()
         for key in group.fields
-        if (*group.path, key) not in parents  # what lies below has flags of its own
+        if (*group.path, key) not in parents  # nested fields have their own flags
     }
 
 
@@ -232,7 +232,7 @@ def _find(name: str, groups: Groups) -> tuple[tuple[str, ...], Mapping[str, Any]
     """Return the keys that lead to a field or a section, and its JSON Schema.
 
     Raises:
-        RecipeError: There is none of this name.
+        RecipeError: No field or section has this name.
     """
     if name in groups:
         group = groups[name]
@@ -241,7 +241,7 @@ def _find(name: str, groups: Groups) -> tuple[tuple[str, ...], Mapping[str, Any]
     if above in groups and key in groups[above].fields:
         return (*groups[above].path, key), groups[above].fields[key]
     for edge in (name, above):
-        # The plain name of the source would add one more edge beside those with names.
+        # The bare name of the source would add an edge beside the named ones.
         edges = [group.path[-1] for other, group in groups.items() if other.startswith(f"{edge}/")]
         if edges:
             said = f"--{edge} should name one of the recipe's edges: {', '.join(edges)}."
@@ -250,10 +250,10 @@ def _find(name: str, groups: Groups) -> tuple[tuple[str, ...], Mapping[str, Any]
 
 
 def _unknown(flag: str, names: Collection[str]) -> RecipeError:
-    """Return the error for a flag that does not exist, with the nearest that does."""
+    """Return the error for an unknown flag, with the nearest valid one."""
     above, dot, key = flag.removeprefix("--").replace("-", "_").rpartition(".")
     meant = above + dot + _MEANT.get(key, key)
-    # What `--lr` means is `--train.lr`, which is not the nearest in spelling.
+    # `--lr` means `--train.lr`, which is not the nearest in spelling.
     ends = [name for name in names if f".{name[2:]}".endswith(f".{meant}")]
     nearest = min(ends, key=lambda name: name.count("."), default="")
     hint = did_you_mean(nearest or flag, names)
@@ -262,9 +262,9 @@ def _unknown(flag: str, names: Collection[str]) -> RecipeError:
 
 
 def _read(name: str, text: str, field: Mapping[str, Any]) -> Any:
-    """Return the value that a text means.
+    """Parse the text of a flag into a value.
 
-    A plain value stays a text, from which pydantic reads numbers: YAML would take 010 for 8.
+    A plain value stays a string; pydantic reads numbers from it, because YAML would read 010 as 8.
 
     Raises:
         RecipeError: The text is not YAML.
@@ -278,7 +278,7 @@ def _read(name: str, text: str, field: Mapping[str, Any]) -> Any:
         return text
     if nested == {"array"} and not text.startswith("["):
         text = f"[{text}]"
-    elif bare and "=" in text:  # nesterov=False,eps=1e-8, as timm's flags are written
+    elif bare and "=" in text:  # nesterov=False,eps=1e-8, the form of timm's flags
         text = "{" + re.sub(r"(^|,)\s*([^=,]+)=", r"\1\2: ", text) + "}"
     words = kinds.get("array", {}).get("items", {}).get("type") == "string"
     try:
@@ -289,7 +289,7 @@ def _read(name: str, text: str, field: Mapping[str, Any]) -> Any:
 
 
 def _kinds(field: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a field may be, by JSON Schema's name of the type."""
+    """Return the types that a field accepts, by JSON Schema's name of the type."""
     return {kind.get("type", "object"): kind for kind in field.get("anyOf", [field])}
 
 

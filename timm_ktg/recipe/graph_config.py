@@ -23,7 +23,7 @@ def _model_problem(name: str) -> str | None:
     if name.startswith(("hf-hub:", "local-dir:")) or timm.is_model(name):
         return None
     near = did_you_mean(name, timm.list_models())
-    return f"timm knows no model `{name}`.{near} timm.list_models() lists them all."
+    return f"timm has no model `{name}`.{near} timm.list_models() lists all models."
 
 
 def _file_problem(path: str) -> str | None:
@@ -33,12 +33,12 @@ def _file_problem(path: str) -> str | None:
 
 
 def from_word(value: Any) -> Any:
-    """Return a gate that is written as a bare word as the section that it stands for."""
+    """Expand a gate written as a bare word into the section that it stands for."""
     return {"gate": value} if isinstance(value, str) else value
 
 
 def spread(learns_from: Any) -> Any:
-    """Return what a node learns from with a key for every edge, where a source has a list of them.
+    """Give each edge its own key where a source has a list of edges.
 
     `{teacher: [{loss: a}, {loss: b}]}` becomes `{teacher/a: {loss: a}, teacher/b: {loss: b}}`.
 
@@ -57,7 +57,7 @@ def spread(learns_from: Any) -> Any:
         for tag, edge in zip(tags, edges, strict=True):
             key = f"{source}/{tag}" if tag else source
             if key in result:
-                said = f"two edges are called `{key}`; give them keys of their own, such as"
+                said = f"two edges are called `{key}`; give them different keys, such as"
                 said = f"{said} {source}/first and {source}/second."
                 raise PydanticCustomError("problem", "{message}", {"message": said})
             result[key] = edge
@@ -70,10 +70,10 @@ def _loss_of(edge: Any, source: str) -> str:
 
 
 def gate_problems(data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
-    """Yield what is wrong with the gate of a section that is not checked yet, and its arguments."""
+    """Yield the problems of an unchecked section's gate and its arguments."""
     try:
         create_gate(data.get("gate", "through"), **data.get("gate_kwargs", {}))
-    except Exception as error:  # somebody else's module may raise anything
+    except Exception as error:  # third-party code can raise anything
         yield problem(("gate",), one_line(error))
 
 
@@ -82,42 +82,42 @@ WeightsFile = Annotated[str, checked(_file_problem)]
 
 
 class EdgeConfig(Section):
-    """How a node learns from one source; a bare word is the gate."""
+    """How a node learns from one source; a bare word names the gate."""
 
     gate: str = "through"
-    """Gate that decides which samples' loss passes."""
+    """Gate that decides which samples' losses pass."""
     gate_kwargs: dict[str, Any] = {}
     """Arguments of the gate."""
     loss: str | None = None
     """Loss of the edge; null: cross_entropy from the label, kl_div from a network."""
     loss_kwargs: dict[str, Any] = {}
-    """Arguments of the loss, which must then be named."""
+    """Arguments of the loss; need `loss`."""
     temperature: PositiveFloat = 1.0
     """Temperature T of both softmaxes; 1 on an edge from the label."""
 
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
-        """Yield what is wrong with the gate and the loss."""
+        """Yield the problems of the gate and the loss."""
         yield from gate_problems(data)
         loss = data.get("loss")
         try:
             if loss is not None:
                 create_loss(loss, **data.get("loss_kwargs", {}))
             elif data.get("loss_kwargs"):
-                yield problem(("loss_kwargs",), "belong to a loss; name it as `loss`.")
-        except Exception as error:  # as of a gate
+                yield problem(("loss_kwargs",), "should come with `loss`, the name of the loss.")
+        except Exception as error:  # third-party code, as in a gate
             yield problem(("loss",), one_line(error))
 
     @model_serializer(mode="wrap")
     def _to_word(self, handler: Any) -> Any:
-        """Write an edge that is nothing but a gate as a bare word."""
+        """Write an edge that has only a gate as a bare word."""
         fields = type(self).model_fields.items()
         others = [name for name, field in fields if getattr(self, name) != field.default]
         return self.gate if set(others) <= {"gate"} else handler(self)
 
 
 class NodeConfig(Section):
-    """A node: a timm model, and what it learns from. One that learns from nothing is frozen."""
+    """A timm model and the sources it learns from; without sources it is frozen."""
 
     model: ModelName
     """timm's name of the model, or `hf-hub:...`, `local-dir:...`."""
@@ -128,14 +128,14 @@ class NodeConfig(Section):
     checkpoint_path: WeightsFile | None = None
     """Start from the weights in this file, such as a run's nodes/<name>.safetensors."""
     seed: int | None = None
-    """Seed of the initial weights; null: from train.seed and the node's name."""
+    """Seed of the initial weights; null: derived from train.seed and the node's name."""
     taps: list[str] = []
-    """Names of submodules whose outputs the node's features hold."""
+    """Names of the submodules whose outputs become the node's features."""
     learns_from: Annotated[
         dict[str, Annotated[EdgeConfig, BeforeValidator(from_word)]], BeforeValidator(spread)
     ] = {}
-    """Sources by name (`label`, or a node), each with its gate. What is not listed is cut off.
-    Several edges from one source are a list, or have keys of their own: `teacher/attention`."""
+    """Sources by name (`label` or a node), each with its gate. Unlisted sources are cut off.
+    For several edges from one source, give a list, or keys such as `teacher/attention`."""
 
     @property
     def has_weights(self) -> bool:
@@ -147,7 +147,7 @@ class GraphConfig(Section):
     """Who teaches whom."""
 
     target: str
-    """Name of the node that should become accurate."""
+    """Name of the node to make accurate."""
     nodes: dict[str, NodeConfig]
     """The networks by name."""
     reduction: Reduction = "sum"
@@ -157,7 +157,7 @@ class GraphConfig(Section):
 
     @property
     def edges(self) -> dict[Link, EdgeConfig]:
-        """Every edge by its ends, those that are cut off included."""
+        """All edges with their links, including edges that are cut off."""
         return {
             _link(key, name, edge): edge
             for name, node in self.nodes.items()
@@ -166,20 +166,20 @@ class GraphConfig(Section):
 
     @property
     def topology(self) -> Topology:
-        """Who learns, is frozen or is left out."""
+        """The graph by name: which nodes learn, are frozen, or are left out."""
         traits = (Traits(name, node.has_weights) for name, node in self.nodes.items())
         return Topology(tuple(traits), tuple(self.edges), self.target, tuple(self.keep))
 
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
-        """Yield what is wrong with the structure."""
+        """Yield the problems of the graph's structure."""
         if data.get("nodes") == {}:
             yield problem(("nodes",), "should name at least one node. Found none.")
         nodes = _nodes(data)
         topology = _topology(data, nodes)
         for where, what, edge in topology.problems():
             if where == ("target",) and not (isinstance(data.get("target"), str) and nodes):
-                continue  # pydantic's to report
+                continue  # pydantic reports it
             location = ("nodes", edge.destination, "learns_from") if edge else where
             yield problem(location, what)
         for name, node in nodes.items():
@@ -190,19 +190,19 @@ Values = Mapping[str, Any]
 
 
 def _nodes(data: Values) -> dict[str, Values]:
-    """Return the nodes as far as unchecked data shows them, what they learn from as a mapping."""
+    """Return the nodes that can be read from unchecked data, with `learns_from` as a mapping."""
     nodes = data.get("nodes")
     return {
         name: {**node, "learns_from": _mapping(node.get("learns_from"))}
         if isinstance(node, Mapping)
         else {}
         for name, node in (nodes.items() if isinstance(nodes, Mapping) else ())
-        if isinstance(name, str)  # others are pydantic's to report
+        if isinstance(name, str)  # pydantic reports the others
     }
 
 
 def _mapping(learns_from: Any) -> dict[str, Any]:
-    """Return what a node learns from, as far as it can be made out, with a key for every edge."""
+    """Return a node's `learns_from`, as far as it can be read, with a key for every edge."""
     result: dict[str, Any] = {}
     for source, edges in learns_from.items() if isinstance(learns_from, Mapping) else ():
         try:
@@ -229,7 +229,7 @@ def _topology(data: Values, nodes: Mapping[str, Values]) -> Topology:
 
 
 def _link(key: str, destination: str, edge: Any) -> Link:
-    """Return an edge by its ends; `key` is `source` or `source/tag`."""
+    """Return the link of an edge; `key` is `source` or `source/tag`."""
     source, _, tag = key.partition("/")
     if isinstance(edge, EdgeConfig):
         gate = edge.gate

@@ -40,8 +40,8 @@ class ProcessInfo:
     """A process that trains.
 
     Args:
-        device: Where its batches go.
-        rank: Which process it is, 0 .. world_size - 1.
+        device: The device for its batches.
+        rank: The rank of the process, 0 .. world_size - 1.
         world_size: The number of processes.
     """
 
@@ -57,7 +57,7 @@ class Images:
     Args:
         train: Augmented training batches.
         val: Validation batches; None: there are no validation images.
-        test: Makes the test batches, which nothing reads before the end; None: no test split.
+        test: Makes the test batches, which are read only at the end; None: no test split.
         size: Height and width of the images.
         mean: Per-channel mean that all batches are normalized with.
         std: Per-channel standard deviation, likewise.
@@ -75,7 +75,7 @@ def build_splits(data: DataConfig) -> Splits:
     """Return the splits of the data set.
 
     Raises:
-        RecipeError: What is wrong with the data set.
+        RecipeError: The data set or its splits are wrong.
     """
     try:
         return load_splits(
@@ -95,7 +95,7 @@ def build_splits(data: DataConfig) -> Splits:
 
 
 def data_problems(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what is wrong with the data set, if it is local, of a recipe with other problems.
+    """Return the problems of a local data set, for a recipe that has other problems.
 
     Args:
         values: An unchecked recipe.
@@ -105,7 +105,7 @@ def data_problems(values: Mapping[str, Any]) -> tuple[str, ...]:
     except ValidationError:  # already reported with the rest of the recipe
         return ()
     if "/" in data.dataset and not Path(data.dataset).exists():
-        return ()  # on the hub; nothing is downloaded for a recipe that cannot run
+        return ()  # on the hub: a recipe that cannot run downloads nothing
     try:
         build_splits(data)
     except RecipeError as error:
@@ -119,11 +119,11 @@ def build_images(recipe: Recipe, splits: Splits, target: nn.Module, process: Pro
     Args:
         recipe: The recipe.
         splits: The splits that `build_splits` returned.
-        target: The target's model, whose image size and normalization timm's pipeline takes.
+        target: The target's model; timm's pipeline uses its image size and normalization.
         process: The process that reads the batches.
 
     Raises:
-        RecipeError: What is wrong with the images.
+        RecipeError: The images or their settings are wrong.
     """
     build = _in_memory if recipe.data.pipeline == "memory" else _by_timm
     try:
@@ -209,12 +209,12 @@ def _transform(
     """Return timm's transform.
 
     Args:
-        data: How training images are augmented.
-        config: What the target's model says about evaluation.
-        size: Height and width of the images that come out.
+        data: The section of the recipe.
+        config: The evaluation settings of the target's model.
+        size: Height and width of the resulting images.
         mean: [3] means of the channels, in 0..1.
         std: [3] standard deviations of the channels, in 0..1.
-        train: Augment.
+        train: Whether to augment.
 
     Raises:
         ValueError: timm does not know the interpolation or the augmentation policy.
@@ -243,7 +243,7 @@ def _transform(
             re_count=data.recount,
             crop_pct=data.crop_pct or config["crop_pct"],
         )
-    except AssertionError as error:  # how timm refuses a policy
+    except AssertionError as error:  # timm's error for an unknown policy
         raise ValueError(f"data.aa: `{data.aa}`: {error}.") from error
     return transform
 

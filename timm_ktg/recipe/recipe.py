@@ -1,4 +1,4 @@
-"""A recipe: loading it, overriding it, writing it down."""
+"""Loading, checking and writing recipes."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from .train_config import TrainConfig
 
 S = TypeVar("S", bound=Section)
 
-# Fields that say how a machine goes about a run, not what comes out of it.
+# Fields that depend on the machine and do not change the result of a run.
 PLACE = {
     "data": {"dataset", "workers"},
-    # The last two stand in recipes that earlier versions wrote; see `_FORMER`.
+    # Earlier versions wrote the last two; see `_FORMER`.
     "train": {"torchcompile", "channels_last", "cuda_graph", "capture", "node_threads"},
     "tracking": {*TrackingConfig.model_fields, "with"},
 }
 
-# Fields of `train` that earlier versions wrote, and what they are called now; None: nothing.
+# Former fields of `train` and their names now; None: dropped.
 _FORMER = {"capture": "cuda_graph", "node_threads": None}
 
-WANDB_SWEEP = "wandb-sweep.yaml"  # for `wandb sweep`: no recipe, though it lies beside them
+WANDB_SWEEP = "wandb-sweep.yaml"  # input of `wandb sweep`, not a recipe
 
 _PACKAGE = Path(__file__).parent.parent
 
 
 class Recipe(Section):
-    """Everything that decides how a run goes."""
+    """All settings of a run."""
 
     graph: GraphConfig
     data: DataConfig = DataConfig()
@@ -47,7 +47,7 @@ class Recipe(Section):
 
 def bundled_recipes() -> dict[str, Path]:
     """Return the bundled recipes by name, such as `digits` or `cifar100/dml-2`."""
-    # In a wheel they lie inside the package, in a checkout beside it.
+    # In a wheel they are inside the package, in a checkout beside it.
     folder = _PACKAGE / "recipes"
     if not folder.is_dir():
         folder = _PACKAGE.parent / "recipes"
@@ -62,11 +62,11 @@ def find_recipe(name: str, where: str = "recipe") -> Path:
     """Return the file of a recipe.
 
     Args:
-        name: Its path, the directory of a run, or the name of a bundled recipe.
-        where: What asked for it, as the command line says it.
+        name: The path of a recipe, the directory of a run, or the name of a bundled recipe.
+        where: The argument that named it, for messages.
 
     Raises:
-        RecipeError: There is neither.
+        RecipeError: There is no such recipe.
     """
     for path in (Path(name), Path(name, "recipe.yaml")):
         if path.is_file():
@@ -83,9 +83,9 @@ def find_recipe(name: str, where: str = "recipe") -> Path:
 
 
 def name_recipe(path: Path) -> str:
-    """Return what a run of the recipe at `path` is called.
+    """Return the name for a run of the recipe at `path`.
 
-    The name of a bundled recipe; the run's, for the recipe.yaml of a run; else the file's.
+    It is the name of the bundled recipe, of the run that holds the recipe, or of the file.
     """
     for name, bundled in bundled_recipes().items():
         if path.resolve() == bundled.resolve():
@@ -94,14 +94,14 @@ def name_recipe(path: Path) -> str:
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc] # no type hints in PyYAML
-    """YAML as people write it: 1e-8 is a number, and no key stands twice."""
+    """YAML as people expect it: 1e-8 is a number, and duplicate keys are errors."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [key.value for key, _ in node.value]
         twice = {key for key in keys if keys.count(key) > 1}
         if twice:
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key `{min(twice)}` stands twice", node.start_mark
+                None, None, f"the key `{min(twice)}` is given twice", node.start_mark
             )
         return super().construct_mapping(node, deep)
 
@@ -114,15 +114,15 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str) -> Any:
-    """Return what a text of YAML says."""
+    """Parse YAML."""
     return yaml.load(text, _Loader)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Return what a recipe's file says, unchecked.
+    """Return the values in a recipe's file, unchecked.
 
     Raises:
-        RecipeError: The file is no YAML, or no mapping.
+        RecipeError: The file is not YAML, or not a mapping.
     """
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
@@ -140,26 +140,26 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def check_recipe(values: Mapping[str, Any]) -> Recipe:
-    """Return the recipe that these values make.
+    """Return the recipe for these values.
 
     Raises:
-        RecipeError: All that is wrong with them.
+        RecipeError: The values are wrong; lists all problems.
     """
     if "search" in values and "graph" not in values:
         raise RecipeError(
             [
-                "search: this recipe looks for a graph, by timm_ktg.search, and has none of its "
-                "own to train. Train what that finds, best.yaml."
+                "search: this recipe has no graph to train. Search for one with timm_ktg.search, and "
+                "train its best.yaml."
             ]
         )
     return check_section(Recipe, values)
 
 
 def check_section(section: type[S], values: Mapping[str, Any]) -> S:
-    """Return the section that these values make.
+    """Return the section for these values.
 
     Raises:
-        RecipeError: All that is wrong with them.
+        RecipeError: The values are wrong; lists all problems.
     """
     try:
         return section.model_validate(values)
@@ -169,22 +169,22 @@ def check_section(section: type[S], values: Mapping[str, Any]) -> S:
 
 
 def load_recipe(name: str) -> Recipe:
-    """Return the recipe at a path, or the bundled one of that name.
+    """Return the recipe at a path, or the bundled recipe of that name.
 
     Raises:
-        RecipeError: There is none, or all that is wrong with it.
+        RecipeError: There is no such recipe, or it is wrong; lists all problems.
     """
     return check_recipe(read_recipe(find_recipe(name)))
 
 
 def save_recipe(recipe: Section, path: Path) -> None:
-    """Write a recipe with every field spelled out, so that it means the same in later versions."""
+    """Write a recipe with all fields, so that it means the same in later versions."""
     values = recipe.model_dump(mode="json")
     write_whole(path, yaml.safe_dump(values, sort_keys=False))
 
 
 def same_run(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Say whether two recipes' values give the same run, but for what depends on the machine."""
+    """Return whether two recipes' values give the same run, apart from the machine."""
     return _without_place(first) == _without_place(second)
 
 
@@ -210,12 +210,12 @@ def _line(section: type[BaseModel], details: Any) -> str:
 
 
 def _fields_at(section: Any, location: Location) -> list[str]:
-    """Return the keys that are valid at a location, following fields, mappings and unions."""
+    """Return the valid keys at a location, following fields, mappings and unions."""
     for part in location:
         fields = getattr(section, "model_fields", {})
         if part in fields:
             section = fields[part].annotation
-        # a key of a mapping: what the mapping holds
+        # any other part is a key of a mapping, so go on with its values
         arguments = getattr(section, "__args__", ())
         if arguments and part not in fields:
             section = arguments[-1]

@@ -15,21 +15,21 @@ _OPTIONS: Options = {
     **COMMON,
     ("--resume",): {
         "action": BooleanOptionalAction,
-        "help": "stop unless the study exists; without this flag it is made where there is none",
+        "help": "stop unless the study exists; without this flag, a missing study is created",
     },
 }
 
 
 @dataclass(frozen=True)
 class SearchCommand:
-    """What the command line of a search asks for.
+    """A parsed command line of a search.
 
     Args:
         recipe: The recipe with its overrides.
-        name: What the study is called, if the recipe does not say.
-        output_dir: Where the search goes; None: `runs/<study>`.
+        name: Name of the study, unless the recipe gives one.
+        output_dir: Directory of the search; None: `runs/<study>`.
         resume: Whether the study must exist already.
-        dry_run: Build and check, train nothing.
+        dry_run: Whether to build and check only, without training.
     """
 
     recipe: SearchRecipe
@@ -40,14 +40,14 @@ class SearchCommand:
 
 
 def parse_search(argv: Sequence[str], prog: str) -> SearchCommand:
-    """Return what a command line asks for; `--help` prints the help and exits.
+    """Parse a command line; `--help` prints the help and exits.
 
     Args:
         argv: The arguments, without the program's name.
-        prog: How the program is started, for the help.
+        prog: The command that starts the program, for the help.
 
     Raises:
-        RecipeError: All that is wrong with the recipe and its overrides.
+        RecipeError: The recipe or an override is wrong; lists all problems.
     """
     program = Program(prog, "digits-search", SearchRecipe, _OPTIONS)
     given, flags = program.parse(argv)

@@ -1,4 +1,4 @@
-"""The section `search`: which graphs are tried, how, and what becomes of the best."""
+"""The section `search`: which graphs to try, how, and what to do with the best."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _from_one(value: Any) -> Any:
 
 
 class GateConfig(Section):
-    """A candidate gate; a bare word is one without arguments."""
+    """A candidate gate; a bare word is a gate without arguments."""
 
     gate: str
     """Name of the gate."""
@@ -32,7 +32,7 @@ class GateConfig(Section):
 
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
-        """Yield what is wrong with the gate."""
+        """Yield the problems of the gate."""
         return gate_problems(data)
 
     @property
@@ -50,59 +50,59 @@ PAPERS_GATES = [GateConfig(gate=name) for name in ("through", "cutoff", "linear"
 
 
 class SearchConfig(Section):
-    """Which graphs are tried, how, and what becomes of the best. The defaults are the paper's."""
+    """Which graphs to try, how, and what to do with the best. The defaults are the paper's."""
 
     nodes: Annotated[list[PositiveInt], BeforeValidator(_from_one)]
-    """Numbers of nodes to try, the target included; one number, or several."""
+    """Numbers of nodes to try, including the target; one number or a list."""
     target_model: ModelName
     """timm's name of the target's model."""
     models: list[ModelName] = []
-    """Candidates for every auxiliary's model."""
+    """Candidate models for every auxiliary."""
     gates: Gates = PAPERS_GATES
-    """Candidates for every edge's gate. Gates of other packages take part only when named here."""
+    """Candidate gates for every edge. Gates of other packages must be named here to take part."""
     frozen: bool = False
-    """Make `frozen` a choice of its own for every auxiliary; the paper has none."""
+    """Let the search choose for each auxiliary whether it is frozen; not in the paper."""
     reduction: Reduction = "sum"
     """How a node's losses from networks add up: sum (Eq. 3), or mean (Zhang et al., DML)."""
     trials: PositiveInt = 1500
-    """Trials in all, over all workers and starts; each worker may end one more."""
+    """Total number of trials, over all workers and restarts; each worker may finish one more."""
     sampler: Literal["random", "tpe", "brute_force"] = "random"
-    """How graphs are drawn: at random (the paper), by Optuna's TPE, or each one once."""
+    """How to draw graphs: at random (the paper), by Optuna's TPE, or every graph once."""
     seed: NonNegativeInt = 0
-    """Seed of what is drawn; a trial's number decides the rest."""
+    """Seed of the draws; each trial also uses its number."""
     unique: bool = True
-    """Draw again what was drawn before, equal auxiliaries renamed; the paper trains it again."""
+    """Replace repeated graphs (up to renaming) with new draws; the paper trains them again."""
     enqueue_controls: bool = False
-    """Try label-only, all-through and KD graphs (T=1) first."""
+    """Try the label-only, all-through and KD graphs (T=1) first."""
     pruner: Literal["asha", "none"] = "asha"
-    """Stop a trial at a rung unless it is among the best there (ASHA), or never."""
+    """`asha`: stop a trial at a rung unless it is among the best there. `none`: never stop."""
     min_resource: PositiveInt = 1
     """Epoch of the first rung; a later one suits gates that ramp up late."""
     reduction_factor: Annotated[int, Field(ge=2)] = 2
-    """One of this many trials passes a rung, and the next rung has this many times its epochs."""
+    """One in this many trials passes a rung, and the next rung has this many times the epochs."""
     weights: dict[str, WeightsFile] = {}
-    """Weights of frozen nodes by model; those not given are trained on the labels, once a study."""
+    """Weights of frozen nodes by model; missing ones are trained on the labels, once per study."""
     study: str | None = None
-    """Name of the study; null: the recipe's."""
+    """Name of the study; null: the recipe's name."""
     storage: str | None = None
-    """Where the study is kept: null: a journal in output-dir (one host); or postgresql://... ."""
+    """Where to keep the study; null: a journal in output-dir (one host); or postgresql://... ."""
     artifacts: str | None = None
-    """Where workers share weights: null: a folder in output-dir; a folder; or s3://bucket."""
+    """Where workers share weights; null: a folder in output-dir; or a folder, or s3://bucket."""
     heartbeat_interval: PositiveInt = 60
-    """Seconds between a worker's signs of life in a database."""
+    """Seconds between a worker's heartbeats in a database."""
     grace_period: PositiveInt = 300
-    """Seconds without one after which a worker's trial is given to another."""
+    """Seconds without a heartbeat after which another worker gets the trial."""
     top_k: NonNegativeInt = 1
-    """Best graphs to train again on all training images, and test."""
+    """Number of best graphs to train again on all training images and to test."""
     final_seeds: list[NonNegativeInt] = [0, 1, 2, 3, 4]
-    """Seeds of the final trainings, of the best graphs and of the controls beside them."""
+    """Seeds of the final trainings of the best graphs and the controls."""
 
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
-        """Yield what is wrong between the fields."""
+        """Yield the problems between fields."""
         nodes = _from_one(data.get("nodes", 1))
         if nodes == []:
-            yield problem(("nodes",), "should be one number of nodes or more. Found none.")
+            yield problem(("nodes",), "should be one or more numbers of nodes. Found none.")
         if nodes != [1] and not data.get("models"):
             yield problem(("models",), "should name a candidate for the auxiliaries. Found none.")
         interval = data.get("heartbeat_interval", cls.model_fields["heartbeat_interval"].default)
@@ -112,11 +112,11 @@ class SearchConfig(Section):
                 said = f"should be above heartbeat_interval, {interval}. Found {grace}."
                 yield problem(("grace_period",), said)
         except (TypeError, ValueError):
-            pass  # pydantic's to report
+            pass  # pydantic reports it
 
 
 class SearchRecipe(Section):
-    """Everything that decides how a search goes."""
+    """All settings of a search."""
 
     search: SearchConfig
     data: DataConfig = DataConfig()
@@ -125,15 +125,15 @@ class SearchRecipe(Section):
 
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
-        """Yield what a search cannot do without."""
+        """Yield the problems with sections that a search shares with a training."""
         tracking = data.get("tracking") or {}
         if isinstance(tracking, Mapping) and tracking.get("with"):
-            yield problem(("tracking", "with"), "belongs to a training; a search has wandb alone.")
+            yield problem(("tracking", "with"), "is for a training; a search supports wandb only.")
         images = data.get("data") or {}
         if not isinstance(images, Mapping) or images.get("val_split"):
             return
-        if str(images.get("holdout", 0)) == "0":  # the command line gives numbers as texts
+        if str(images.get("holdout", 0)) == "0":  # the command line gives numbers as strings
             yield problem(
                 ("data", "holdout"),
-                "should be above 0, for a search chooses by validation images. Found 0.",
+                "should be above 0, because a search needs validation images. Found 0.",
             )

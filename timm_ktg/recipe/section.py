@@ -1,4 +1,4 @@
-"""What every section of a recipe has in common."""
+"""The base of all sections of a recipe."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ RGB = tuple[float, float, float]
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, and values stay as they were loaded.
+    """A part of a recipe; frozen, and unknown keys are errors.
 
-    The texts below the fields are the help of the command line.
+    The strings below the fields are the help of the command line.
     """
 
     model_config = ConfigDict(
@@ -33,13 +33,13 @@ class Section(BaseModel):
 
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterable[InitErrorDetails]:
-        """Yield what is wrong between the fields of data that nothing has checked yet."""
+        """Yield the problems between fields of unchecked data."""
         return ()
 
     @model_validator(mode="wrap")
     @classmethod
     def _all_at_once(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Report what is wrong between the fields together with what is wrong inside them."""
+        """Report problems between fields together with problems inside them."""
         section, problems = None, []
         try:
             section = handler(data)
@@ -60,7 +60,7 @@ def problem(location: Location, message: str) -> InitErrorDetails:
 
 
 def _relay(error: ValidationError) -> list[InitErrorDetails]:
-    """Return the errors that pydantic found, to be raised together with others."""
+    """Return the errors that pydantic found, so that they can be raised with others."""
     return [
         InitErrorDetails(
             type=PydanticCustomError(
@@ -76,7 +76,7 @@ def _relay(error: ValidationError) -> list[InitErrorDetails]:
 
 
 def checked(check: Callable[[Any], str | None]) -> AfterValidator:
-    """Return a validator that turns what `check` says of a value, if anything, into an error."""
+    """Return a validator that raises the problem that `check` returns, if any."""
 
     def validate(value: Any) -> Any:
         said = check(value)
