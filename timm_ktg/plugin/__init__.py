@@ -1,1 +1,1 @@
-"""A graph in a training loop of your own."""
+"""A graph in your own training loop."""

@@ -1,4 +1,4 @@
-"""A graph in a training loop of your own: other models teach yours, and little else changes."""
+"""A graph in your own training loop: other models teach yours, and little else changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _SEVERAL = (
     "attach works in one process, on the bare model. With several, build a KnowledgeTransferGraph "
-    "of all models and wrap it whole: accelerator.prepare(graph, optimizer), or "
+    "of all models and wrap that: accelerator.prepare(graph, optimizer), or "
     "DistributedDataParallel(graph); then call graph(images) and graph.losses(...)."
 )
 
@@ -32,28 +32,27 @@ def attach(
     group: dict[str, Any] | None = None,
     images: Tensor | None = None,
 ) -> Attachment:
-    """Let the other nodes of a graph teach a model in the training loop that it has already.
+    """Let the other nodes of a graph teach a model in its existing training loop.
 
-    Whenever the model runs in training mode, the other nodes run on the same images. The optimizer
-    takes over their parameters, and its steps advance the clock of the gates.
+    Whenever the model runs in training mode, the other nodes run on the same images. Their
+    parameters are added to the optimizer, and its steps advance the clock of the gates.
 
     Args:
         model: The target, as the loop calls it.
-        graph: A graph whose target is this very model; or a recipe, its path or its bundled name,
-            whose target this model then stands for.
-        optimizer: The loop's optimizer, before a scheduler is made for it.
+        graph: A graph whose target is this model; or a recipe, its path or its bundled name, in
+            which this model replaces the target.
+        optimizer: The loop's optimizer, before it gets a scheduler.
         total_updates: k_end, the optimizer updates of the whole run.
-        group: Options of the auxiliaries' parameter group, such as lr; None: those of the model's.
-        images: A few images [B, 3, H, W] such as the loop's, for a graph whose losses or gates have
-            parameters that are not built yet.
+        group: Options of the auxiliaries' parameter group, such as lr; None: the model's options.
+        images: A few images [B, 3, H, W] like the loop's; needed if a loss or a gate of the graph
+            has parameters that are not built yet.
 
     Returns:
-        A handle, whose `loss(labels)` takes the place of the loop's criterion.
+        A handle whose `loss(labels)` replaces the loop's criterion.
 
     Raises:
         ValueError: The model is wrapped for several processes or is not the graph's target, the
-            optimizer's groups leave open which options the auxiliaries should get, or images are
-            needed and not given.
+            options for the auxiliaries are ambiguous, or images are needed but missing.
 
     Example:
         >>> handle = attach(model, "digits", optimizer, total_updates=epochs * len(loader))
@@ -70,8 +69,8 @@ def attach(
         graph = _graph_around(model, graph)
     if graph.model(graph.target) is not model:
         raise ValueError(
-            f"The graph's target `{graph.target}` should be the model that is attached. "
-            "Found another one; give Node() the same object."
+            f"The graph's target `{graph.target}` should be the attached model. "
+            "Found another model; give Node() the same object."
         )
     device = next(model.parameters()).device
     for name in set(graph.members) - {graph.target}:
@@ -99,7 +98,7 @@ def _build_edges(
 
 
 def _graph_around(model: nn.Module, named: Recipe | str | Path) -> KnowledgeTransferGraph:
-    # Imported here, because most who import the package need no recipes.
+    # Imported here, because most users of the package need no recipes.
     from ..recipe.build import build_graph
     from ..recipe.recipe import Recipe, load_recipe
 
@@ -107,20 +106,20 @@ def _graph_around(model: nn.Module, named: Recipe | str | Path) -> KnowledgeTran
     num_classes = getattr(model, "num_classes", None)
     if not isinstance(num_classes, int):
         raise ValueError(
-            "A recipe needs to know the number of classes. The model should have `num_classes`; "
+            "A recipe needs the number of classes. The model should have `num_classes`; "
             "or build the graph by hand."
         )
     return build_graph(recipe, num_classes, given={recipe.graph.target: model})
 
 
 class Attachment:
-    """What `attach` returns; made by it.
+    """The handle that `attach` returns.
 
     Args:
         model: The target.
         graph: The graph.
         optimizer: The loop's optimizer.
-        total_updates: The updates of the whole run.
+        total_updates: The optimizer updates of the whole run.
         group: Options of the auxiliaries' parameter group.
     """
 
@@ -148,12 +147,12 @@ class Attachment:
         ]
 
     def __repr__(self) -> str:
-        """Return who teaches whom, and how far the run is."""
+        """Return who teaches whom, and the progress of the run."""
         done = f"{self.clock.updates}/{self.clock.total_updates} updates"
         return f"Attachment({', '.join(self.auxiliaries)} -> {self.graph.target}, {done})"
 
     def losses(self, labels: Tensor) -> GraphLosses:
-        """Return the losses of the model's last forward in training mode, in all their parts.
+        """Return all losses of the model's last forward in training mode.
 
         Args:
             labels: Class indices [B], or class probabilities [B, C] (mixup, cutmix).
@@ -173,7 +172,7 @@ class Attachment:
         return self.losses(labels).total
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the clock and the auxiliaries, to be saved beside model and optimizer."""
+        """Return the clock and the auxiliaries, to save along with model and optimizer."""
         return {
             "updates": self.clock.updates,
             "total_updates": self.clock.total_updates,
@@ -182,10 +181,10 @@ class Attachment:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state.
+        """Load a saved state.
 
         Raises:
-            ValueError: It is of a run of another length, whose gates were elsewhere at this update.
+            ValueError: The state is from a run of another length, so the gates would not fit.
         """
         if state["total_updates"] != self.clock.total_updates:
             raise ValueError(
@@ -198,7 +197,7 @@ class Attachment:
         self.graph.edge_modules.load_state_dict(state.get("edges", {}))
 
     def remove(self) -> None:
-        """Leave the model and the optimizer as they were before."""
+        """Restore the model and the optimizer to what they were before."""
         self.clock.stop()
         for hook in self._hooks:
             hook.remove()
@@ -244,12 +243,12 @@ class Attachment:
         before = list(self._optimizer.param_groups)
         if any("initial_lr" in group for group in before):
             raise ValueError(
-                "attach should come before the scheduler, and before a saved state is loaded into "
-                "the optimizer, or the auxiliaries miss both. Found `initial_lr` in its groups, "
-                "which a scheduler leaves there."
+                "attach should be called before the scheduler is made and before a saved state is "
+                "loaded into the optimizer, or the auxiliaries miss both. Found `initial_lr` in "
+                "its groups, which a scheduler adds."
             )
         for name, (model, *edges) in self.graph.owned_modules().items():
-            # The loop's optimizer has the target's model already, but not its edges.
+            # The loop's optimizer already has the target's model, but not its edges.
             owned = edges if name == self.graph.target else [model, *edges]
             parameters = [parameter for module in owned for parameter in module.parameters()]
             for group in _groups_like(before, parameters, options) if parameters else ():
@@ -260,13 +259,13 @@ class Attachment:
 def _groups_like(
     groups: list[dict[str, Any]], parameters: list[nn.Parameter], options: dict[str, Any] | None
 ) -> list[dict[str, Any]]:
-    """Return groups of these parameters with the options that the groups of the model have."""
+    """Return groups of these parameters with the options of the model's groups."""
     if options is not None:
         return [{**options, "params": parameters}]
     own = [{key: value for key, value in group.items() if key != "params"} for group in groups]
     if len(own) == 1:
         return [{**own[0], "params": parameters}]
-    # timm's split: biases and norms, whatever has one dimension, without weight decay.
+    # timm's split: one-dimensional parameters (biases and norms) have no weight decay.
     own.sort(key=lambda group: float(group.get("weight_decay", 0)))
     rest = [{k: v for k, v in group.items() if k != "weight_decay"} for group in own]
     if len(own) == 2 and own[0].get("weight_decay") == 0 and rest[0] == rest[1]:
@@ -275,6 +274,6 @@ def _groups_like(
         split = ((own[0], flat), (own[1], other))
         return [{**group, "params": each} for group, each in split if each]
     raise ValueError(
-        f"The optimizer has {len(own)} groups of different options. Say which the auxiliaries "
+        f"The optimizer has {len(own)} groups with different options. Say which the auxiliaries "
         "should get: attach(..., group={'lr': ..., 'weight_decay': ...})."
     )

@@ -1,4 +1,4 @@
-"""The clock of a run in somebody else's training loop: counts the optimizer's updates."""
+"""The clock of a run in a user's training loop: counts the optimizer's updates."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch.optim import Optimizer
 
 
 class Clock:
-    """Counts the updates of an optimizer, so that gates know how far the run is.
+    """Counts the updates of an optimizer, so that gates know the progress of the run.
 
     Args:
-        optimizer: The optimizer, or what accelerate made of it.
+        optimizer: The optimizer, or accelerate's wrapper of it.
         total_updates: k_end, the updates of the whole run.
 
     Raises:
@@ -23,13 +23,13 @@ class Clock:
             raise ValueError(f"total_updates should be at least 1. Found {total_updates}.")
         self.updates = 0
         self.total_updates = total_updates
-        # accelerate's optimizer takes no hooks; the one inside it does the stepping.
+        # accelerate's optimizer takes no hooks, but the one inside it does.
         inner: Optimizer = getattr(optimizer, "optimizer", optimizer)
         self._handle = inner.register_step_post_hook(self._advance)
 
     @property
     def progress(self) -> float:
-        """Share k / k_end of the run that is done with the update being computed; at last 1.
+        """Share k / k_end of the run done, including the current update; 1 at the end.
 
         Raises:
             ValueError: The run is longer than `total_updates`.
@@ -43,7 +43,7 @@ class Clock:
         return update / self.total_updates
 
     def stop(self) -> None:
-        """Take the hook off the optimizer."""
+        """Remove the hook from the optimizer."""
         self._handle.remove()
 
     def _advance(self, *_: Any) -> None:

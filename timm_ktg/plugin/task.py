@@ -1,4 +1,4 @@
-"""The graph as a training task of timm, for loops that are written against timm's contract."""
+"""The graph as a timm training task, for loops written against timm's contract."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class KnowledgeTransferTask(TrainingTask):
         total_updates: k_end, the optimizer updates of the whole run.
         device: Device of the task.
         dtype: Floating-point type of the task.
-        verbose: Log what timm's tasks log.
+        verbose: Whether to log what timm's tasks log.
 
     Raises:
-        ValueError: The optimizer does not hold the parameters of every node that learns, or the
-            graph has losses or gates with parameters that are not built yet.
+        ValueError: The optimizer lacks the parameters of a node that learns, or a loss or a gate
+            has parameters that are not built yet.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class KnowledgeTransferTask(TrainingTask):
             if any(id(parameter) not in held for parameter in parameters):
                 raise ValueError(
                     f"The optimizer should hold the parameters of the whole graph. Found node "
-                    f"`{name}` left out; make it by create_optimizer_v2(graph, ...)."
+                    f"`{name}` left out; make it with create_optimizer_v2(graph, ...)."
                 )
         self.trainable_module: nn.Module = graph
         self.clock = Clock(optimizer, total_updates)
@@ -56,11 +56,11 @@ class KnowledgeTransferTask(TrainingTask):
 
         Args:
             input: Images [B, 3, H, W].
-            target: Class indices [B], or class probabilities [B, C]; timm's word for labels.
+            target: Class indices [B], or class probabilities [B, C]; timm's name for the labels.
 
         Returns:
-            `loss`, the sum over nodes; `output`, the logits [B, C] of the graph's target; and, for
-            logging, `loss/<node>` and `loss/<source>-><destination>`.
+            `loss`, the sum over nodes; `output`, the target's logits [B, C]; and, for logging,
+            `loss/<node>` and `loss/<source>-><destination>`.
         """
         graph = self._graph()
         outputs = self.trainable_module(input)
@@ -73,10 +73,10 @@ class KnowledgeTransferTask(TrainingTask):
     def prepare_distributed(
         self, device_ids: list[int] | None = None, **ddp_kwargs: Any
     ) -> KnowledgeTransferTask:
-        """Wrap the whole graph for several processes, as timm's loop asks for it.
+        """Wrap the whole graph for several processes, as timm's loop requests.
 
         Args:
-            device_ids: Device of this process.
+            device_ids: The device of this process.
             ddp_kwargs: Further arguments of DistributedDataParallel.
         """
         self.trainable_module = DistributedDataParallel(
@@ -87,10 +87,10 @@ class KnowledgeTransferTask(TrainingTask):
     def compile(  # type: ignore[override] # timm's signature, not torch's
         self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
     ) -> nn.Module:
-        """Compile the models of all nodes without taps in place; returns the target's.
+        """Compile the models of all nodes without taps in place, and return the target's.
 
         Args:
-            backend: Back-end of torch.compile.
+            backend: Backend of torch.compile.
             mode: Mode of torch.compile.
             compile_kwargs: Further arguments of torch.compile.
         """
@@ -102,11 +102,11 @@ class KnowledgeTransferTask(TrainingTask):
     def get_eval_model(
         self, module: nn.Module | None = None, ema: bool = False
     ) -> nn.Module | None:
-        """Return the target's model, which is what is validated and exported.
+        """Return the target's model, for validation and export.
 
         Args:
             module: A wrapped graph; None: the task's own.
-            ema: The task's moving average instead; None if there is none.
+            ema: Whether to use the task's moving average, which is None if there is none.
         """
         if module is None:
             module = self.get_trainable_module(ema=ema)
@@ -119,7 +119,7 @@ class KnowledgeTransferTask(TrainingTask):
         """Return the parameters of all nodes that learn.
 
         Args:
-            exclude_head: Leave out every node's last two, as timm does for its classifier.
+            exclude_head: Whether to leave out each node's last two parameters, as timm does.
         """
         owned = self._graph().owned_modules().values()
         end = -2 if exclude_head else None
@@ -132,7 +132,7 @@ class KnowledgeTransferTask(TrainingTask):
 
         Args:
             module: A wrapped graph; None: the task's own.
-            ema: The task's moving average instead.
+            ema: Whether to use the task's moving average instead.
         """
         module = module if module is not None else self.get_trainable_module(ema=ema)
         if module is None:
@@ -156,10 +156,10 @@ class KnowledgeTransferTask(TrainingTask):
         """Load what `get_task_state` returned.
 
         Args:
-            state: The state; None or empty: nothing is loaded.
-            strict: Refuse weights that do not fit.
+            state: The state; if it is None or empty, nothing is loaded.
+            strict: Whether to refuse weights that do not fit.
             module: A wrapped graph; None: the task's own.
-            ema: The task's moving average instead.
+            ema: Whether to use the task's moving average instead.
         """
         module = module if module is not None else self.get_trainable_module(ema=ema)
         if not state or module is None:
@@ -176,7 +176,7 @@ class KnowledgeTransferTask(TrainingTask):
 
 
 def _unwrapped(module: nn.Module) -> KnowledgeTransferGraph:
-    """Return the graph inside timm's and torch's wrappers, all of which call it `module`."""
+    """Unwrap the graph: timm's and torch's wrappers all hold it as `module`."""
     while not isinstance(module, KnowledgeTransferGraph):
         inner = module.module
         assert isinstance(inner, nn.Module)
