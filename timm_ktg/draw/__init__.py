@@ -1,1 +1,1 @@
-"""How a graph is laid out and drawn."""
+"""Layout and drawing of graphs."""

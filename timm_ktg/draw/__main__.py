@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Draw a graph.
 
     Args:
-        argv: The arguments; None: those of the command line.
+        argv: The arguments; None: the command line's.
 
     Returns:
         The exit code: 0, or 2 if the arguments are wrong.
@@ -31,10 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "recipe",
         nargs="?",
         default="digits",
-        help="path of a recipe, name of a bundled one, or directory of a run; by default digits",
+        help="path of a recipe, name of a bundled one, or directory of a run (default: digits)",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help=".svg, .png or .md")
-    parser.add_argument("--run", type=Path, help="directory of a run, whose results are shown")
+    parser.add_argument("--run", type=Path, help="directory of a run whose results to show")
     arguments = parser.parse_args(argv)
     try:
         _draw(arguments.recipe, arguments.output, arguments.run)
@@ -58,7 +58,7 @@ def _draw(recipe: str, output: Path | None, run: Path | None) -> None:
 
 
 def _check_same_graph(graph: GraphConfig, results: Results, where: str) -> None:
-    """Raise RecipeError if the run is of another graph."""
+    """Raise RecipeError if the run has a different graph."""
     edges = {link.name for link in graph.edges}
     others = [*(results.top1.keys() - graph.nodes.keys()), *(results.weights.keys() - edges)]
     if others:

@@ -1,4 +1,4 @@
-"""Anything that holds a graph, as the section `graph` of a recipe, which is what is drawn."""
+"""Converts anything that holds a graph into the section `graph` of a recipe, to be drawn."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Drawable = GraphConfig | Recipe | KnowledgeTransferGraph | str | Path
 
 
 def config_of(graph: Drawable) -> GraphConfig:
-    """Return the section `graph` of what holds a graph.
+    """Return the section `graph` for anything that holds a graph.
 
     Args:
-        graph: A graph that was built by hand, a recipe, its section, its path, or its bundled name.
+        graph: A graph built by hand, or a recipe: itself, its section, path, or bundled name.
 
     Raises:
-        RecipeError: There is no such recipe, or all that is wrong with it.
+        RecipeError: There is no such recipe, or it is wrong; lists all problems.
     """
     if isinstance(graph, GraphConfig):
         return graph
@@ -31,10 +31,10 @@ def config_of(graph: Drawable) -> GraphConfig:
 
 
 def _config_by_hand(graph: KnowledgeTransferGraph) -> GraphConfig:
-    """Return the section without a check of its values, which no recipe need be able to say."""
+    """Return the section unchecked, because a graph by hand may not fit a recipe."""
     topology, edges = graph.topology, {edge.link: edge for edge in graph.edges}
     learns_from: dict[str, dict[str, EdgeConfig]] = {name: {} for name in topology.names}
-    for link in topology.live:  # those of nodes that are left out, too
+    for link in topology.live:  # including those of left-out nodes
         edge = edges.get(link, Edge(link.source, link.destination))
         learns_from[link.destination][link.key] = _edge_config(edge, link.gate)
     nodes = {
@@ -63,7 +63,7 @@ def _edge_config(edge: Edge, gate: str) -> EdgeConfig:
 
 def _model_name(graph: KnowledgeTransferGraph, name: str) -> str:
     if name not in graph.members:
-        return ""  # left out, and so not kept
+        return ""  # left-out nodes are not kept
     module = graph.networks[name].model if name in graph.networks else graph.members[name]
     architecture = getattr(module, "pretrained_cfg", {}).get("architecture")
     return str(architecture or type(module).__name__)

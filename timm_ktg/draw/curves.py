@@ -20,14 +20,14 @@ _TARGET = "#1B2430"
 _NODES = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A8A8A")
 _STYLES = ("-", "--", "-.", ":")
 _ROWS = 14  # in a legend
-_MARKED = 20  # up to so many epochs each has a mark; a single epoch is only a mark
+_MARKED = 20  # up to this many epochs, each gets a marker; a single epoch has no line
 
 
 class Line(NamedTuple):
     """A curve.
 
     Args:
-        name: Its name in the legend; None: it is not in the legend.
+        name: Name in the legend; None: not in the legend.
         values: The value of each epoch, None where there is none.
         style: Arguments of matplotlib's `plot`.
     """
@@ -38,7 +38,7 @@ class Line(NamedTuple):
 
 
 def draw_curves(path: Path) -> None:
-    """Write curves.png of a run.
+    """Write the curves.png of a run.
 
     Args:
         path: The directory of the run.
@@ -49,7 +49,7 @@ def draw_curves(path: Path) -> None:
     run = RunDirectory(path)
     figure = plot_curves(measured_epochs(run), scene_of(load_graph(run.recipe)))
     with replace_whole(run.curves) as partial:
-        # Tight, because the legends are outside the figure and may be wide.
+        # Tight, because the legends are outside the figure and can be wide.
         figure.savefig(partial, format="png", dpi=120, bbox_inches="tight")
 
 
@@ -57,8 +57,8 @@ def plot_curves(epochs: Sequence[Metrics], scene: Scene) -> Figure:
     """Return the curves as a figure.
 
     Args:
-        epochs: What each epoch measured.
-        scene: The graph, which gives the target and the colors of the gates.
+        epochs: The metrics of each epoch.
+        scene: The graph, for its target and the colors of its gates.
     """
     from matplotlib.figure import Figure
 
@@ -82,7 +82,7 @@ def _plot(axes: Any, numbers: Sequence[float], lines: Iterator[Line], name: str)
     named = 0
     for line in lines:
         values = [float("nan") if value is None else value for value in line.values]
-        # matplotlib leaves a name that begins with _ out of the legend.
+        # matplotlib omits names that begin with _ from the legend.
         axes.plot(numbers, values, label=line.name or "_", **marker, **line.style)
         named += line.name is not None
     axes.set_ylabel(name)
@@ -108,7 +108,7 @@ def _losses(epochs: Sequence[Metrics], scene: Scene) -> Iterator[Line]:
 
 
 def _accuracies(epochs: Sequence[Metrics], scene: Scene) -> Iterator[Line]:
-    """Yield top-1: on validation images in the style of the losses, on training images thin."""
+    """Yield the top-1 curves: validation in the style of the losses, training thin."""
     train = [top1_by_node(epoch, "train") for epoch in epochs]
     val = [top1_by_node(epoch, "val") for epoch in epochs]
     for name, shown, style in _nodes(scene):

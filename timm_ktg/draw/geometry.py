@@ -1,4 +1,4 @@
-"""Rectangles and curves. A point is a complex number, x + iy, in points of 1/72 inch, y upwards."""
+"""Rectangles and curves. A position is a complex number x + iy, in 1/72 inch, y upward."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Rect:
     """A rectangle.
 
     Args:
-        center: Its center.
+        center: The center.
         size: Width and height.
     """
 
@@ -56,7 +56,7 @@ class Rect:
         return Rect(self.center, Size(self.size.width + 2 * by, self.size.height + 2 * by))
 
     def overlaps(self, other: Rect) -> bool:
-        """Say whether two rectangles share more than a border."""
+        """Return whether two rectangles share more than a border."""
         apart = self.center - other.center
         return (
             2 * abs(apart.real) < self.size.width + other.size.width
@@ -73,7 +73,7 @@ class Rect:
 
 
 def around(rects: Sequence[Rect]) -> Rect:
-    """Return the smallest rectangle that holds all of some."""
+    """Return the smallest rectangle that holds all given ones."""
     left, right = min(rect.left for rect in rects), max(rect.right for rect in rects)
     bottom, top = min(rect.bottom for rect in rects), max(rect.top for rect in rects)
     center = complex((left + right) / 2, (bottom + top) / 2)
@@ -85,9 +85,9 @@ class Curve:
     """A quadratic Bezier curve.
 
     Args:
-        start: Where it begins.
-        control: What it bends towards.
-        end: Where it ends.
+        start: The start.
+        control: The control point, toward which it bends.
+        end: The end.
     """
 
     start: complex
@@ -95,7 +95,7 @@ class Curve:
     end: complex
 
     def at(self, share: float) -> complex:
-        """Return the point at a share in 0..1 of the way."""
+        """Return the point at a share of the way, in 0..1."""
         rest = 1 - share
         return rest**2 * self.start + 2 * rest * share * self.control + share**2 * self.end
 
@@ -113,7 +113,7 @@ class Curve:
         return Curve(self.at(first), control, self.at(last))
 
     def outside(self, source: Sequence[Rect], destination: Sequence[Rect]) -> Curve:
-        """Return the part that runs from the border of one shape to that of another.
+        """Return the part from the border of one shape to the border of another.
 
         Args:
             source: Rectangles that cover the start.

@@ -1,4 +1,4 @@
-"""Where nodes, arrows and words go, so that no text lies on another, nor on a node."""
+"""Places nodes, arrows and words so that no text covers another text or a node."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import numpy as np
 from ..graph.topology import LABEL, Link
 from .geometry import Curve, Points, Rect, Size, around
 
-UNDER = 4.0  # between a box and what stands under it
+UNDER = 4.0  # between a box and the text under it
 
 _GAP = 4.0  # between any two texts
-_TIP = 11.0  # what a word leaves free at both ends of its arrow
-_LABEL_ARROW = 14.0  # what the label's arrow shows on either side of its word
-_BEND, _ASIDE = 0.15, 6.0  # how an arrow keeps away from the one that comes back
+_TIP = 11.0  # free length that a word leaves at both ends of its arrow
+_LABEL_ARROW = 14.0  # length of the label's arrow on either side of its word
+_BEND, _ASIDE = 0.15, 6.0  # how far an arrow keeps from the one in the other direction
 _GROWTH = 1.07
-_SIDE = 0.35  # sine of the angle up to which a node counts as one at the side
+_SIDE = 0.35  # sine of the largest angle at which a node counts as beside the center
 
 
 @dataclass(frozen=True)
 class NodeSize:
-    """How large a node is.
+    """The size of a node.
 
     Args:
-        box: Its box.
-        under: The text under the box; without width where there is none.
+        box: Size of the box.
+        under: Size of the text under the box; zero width if there is none.
     """
 
     box: Size
@@ -36,19 +36,19 @@ class NodeSize:
 
     @property
     def whole(self) -> Size:
-        """Both together."""
+        """Size of the box and the text together."""
         below = UNDER + self.under.height if self.under.width else 0
         return Size(max(self.box.width, self.under.width), self.box.height + below)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large everything is that finds a place.
+    """The sizes of everything in the layout.
 
     Args:
-        nodes: Nodes in the order in which they go round.
-        words: Words by edge.
-        chip: The label's.
+        nodes: Sizes of the nodes, in their order on the ellipse.
+        words: Sizes of the words, by edge.
+        chip: Size of the label's chip.
     """
 
     nodes: Mapping[str, NodeSize]
@@ -58,12 +58,12 @@ class Sizes:
 
 @dataclass(frozen=True)
 class NodePlace:
-    """Where a node is.
+    """The place of a node.
 
     Args:
-        box: Its box.
+        box: The box.
         under: The text under the box.
-        direction: Where its label lies.
+        direction: The direction of its label.
     """
 
     box: Rect
@@ -72,26 +72,26 @@ class NodePlace:
 
     @property
     def shape(self) -> tuple[Rect, ...]:
-        """What arrows end at."""
+        """The rectangles that arrows end at."""
         texts = (self.under.grown(2),) if self.under.size.width else ()
         return (self.box.grown(1.5), *texts)
 
     @property
     def whole(self) -> Rect:
-        """Box and text together."""
+        """The box and the text together."""
         size = NodeSize(self.box.size, self.under.size).whole
         return Rect(complex(self.box.center.real, self.box.top - size.height / 2), size)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything is.
+    """The place of everything.
 
     Args:
         nodes: Nodes by name.
-        chips: The label's, by the edge that begins there.
-        arrows: By edge.
-        words: By edge.
+        chips: The label's chips, by the edge that starts there.
+        arrows: Arrows by edge.
+        words: Words by edge.
     """
 
     nodes: Mapping[str, NodePlace]
@@ -101,7 +101,7 @@ class Layout:
 
     @property
     def bounds(self) -> Rect:
-        """What everything lies in."""
+        """The rectangle that holds everything."""
         rects = [place.whole for place in self.nodes.values()]
         rects += [*self.chips.values(), *self.words.values()]
         rects += [Rect(arrow.at(0.5), Size(0, 0)) for arrow in self.arrows.values()]
@@ -109,13 +109,13 @@ class Layout:
 
 
 def lay_out(sizes: Sizes) -> Layout:
-    """Return a layout, as small as one of this kind can be.
+    """Return the smallest layout that has room for everything.
 
     Args:
-        sizes: How large everything is.
+        sizes: The sizes of everything.
     """
     scale = 1.0
-    while True:  # ends, for when all is far apart there is room for each word on its own arrow
+    while True:  # ends, because a large enough scale has room for every word
         layout = _attempt(sizes, scale)
         if layout is not None:
             return layout
@@ -123,7 +123,7 @@ def lay_out(sizes: Sizes) -> Layout:
 
 
 def _attempt(sizes: Sizes, scale: float) -> Layout | None:
-    """Return the layout at a scale, or None where not everything finds room."""
+    """Return the layout at a scale, or None if there is not enough room."""
     nodes = _places(sizes, scale)
     chips, arrows, words = {}, {}, {}
     between = [link for link in sizes.words if link.source != LABEL]
@@ -140,7 +140,7 @@ def _attempt(sizes: Sizes, scale: float) -> Layout | None:
 
 
 def _places(sizes: Sizes, scale: float) -> dict[str, NodePlace]:
-    """Return where the nodes are: on an ellipse, the first at its top; of two, on the right."""
+    """Place the nodes on an ellipse, the first at the top; if there are two, on the right."""
     number = len(sizes.nodes)
     width = max(size.whole.width for size in sizes.nodes.values())
     height = max(size.whole.height for size in sizes.nodes.values())
@@ -177,7 +177,7 @@ def _outward(angle: float) -> complex:
 def _label(node: NodePlace, sizes: Sizes, link: Link) -> tuple[Rect, Curve, Rect]:
     """Return the label's chip beside a node, the arrow between them, and the arrow's word.
 
-    Where the label teaches a node by several edges, their chips lie side by side, so far apart that
+    If the label has several edges to a node, their chips lie side by side, far enough apart that
     the words halfway to the node do not touch.
     """
     word, chip = sizes.words[link], sizes.chip
@@ -193,7 +193,7 @@ def _label(node: NodePlace, sizes: Sizes, link: Link) -> tuple[Rect, Curve, Rect
     shift = 1j * node.direction * step * (links.index(link) - (len(links) - 1) / 2)
     length = along(word) + 2 * _LABEL_ARROW
     reach = along(node.box.size) / 2
-    if node.direction == -1j:  # below: from what stands under the box
+    if node.direction == -1j:  # below: from the text under the box
         reach = node.box.center.imag - node.whole.bottom + 2
     border = node.box.center + node.direction * reach
     start = border + node.direction * length + shift
@@ -203,14 +203,14 @@ def _label(node: NodePlace, sizes: Sizes, link: Link) -> tuple[Rect, Curve, Rect
 
 
 def _lane(link: Link, links: Sequence[Link]) -> int:
-    """Return how far an arrow bends away from others between the same nodes; alone, not at all."""
+    """Return how far an arrow bends away from others between the same nodes; 0 if alone."""
     alike = [other for other in links if other.pair == link.pair]
     returned = any(other.pair == link.pair[::-1] for other in links)
     return alike.index(link) + 1 if returned or len(alike) > 1 else 0
 
 
 def _arrow(source: NodePlace, destination: NodePlace, lane: int) -> Curve:
-    """Return the arrow between two nodes; in a lane from 1 on, bent and a little aside."""
+    """Return the arrow between two nodes; from lane 1 on it is bent and a little aside."""
     start, end = source.box.center, destination.box.center
     middle = (start + end) / 2
     if lane:
@@ -223,16 +223,16 @@ def _arrow(source: NodePlace, destination: NodePlace, lane: int) -> Curve:
 def _place_words(
     arrows: Mapping[Link, Curve], sizes: Mapping[Link, Size], fixed: Sequence[Rect]
 ) -> dict[Link, Rect] | None:
-    """Return a place on its arrow for every word, or None where one finds no room.
+    """Return a place for every word on its arrow, or None if one has no room.
 
     Args:
         arrows: The arrows.
-        sizes: How large the words are.
-        fixed: What is in place already.
+        sizes: The sizes of the words.
+        fixed: Rectangles that are already taken.
     """
     lines = {link: arrow.points(48) for link, arrow in arrows.items()}
     placed: dict[Link, Rect] = {}
-    # The shortest arrows have the least choice.
+    # The shortest arrows have the fewest places.
     for link in sorted(arrows, key=lambda link: abs(arrows[link].end - arrows[link].start)):
         options = list(_options(arrows[link], sizes[link], [*fixed, *placed.values()]))
         if not options:
@@ -244,7 +244,7 @@ def _place_words(
 
 
 def _options(arrow: Curve, size: Size, taken: Sequence[Rect]) -> Iterator[tuple[float, Rect]]:
-    """Yield the free places on an arrow, each with how far from its middle it is."""
+    """Yield the free places on an arrow, each with its distance from the middle."""
     ends = np.array([arrow.start, arrow.end])
     for share in np.linspace(0.5, 0.1, 21):
         for side in (share, 1 - share):
@@ -255,7 +255,7 @@ def _options(arrow: Curve, size: Size, taken: Sequence[Rect]) -> Iterator[tuple[
 
 
 def _cost(off: float, rect: Rect, others: Sequence[Points]) -> float:
-    """Return how much of other arrows a word would hide, and a little for leaving the middle."""
+    """Return a cost: how much of other arrows a word hides, plus its distance from the middle."""
     tips = np.array([line[-1] for line in others])
     hidden = sum(rect.grown(2).count(line) for line in others)
     return hidden + 10 * rect.grown(8).count(tips) + 4 * off

@@ -1,4 +1,4 @@
-"""A graph in the language of Mermaid, which GitHub draws."""
+"""A graph as Mermaid text, which GitHub renders."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ..graph.topology import LABEL
 from .scene import Scene, SceneNode
 
-_LABEL = "label_"  # no node's, for those have a prefix
+_LABEL = "label_"  # not a node's id, because those have a prefix
 _CLASSES = {
     "target": ("target", "fill:#FFE7A8,stroke:#C77700,stroke-width:4px,color:#1B2430"),
     "frozen": ("frozen", "fill:#E8F1FA,stroke:#5A6472,stroke-dasharray:6 4,color:#1B2430"),
@@ -19,7 +19,7 @@ def mermaid(scene: Scene) -> str:
     """Return a scene as a Mermaid flowchart, without the fence.
 
     Args:
-        scene: What the picture shows.
+        scene: The scene to draw.
     """
     return "\n".join(_lines(scene)) + "\n"
 
@@ -43,7 +43,7 @@ def _lines(scene: Scene) -> Iterator[str]:
 
 
 def _id(name: str) -> str:
-    # With a prefix, for `end` and other names are words of the language.
+    # With a prefix, because `end` and other names are Mermaid keywords.
     return _LABEL if name == LABEL else f"n_{name}"
 
 
@@ -54,6 +54,6 @@ def _described(node: SceneNode) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return a text in which nothing ends the quotes around it or is read as HTML."""
+    """Escape quotes and HTML in a text."""
     codes = {"#": "#35;", '"': "#quot;", "<": "#lt;", ">": "#gt;", "&": "#amp;"}
     return "".join(codes.get(letter, letter) for letter in text)

@@ -1,4 +1,4 @@
-"""A graph's picture, painted by matplotlib."""
+"""Paints a graph with matplotlib."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MARGIN = 16.0
-_PAD = 7.0  # between a box's border and its texts
+_PAD = 7.0  # between a box's border and its text
 _LINE = 3.0  # between two lines in a box
-_DPI = 144  # of a PNG
+_DPI = 144  # resolution of a PNG
 
-# Fill, border, thickness and style of the border, by role.
+# Fill, and color, thickness and style of the border, by role.
 _BOXES: dict[str, tuple[str, str, float, Any]] = {
     "target": ("#FFE7A8", "#C77700", 2.6, "-"),
     "frozen": ("#E8F1FA", "#5A6472", 1.4, (0, (4, 2.5))),
@@ -37,10 +37,10 @@ _BOXES: dict[str, tuple[str, str, float, Any]] = {
 
 
 def paint(scene: Scene) -> Figure:
-    """Return the picture, on a white ground of its own.
+    """Return the picture of a scene, on a white background.
 
     Args:
-        scene: What it shows.
+        scene: The scene.
     """
     from matplotlib.figure import Figure
 
@@ -64,7 +64,7 @@ def paint(scene: Scene) -> Figure:
 
 
 def rendered(figure: Figure, ending: str) -> bytes:
-    """Return a figure as a file holds it.
+    """Return a figure as the content of a file.
 
     Args:
         figure: The figure.
@@ -72,7 +72,7 @@ def rendered(figure: Figure, ending: str) -> bytes:
     """
     import matplotlib
 
-    # The same figure is the same file: neither the date nor random names go into it.
+    # The same figure gives the same file, so it holds no date and no random names.
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     buffer = BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "timm_ktg", "svg.fonttype": "path"}):
@@ -84,7 +84,7 @@ def rendered(figure: Figure, ending: str) -> bytes:
 
 
 def _sizes(scene: Scene) -> Sizes:
-    """Return how large everything is that finds a place."""
+    """Return the sizes of everything in the layout."""
     words = measure([word_piece(edge) for edge in scene.edges])
     (chip,) = measure([CHIP])
     return Sizes(
@@ -109,7 +109,7 @@ def _paint_node(axes: Any, node: SceneNode, place: NodePlace) -> None:
 
 
 def _paint_lines(axes: Any, pieces: Sequence[Piece], x: float, top: float) -> None:
-    """Paint pieces of text below each other, the first at `top`."""
+    """Paint pieces of text from the top down, starting at `top`."""
     for piece, size in zip(pieces, measure(pieces), strict=True):
         axes.text(x, top - size.height / 2, **piece.style, zorder=5)
         top -= size.height + _LINE
@@ -172,7 +172,7 @@ def _paint_word(axes: Any, edge: SceneEdge, place: Rect) -> None:
 
 
 def _gid(*parts: str) -> str:
-    """Return the id of an element, from those parts that are not empty."""
+    """Return the id of an element, made of the parts that are not empty."""
     return "-".join(part for part in parts if part)
 
 
@@ -181,7 +181,7 @@ def _caption(scene: Scene) -> Piece:
 
 
 def _below(bounds: Rect, piece: Piece) -> Rect:
-    """Return the place of a piece of text below all else."""
+    """Return the place of a text below everything else."""
     (size,) = measure([piece])
     gap = _MARGIN if size.height else 0
     return Rect(complex(bounds.center.real, bounds.bottom - gap - size.height / 2), size)

@@ -19,17 +19,16 @@ ENDINGS = (".svg", ".png", ".md")
 def draw_graph(graph: Drawable, path: Path | str, results: Results | None = None) -> None:
     """Write the picture of a graph.
 
-    Edges that are cut off are not drawn; nodes that cannot influence the target are drawn pale and
-    marked as left out.
+    Edges that are cut off are not drawn. Nodes that cannot influence the target are pale and marked
+    as left out.
 
     Args:
-        graph: A graph that was built by hand, or a recipe: itself, its path, or its bundled name.
-        path: The file; its ending decides the format: .svg, .png, or .md for Mermaid.
-        results: What a run of the graph measured.
+        graph: A graph built by hand, or a recipe: itself, its path, or its bundled name.
+        path: The file; its suffix sets the format: .svg, .png, or .md for Mermaid.
+        results: The results of a run of the graph.
 
     Raises:
-        RecipeError: The ending is none of these, the file cannot be written, or there is no such
-            recipe.
+        RecipeError: The suffix is unknown, the file cannot be written, or there is no such recipe.
     """
     graph, path = config_of(graph), Path(path)
     ending = path.suffix.lower()
@@ -53,11 +52,11 @@ def draw_graph(graph: Drawable, path: Path | str, results: Results | None = None
 def svg_of(graph: GraphConfig, results: Results | None = None) -> str:
     """Return the picture of a graph as an `<svg>` element with a white background.
 
-    Its ids begin with a hash of the picture, so that a page may hold several.
+    Its ids start with a hash of the picture, so a page can hold several.
 
     Args:
         graph: The graph.
-        results: What a run of the graph measured.
+        results: The results of a run of the graph.
     """
     svg = rendered(paint(scene_of(graph, results)), "svg").decode()
     return inlined(svg, f"Knowledge transfer graph, target {graph.target}")
@@ -68,6 +67,6 @@ def mermaid_of(graph: GraphConfig, results: Results | None = None) -> str:
 
     Args:
         graph: The graph.
-        results: What a run of the graph measured.
+        results: The results of a run of the graph.
     """
     return mermaid(scene_of(graph, results))

@@ -1,4 +1,4 @@
-"""What a picture is made from: the graph of a recipe, and what a run measured."""
+"""Reads the inputs of a picture: the graph of a recipe and the results of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .scene import Results
 
 
 def load_graph(path: Path) -> GraphConfig:
-    """Return the graph of a recipe, even if the weights that it names are not there.
+    """Return the graph of a recipe, even if its weights are missing.
 
     Args:
         path: The file of the recipe.
@@ -32,7 +32,7 @@ def load_graph(path: Path) -> GraphConfig:
 
 
 def measured_epochs(run: RunDirectory) -> list[Metrics]:
-    """Return what each epoch of a run measured, at least one epoch.
+    """Return the metrics of each epoch of a run, at least one.
 
     Raises:
         RecipeError: There is no epoch yet, or metrics.jsonl cannot be read.
@@ -47,7 +47,7 @@ def measured_epochs(run: RunDirectory) -> list[Metrics]:
 
 
 def results_of(path: Path) -> Results:
-    """Return what a run measured: its result, or the last epoch if it is not complete.
+    """Return the result of a run, or its last epoch if it is not complete.
 
     Args:
         path: The directory of the run.
@@ -66,10 +66,10 @@ def results_of(path: Path) -> Results:
 
 
 def _without_files(graph: Any) -> Any:
-    """Return an unchecked graph that names no files, because they may be on another machine."""
+    """Return an unchecked graph without file names, because the files may be elsewhere."""
     nodes = graph.get("nodes") if isinstance(graph, Mapping) else None
     if not isinstance(nodes, Mapping):
-        return graph  # the schema will report it
+        return graph  # the schema reports it
     return {**graph, "nodes": {name: _without_file(node) for name, node in nodes.items()}}
 
 

@@ -1,4 +1,4 @@
-"""What a picture of a graph shows, whatever it is drawn with: nodes, edges, words, colors."""
+"""The content of a picture, independent of the renderer: nodes, edges, words, colors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..recipe.graph_config import EdgeConfig, GraphConfig
 
 Role = Literal["target", "frozen", "left out", ""]
 
-# Told apart with any kind of color vision, and dark enough to be read on white.
+# Distinct for all kinds of color vision, and dark enough to read on white.
 _COLORS = {
     "through": "#0060A8",
     "linear": "#007A57",
@@ -26,13 +26,13 @@ _MORE_COLORS = ("#7A6000", "#5B4FC4", "#0B7A8C", "#8C2F39", "#555B66")
 
 @dataclass(frozen=True)
 class Results:
-    """What a run measured.
+    """The results of a run.
 
     Args:
         top1: Top-1 by node, in percent.
-        weights: Mean weight of the gate in the last epoch, what passed over what came, by the
-            edge's name.
-        split: The images that top-1 is on: `train`, `val` or `test`.
+        weights: Mean weight of each gate in the last epoch, what passed over what came, by the
+            name of the edge.
+        split: The images for top-1: `train`, `val` or `test`.
     """
 
     top1: Mapping[str, float] = field(default_factory=dict)
@@ -42,13 +42,13 @@ class Results:
 
 @dataclass(frozen=True)
 class SceneNode:
-    """A node as it is shown.
+    """A node in a picture.
 
     Args:
-        name: Its name.
-        model: Its model.
-        role: The word that sets it apart, if any.
-        top1: Its top-1 in percent, where it is known.
+        name: Name of the node.
+        model: Name of its model.
+        role: Its special role, if any.
+        top1: Top-1 in percent, if known.
     """
 
     name: str
@@ -58,19 +58,19 @@ class SceneNode:
 
     @property
     def accuracy(self) -> str:
-        """Top-1 in words; empty where it is not known."""
+        """Top-1 as text; empty if it is not known."""
         return "" if self.top1 is None else f"{self.top1:.2f} % top-1"
 
 
 @dataclass(frozen=True)
 class SceneEdge:
-    """An edge as it is shown.
+    """An edge in a picture.
 
     Args:
-        link: Its ends and its name.
-        word: Its gate, with everything else that is not the default.
-        color: Its gate's.
-        weight: Mean weight of the gate, where it is known.
+        link: The ends and the name.
+        word: The gate, with all other settings that are not the default.
+        color: Color of the gate.
+        weight: Mean weight of the gate, if known.
         left_out: Whether its destination is left out of training.
     """
 
@@ -82,33 +82,33 @@ class SceneEdge:
 
     @property
     def source(self) -> str:
-        """Where it begins; may be `label`."""
+        """Name of the source; can be `label`."""
         return self.link.source
 
     @property
     def destination(self) -> str:
-        """Where it ends."""
+        """Name of the destination."""
         return self.link.destination
 
     @property
     def name(self) -> str:
-        """Name of the edge, as metrics have it."""
+        """Name of the edge, as in the metrics."""
         return self.link.name
 
     @property
     def width(self) -> float:
-        """How thick the arrow is, in points."""
+        """Thickness of the arrow, in points."""
         return 1.4 if self.weight is None else 0.8 + 2.2 * min(max(self.weight, 0.0), 1.5)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A graph as it is shown.
+    """A graph in a picture.
 
     Args:
         nodes: The nodes, the target first.
         edges: The edges that are not cut off.
-        caption: What accuracy and thickness mean; empty where there is neither.
+        caption: Explains accuracy and thickness; empty if there is neither.
     """
 
     nodes: tuple[SceneNode, ...]
@@ -117,11 +117,11 @@ class Scene:
 
 
 def scene_of(graph: GraphConfig, results: Results | None = None) -> Scene:
-    """Return what a picture of a graph shows.
+    """Return the scene of a graph.
 
     Args:
         graph: The graph.
-        results: What a run of it measured.
+        results: The results of a run of it.
     """
     results = results or Results()
     topology, configs = graph.topology, graph.edges
@@ -145,7 +145,7 @@ def scene_of(graph: GraphConfig, results: Results | None = None) -> Scene:
 
 
 def gate_colors(gates: Iterable[str]) -> dict[str, str]:
-    """Return a color for every gate: one of its own for ours, for others the next."""
+    """Return a color for every gate: fixed colors for ours, the next free one for others."""
     gates = set(gates)
     others = sorted(gates - _COLORS.keys())
     more = {gate: _MORE_COLORS[i % len(_MORE_COLORS)] for i, gate in enumerate(others)}
@@ -153,13 +153,13 @@ def gate_colors(gates: Iterable[str]) -> dict[str, str]:
 
 
 def word_of(edge: EdgeConfig, source: str) -> str:
-    """Return an edge's gate, with arguments, temperature and loss where they are not the default.
+    """Return an edge's gate, with arguments, temperature and loss unless they are the default.
 
-    Neither gate nor loss need be installed where they are drawn.
+    Neither the gate nor the loss needs to be installed.
 
     Args:
         edge: The edge.
-        source: Where it begins.
+        source: Name of its source.
     """
     words = [with_arguments(edge.gate, edge.gate_kwargs)]
     if edge.temperature != 1:

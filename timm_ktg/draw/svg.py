@@ -1,4 +1,4 @@
-"""SVG that can stand in a page, beside others."""
+"""SVG that can be inlined into a page with others."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from xml.sax.saxutils import quoteattr
 
 
 def inlined(svg: str, title: str) -> str:
-    """Return a file of matplotlib's as an element for a page of HTML, and a file still.
+    """Turn matplotlib's SVG file into an element for HTML that is still a valid file.
 
     Args:
-        svg: What matplotlib wrote.
-        title: What the picture shows, for those who cannot see it.
+        svg: The SVG that matplotlib wrote.
+        title: Description of the picture for screen readers.
     """
-    svg = svg[svg.index("<svg") :]  # without the prolog, which names an address
-    # Its style sheet would be the whole page's.
+    svg = svg[svg.index("<svg") :]  # without the prolog, which contains a URL
+    # Its style sheet would apply to the whole page.
     svg = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     style = "max-width: 100%; height: auto; stroke-linejoin: round; stroke-linecap: butt"
     svg = svg.replace("<svg", f'<svg role="img" aria-label={quoteattr(title)} style="{style}"', 1)
-    # matplotlib gives the same names to the parts of every picture.
+    # matplotlib uses the same ids in every picture.
     prefix = f"g{hashlib.sha256(svg.encode()).hexdigest()[:10]}-"
     svg = re.sub(r'\bid="', f'id="{prefix}', svg)
     return re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\g<1>{prefix}", svg)

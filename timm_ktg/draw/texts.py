@@ -1,4 +1,4 @@
-"""Pieces of text: what they say, how they look, how large they are."""
+"""Pieces of text: their content, look and size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PALE = "#5A6472"
 FADED = "#A3ABB6"
 TARGET = "#8A4B00"
 
-_WORD, _NAME = 28, 36  # letters after which a line is broken
+_WORD, _NAME = 28, 36  # letters after which a line breaks
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Piece:
     """A piece of text.
 
     Args:
-        text: What it says, in one line or several.
-        points: Size of the letters.
-        color: Of the letters.
-        bold: Whether they are bold.
+        text: The text, in one line or several.
+        points: Font size.
+        color: Color of the letters.
+        bold: Whether the letters are bold.
     """
 
     text: str
@@ -36,7 +36,7 @@ class Piece:
 
     @property
     def style(self) -> dict[str, Any]:
-        """Arguments of matplotlib's Text, centered, whatever a matplotlibrc says."""
+        """Arguments of matplotlib's Text, centered, independent of any matplotlibrc."""
         return {
             "s": self.text,
             "size": self.points,
@@ -47,7 +47,7 @@ class Piece:
             "va": "center",
             "multialignment": "center",
             "linespacing": 1.1,
-            "parse_math": False,  # a $ is a $
+            "parse_math": False,  # a $ stays a $
             "usetex": False,
         }
 
@@ -56,7 +56,7 @@ CHIP = Piece("label", 8, INK, bold=True)
 
 
 def box_pieces(node: SceneNode) -> list[Piece]:
-    """Return what stands in a node's box, from the top: its role, its name, its model."""
+    """Return the texts in a node's box, from the top: its role, name and model."""
     if node.role == "left out":
         role, ink, pale = [Piece(node.role, 7, PALE)], FADED, FADED
     else:
@@ -68,13 +68,13 @@ def box_pieces(node: SceneNode) -> list[Piece]:
 
 
 def under_pieces(node: SceneNode) -> list[Piece]:
-    """Return what stands under a node's box: its top-1, where it is known."""
+    """Return the text under a node's box: its top-1, if known."""
     color = TARGET if node.role == "target" else INK
     return [Piece(node.accuracy, 8, color, bold=True)] if node.accuracy else []
 
 
 def word_piece(edge: SceneEdge) -> Piece:
-    """Return an edge's word."""
+    """Return the word of an edge."""
     return Piece(_broken(edge.word, _WORD), 8, edge.color)
 
 
@@ -83,11 +83,11 @@ def _broken(text: str, letters: int) -> str:
 
 
 def measure(pieces: Sequence[Piece]) -> list[Size]:
-    """Return how large matplotlib draws pieces of text, in points."""
+    """Return the sizes at which matplotlib draws pieces of text, in points."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(dpi=72)  # where a pixel is a point
+    figure = Figure(dpi=72)  # at 72 dpi a pixel is a point
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     boxes = [figure.text(0, 0, **piece.style).get_window_extent(renderer) for piece in pieces]
     return [Size(box.width, box.height) for box in boxes]
