@@ -1,4 +1,4 @@
-"""Trackers of a training: Weights & Biases, and those that accelerate supports."""
+"""Trackers of a training: Weights & Biases and those that accelerate supports."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """Shows a run somewhere."""
+    """Shows a run in an external service or file."""
 
     def log(self, metrics: Metrics) -> None:
         """Show an epoch's metrics."""
@@ -38,7 +38,7 @@ class Tracker(Protocol):
 
 
 class Trackers:
-    """The trackers of a run; a context manager that ends them however the run ends.
+    """The trackers of a run; a context manager that always ends them.
 
     Args:
         trackers: The trackers to call.
@@ -49,7 +49,7 @@ class Trackers:
         self._result: RunResult | None = None
 
     def add(self, tracker: Tracker) -> None:
-        """Add a tracker, to be ended with the others."""
+        """Add a tracker, which ends with the others."""
         self._trackers.append(tracker)
 
     def log(self, metrics: Metrics) -> None:
@@ -57,7 +57,7 @@ class Trackers:
         self._each(lambda tracker: tracker.log(metrics))
 
     def complete(self, result: RunResult) -> None:
-        """Keep the result, to be shown at the end."""
+        """Keep the result, to show it at the end."""
         self._result = result
 
     def __enter__(self) -> Self:
@@ -74,28 +74,28 @@ class Trackers:
         self._each(lambda tracker: tracker.finish(self._result, 0 if error is None else 1))
 
     def _each(self, call: Callable[[Tracker], None]) -> None:
-        """Call each tracker; one that fails is named in a warning and not called again."""
+        """Call each tracker; if one fails, warn and do not call it again."""
         for tracker in list(self._trackers):
             try:
                 call(tracker)
-            except Exception as error:  # anything that the tracker talks to may fail
+            except Exception as error:  # a tracker's service can fail in any way
                 self._trackers.remove(tracker)
-                _logger.warning("%s failed, and shows nothing more: %s", tracker, one_line(error))
+                _logger.warning("%s failed and is no longer used: %s", tracker, one_line(error))
 
 
 def check_tracking(tracking: TrackingConfig, seeds: Sequence[int] = ()) -> None:
-    """Check that the trackers that a recipe asks for are ready.
+    """Check that the trackers of a recipe are ready.
 
     Args:
         tracking: The section of the recipe.
-        seeds: The seeds to train with, if there are several.
+        seeds: The seeds to train with, if any were given.
 
     Raises:
-        RecipeError: One is not; lists all problems.
+        RecipeError: A tracker is not ready; lists all problems.
     """
     problems = wandb_problems(tracking)
     if seeds and tracking.wandb and "WANDB_SWEEP_ID" in os.environ:
-        problems.append("seeds: an agent of Weights & Biases has one run for them all; name none.")
+        problems.append("seeds: a Weights & Biases agent has a single run; give no seeds.")
     there = [str(name) for name in get_available_trackers()]
     for name in tracking.with_:
         if name not in there:
@@ -105,11 +105,11 @@ def check_tracking(tracking: TrackingConfig, seeds: Sequence[int] = ()) -> None:
 
 
 def open_trackers(recipe: Recipe, directory: RunDirectory, is_main: bool) -> Trackers:
-    """Return the trackers that a recipe asks for; only the main process has any.
+    """Return the trackers of a recipe; only the main process has any.
 
     Args:
         recipe: The resolved recipe.
-        directory: The directory of the run, where they may write.
+        directory: The directory of the run, where trackers can write.
         is_main: Whether this is the main process.
 
     Raises:
@@ -134,14 +134,14 @@ def open_trackers(recipe: Recipe, directory: RunDirectory, is_main: bool) -> Tra
 class AccelerateTracker:
     """One of accelerate's trackers.
 
-    It is made without `Accelerator.init_trackers`, which would also start again the trackers of an
-    earlier run in the same process.
+    It does not use `Accelerator.init_trackers`, which would restart the trackers of an earlier run
+    in the same process.
 
     Args:
         name: Name of the tracker, such as `tensorboard`.
-        project: Name of the project, for a tracker that has projects.
-        config: What was chosen, in flat keys.
-        directory: The directory of the run; a tracker that writes files does so in `trackers`.
+        project: Name of the project, for trackers that have projects.
+        config: The settings, with flat keys.
+        directory: The directory of the run; trackers write their files to `trackers` in it.
     """
 
     def __init__(
@@ -157,11 +157,11 @@ class AccelerateTracker:
         self._tracker.store_init_configuration({key: _plain(config[key]) for key in config})
 
     def __str__(self) -> str:
-        """Return its name."""
+        """Return the tracker's name."""
         return str(self._tracker.name)
 
     def log(self, metrics: Metrics) -> None:
-        """Show an epoch's metrics, under names that all trackers accept: mlflow refuses `>`."""
+        """Show an epoch's metrics, under names that all trackers accept; mlflow refuses `>`."""
         named = {name.replace("->", "-to-"): value for name, value in metrics.items()}
         self._tracker.log(named, step=int(metrics[EPOCH]))
 
@@ -182,7 +182,7 @@ class WandbTracker:
 
     Args:
         recipe: The resolved recipe.
-        directory: The directory of the run; it holds the id, under which a resumed run goes on.
+        directory: The directory of the run; it holds the id, so that a resumed run continues.
     """
 
     def __init__(self, recipe: Recipe, directory: RunDirectory) -> None:
@@ -199,7 +199,7 @@ class WandbTracker:
         self._draw(None)
 
     def __str__(self) -> str:
-        """Return its name."""
+        """Return the tracker's name."""
         return "Weights & Biases"
 
     def log(self, metrics: Metrics) -> None:
@@ -207,7 +207,7 @@ class WandbTracker:
         self._run.log(metrics)
 
     def finish(self, result: RunResult | None, exit_code: int) -> None:
-        """Show the result, also in the picture of the graph, and the target's weights."""
+        """Show the result, the picture of the graph with it, and the target's weights."""
         summary: dict[str, Any] = {}
         if result is not None:
             summary = flat(result.as_json(), "/")
@@ -223,13 +223,13 @@ class WandbTracker:
 
 
 def run_name(directory: RunDirectory) -> str:
-    """Return the name of a run: its directory, after that of all seeds if it is one of several."""
+    """Return the name of a run: its directory, with the parent in front if it has several seeds."""
     path = directory.path.resolve()
     return f"{path.parent.name}/{path.name}" if path.name.startswith("seed-") else path.name
 
 
 def _wandb_id(directory: RunDirectory) -> str:
-    """Return the id of a run: the one it has, or that of its agent, or a new one."""
+    """Return the id of a run: its existing id, or the id from its agent, or a new one."""
     if directory.wandb_id.is_file():
         return str(json.loads(directory.wandb_id.read_text(encoding="utf-8"))["id"])
     made = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)

@@ -1,4 +1,4 @@
-"""A run in Weights & Biases that never stops or slows down the training that it shows."""
+"""A run in Weights & Biases that never stops or slows down its training."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from ..records.metrics import EPOCH
 if TYPE_CHECKING:
     import wandb
 
-# Seconds within which the server should be there, and then answer; else the run is written offline.
+# Seconds to wait for the server, and for its answer; after that the run is written offline.
 CONNECT_TIMEOUT, INIT_TIMEOUT = 3.0, 10.0
-FINISH_TIMEOUT = 30.0  # seconds at the end for what is not yet uploaded
+FINISH_TIMEOUT = 30.0  # seconds at the end to finish the upload
 STEP = EPOCH
 
 _logger = logging.getLogger(__name__)
 
 
 def wandb_problems(tracking: TrackingConfig) -> list[str]:
-    """Return why a run cannot be shown in Weights & Biases, and what to do about it."""
+    """Return why a run cannot be shown in Weights & Biases, and how to fix it."""
     if not tracking.wandb or os.environ.get("RANK", "0") != "0":  # only the first process shows
         return []
     try:
@@ -44,7 +44,7 @@ def wandb_problems(tracking: TrackingConfig) -> list[str]:
         return ["tracking.wandb: needs wandb. pip install 'timm_ktg[wandb]'."]
     try:
         mode = mode_of(tracking)
-        # The public function would ask at the terminal, where nobody answers for a batch job.
+        # The public function would ask at the terminal, and a batch job cannot answer.
         if mode == "online" and not _login(prompt=False, _silent=True)[0]:
             return [
                 "tracking.wandb: nobody is logged in to Weights & Biases. Log in (wandb login), or "
@@ -58,7 +58,7 @@ def wandb_problems(tracking: TrackingConfig) -> list[str]:
 def mode_of(tracking: TrackingConfig) -> str:
     """Return the mode of W&B: WANDB_MODE if it is set, else the recipe's, else W&B's own choice.
 
-    The environment comes first, because a resumed run can be told in no other way.
+    The environment comes first, because a resumed run takes no other setting.
     """
     import wandb
 
@@ -66,17 +66,17 @@ def mode_of(tracking: TrackingConfig) -> str:
 
 
 def wait_for_server(url: str, seconds: float) -> None:
-    """Wait until something listens at an address; behind a proxy, do not wait.
+    """Wait until a server listens at an address; behind a proxy, do not wait.
 
     Without this, `wandb.init` starts a process and fails only after 22 s (n=1, wandb 0.31.0,
     `init_timeout` 10).
 
     Args:
         url: The address.
-        seconds: How long to wait.
+        seconds: The time limit.
 
     Raises:
-        OSError: Nothing listens.
+        OSError: No server listens.
     """
     address = urlsplit(url)
     host, port = address.hostname or "", address.port or {"http": 80}.get(address.scheme, 443)
@@ -94,16 +94,16 @@ def wait_for_server(url: str, seconds: float) -> None:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What Weights & Biases is told about a run when it begins.
+    """The description of a run for Weights & Biases.
 
     Args:
-        id: Id of the run; a run with an id that is known already goes on.
-        name: Name that is shown.
+        id: Id of the run; a run with a known id is resumed.
+        name: Display name.
         job_type: Kind of run, such as `train`.
-        group: Name of its group; None: it belongs to none.
-        config: What was chosen, in flat keys.
-        sweep: Id of its sweep; None: it belongs to none.
-        console: Whether to keep what the terminal shows.
+        group: Name of the group; None: no group.
+        config: The settings, with flat keys.
+        sweep: Id of the sweep; None: no sweep.
+        console: Whether to upload the terminal's output.
     """
 
     id: str
@@ -116,20 +116,19 @@ class RunInfo:
 
 
 class WandbRun:
-    """A run in Weights & Biases, which a thread of its own talks to.
+    """A run in Weights & Biases, served by its own thread.
 
-    Logging returns at once; the thread sends what was logged as soon as it can. If the server does
-    not answer, the run is written offline and a line says so; any other failure costs a line too.
+    Logging returns at once, and the thread sends the data as soon as it can. If the server does not
+    answer, the run is written offline and a warning says so. Other failures only cause a warning.
 
     Args:
-        tracking: Project, entity, tags, group, mode.
-        info: What the run is.
-        directory: Where wandb keeps its files, in the folder `wandb`.
+        tracking: The section of the recipe.
+        info: The description of the run.
+        directory: The directory in which wandb creates its folder `wandb`.
     """
 
-    # Once the server has not answered, this process does not ask again, because each trial of a
-    # search would wait for it. It belongs to the class because wandb's service belongs to the
-    # process.
+    # If the server did not answer once, this process does not ask again, or each trial of a search
+    # would wait for it. This is a class attribute because wandb's service belongs to the process.
     away = False
 
     def __init__(self, tracking: TrackingConfig, info: RunInfo, directory: Path) -> None:
@@ -139,7 +138,7 @@ class WandbRun:
         self._run: Future[wandb.Run] = self._thread.submit(self._start)
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """Log the values of an epoch, `epoch` among them."""
+        """Log the values of an epoch, including `epoch`."""
         values = dict(values)
         self._do(lambda run: run.log(values))
 
@@ -148,14 +147,14 @@ class WandbRun:
 
         Args:
             name: Name of the picture.
-            draw: Writes the picture into a file.
+            draw: Writes the picture to a file.
         """
         import wandb
 
         folder = tempfile.TemporaryDirectory()
         path = Path(folder.name, "picture.png")
         try:
-            draw(path)  # not in the thread, because matplotlib draws one thing at a time
+            draw(path)  # not in the thread, because matplotlib is not thread-safe
         except Exception as error:
             self._say(error)
             return
@@ -179,7 +178,7 @@ class WandbRun:
         self._do(lambda run: run.log({name: wandb.Table(columns=list(columns), data=list(rows))}))
 
     def artifact(self, name: str, kind: str, files: Sequence[Path]) -> None:
-        """Log files as an artifact; in its name, characters that W&B refuses become `-`."""
+        """Log files as an artifact; characters that W&B refuses in its name become `-`."""
         import wandb
 
         valid = re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:128]
@@ -193,10 +192,10 @@ class WandbRun:
         self._do(log)
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
-        """End the run, and wait up to `FINISH_TIMEOUT` until everything is sent.
+        """End the run, and wait up to `FINISH_TIMEOUT` for the upload.
 
         Args:
-            summary: The result, in flat keys.
+            summary: The result, with flat keys.
             exit_code: 0 unless the run failed.
         """
         self._do(lambda run: run.summary.update(dict(summary)))
@@ -218,7 +217,7 @@ class WandbRun:
         try:
             return self._init(mode)
         except wandb.errors.CommError as error:
-            wandb.teardown()  # else wandb's service keeps the id for the run that failed
+            wandb.teardown()  # otherwise wandb's service keeps the id for the failed run
             return self._offline(error)
 
     def _offline(self, error: Exception) -> wandb.Run:
@@ -268,7 +267,7 @@ class WandbRun:
     def _tried(self, call: Callable[[wandb.Run], None]) -> None:
         try:
             call(self._run.result())
-        except BaseException as error:  # the training is worth more than its display
+        except BaseException as error:  # tracking must not stop the training
             self._say(error)
 
     def _say(self, error: BaseException) -> None:
@@ -279,7 +278,7 @@ class WandbRun:
 
 
 def flat(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
-    """Return nested values on one level: `{"train": {"lr": 1}}` becomes `{"train.lr": 1}`."""
+    """Flatten nested values: `{"train": {"lr": 1}}` becomes `{"train.lr": 1}`."""
     result: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
