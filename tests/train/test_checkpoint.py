@@ -113,14 +113,14 @@ def claim(manifest: Path) -> None:
 
 Spoil = Callable[[Path], object]
 SPOILT = [
-    ("model.safetensors", cut, "damaged, model.safetensors is not what was written."),
-    ("optimizer.bin", cut, "damaged, optimizer.bin is not what was written."),
-    ("model.safetensors", change_a_bit, "damaged, model.safetensors is not what was written."),
-    ("random_states_0.pkl", Path.unlink, "damaged, random_states_0.pkl is not what was written."),
-    ("one_too_many.bin", Path.touch, "damaged, one_too_many.bin is not what was written."),
-    ("manifest.json", cut, "half-written, its manifest cannot be read."),
-    ("manifest.json", Path.unlink, "half-written, its manifest cannot be read."),
-    ("manifest.json", claim, "of another run: recipe.yaml or the data have changed since."),
+    ("model.safetensors", cut, "damaged (model.safetensors is not what was written)."),
+    ("optimizer.bin", cut, "damaged (optimizer.bin is not what was written)."),
+    ("model.safetensors", change_a_bit, "damaged (model.safetensors is not what was written)."),
+    ("random_states_0.pkl", Path.unlink, "damaged (random_states_0.pkl is not what was written)."),
+    ("one_too_many.bin", Path.touch, "damaged (one_too_many.bin is not what was written)."),
+    ("manifest.json", cut, "half-written (its manifest cannot be read)."),
+    ("manifest.json", Path.unlink, "half-written (its manifest cannot be read)."),
+    ("manifest.json", claim, "from another run (recipe.yaml or the data have changed)."),
 ]
 
 
@@ -142,7 +142,7 @@ def test_run_goes_on_from_the_state_before_a_spoilt_one(
     capsys.readouterr()
     assert run_main("--resume", run) == 0
     said = capsys.readouterr().out.splitlines()
-    assert f"Refused {newest}: damaged, model.safetensors is not what was written." in said
+    assert f"Refused {newest}: damaged (model.safetensors is not what was written)." in said
     assert any("epoch-0002" in line and "epochs done: 2" in line for line in said)
     assert_same_run(whole, run)
     assert states(run) == ["epoch-0003", "epoch-0004"]
@@ -157,7 +157,7 @@ def test_with_no_whole_state_the_run_is_left_as_it_is(
     capsys.readouterr()
     assert run_main("--resume", run) == 2
     first, *others = capsys.readouterr().err.splitlines()
-    assert first == f"resume: {run / 'checkpoint'} holds no checkpoint to go on from."
+    assert first == f"resume: {run / 'checkpoint'} holds no usable checkpoint."
     assert [line.split(":")[0] for line in others] == [
         str(run / "checkpoint" / "epoch-0003"),
         str(run / "checkpoint" / "epoch-0002"),
@@ -174,7 +174,7 @@ def test_states_of_a_recipe_that_was_changed_are_refused(
     capsys.readouterr()
     assert run_main("--resume", run) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert ["of another run" in line for line in lines] == [False, True, True]
+    assert ["from another run" in line for line in lines] == [False, True, True]
 
 
 def test_leftovers_of_a_killed_run_are_harmless(whole: Path, run: Path) -> None:
@@ -195,13 +195,13 @@ def test_run_goes_on_with_its_own_recipe_only(
 ) -> None:
     assert run_main(*more, "--resume", run) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("resume: a run goes on with its own recipe")
+    assert line.startswith("resume: a resumed run keeps its recipe")
 
 
 def test_what_is_no_run_cannot_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main("--resume", tmp_path / "nothing") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "is no run" in line
+    assert "is not a run" in line
 
 
 # A node's weights.
@@ -241,7 +241,7 @@ def test_weights_of_another_model_are_refused_whole(tmp_path: Path) -> None:
     path, model = tmp_path / "node.safetensors", net(width=6)
     export_node(net(), path)
     before = cases.state_of(model)
-    said = r"should hold the weights of this model.*\[8, 3, 4, 4\] for \[6, 3, 4, 4\] and \d more"
+    said = r"should hold the weights of this.*\[8, 3, 4, 4\] instead of \[6, 3, 4, 4\] and \d more"
     with pytest.raises(ValueError, match=said):
         load_weights(model, str(path))
     assert same_state(before, model.state_dict())

@@ -259,7 +259,7 @@ def test_cpu_does_not_record(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     recipe = write_recipe(tmp_path / "r.yaml", values("always"))
     assert run_main(recipe, "--output-dir", tmp_path / "run") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "train.cuda_graph: needs a device of cuda. Found cpu." in line
+    assert "train.cuda_graph: needs a device of type cuda. Found cpu." in line
     _, expected = trained(values("never", opt_kwargs={}))
     _, found = trained(values("auto", opt_kwargs={}))
     assert found == expected

@@ -1,1 +1,1 @@
-"""A recipe to a trained graph."""
+"""Trains the graph of a recipe."""

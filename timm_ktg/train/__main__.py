@@ -36,16 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train.
 
     Args:
-        argv: The arguments; None: those of the command line.
+        argv: The arguments; None: the command line's.
 
     Returns:
-        The exit code: 0, 1 if a run cannot go on, 2 if what was asked for is wrong, 130 if
-        interrupted.
+        The exit code: 0, 1 if a run cannot go on, 2 if the recipe or the command line is wrong, 130
+        if interrupted.
     """
     return run_program(
         lambda: _parsed(sys.argv[1:] if argv is None else argv),
         run,
-        "--resume with the run's directory goes on with it.",
+        "Resume it with --resume and the run's directory.",
         (TrainingError,),
     )
 
@@ -62,7 +62,7 @@ def run(command: Command) -> None:
     """Train, evaluate and export the graph of a recipe, for one seed or for several.
 
     Raises:
-        RecipeError: What was asked for is wrong.
+        RecipeError: The recipe or the command line is wrong.
         TrainingError: A loss is not finite, or an update cannot be recorded as asked.
     """
     start = time.perf_counter()
@@ -72,7 +72,7 @@ def run(command: Command) -> None:
     recipe = resolved(command.recipe, accelerator)
     ready = _build(command, recipe)
     if command.dry_run:
-        accelerator.print("Dry run: everything is built and checked, nothing was trained.")
+        accelerator.print("Dry run: everything was built and checked, nothing was trained.")
         return
     directory = _open(command, recipe, accelerator)
     if command.seeds:
@@ -91,14 +91,14 @@ def _build(command: Command, recipe: Recipe) -> Ready:
     """Build the first training and show its graph, before anything is written.
 
     Returns:
-        The training by its seed; none if there are several seeds and all are complete.
+        The training by its seed; empty if all of several seeds are complete.
     """
     if command.seeds:
         seed = first_to_run(command.seeds, command.resume)
         if seed is None:
             return {}
         recipe = with_seed(recipe, seed)
-    accelerator = create_accelerator(recipe)  # its own, because it holds on to the training
+    accelerator = create_accelerator(recipe)  # a separate one, because it refers to the training
     accelerator.print(f"Reading {recipe.data.dataset}, building {len(recipe.graph.nodes)} nodes.")
     training = build_training(recipe, accelerator)
     if accelerator.is_main_process:
@@ -107,7 +107,7 @@ def _build(command: Command, recipe: Recipe) -> Ready:
 
 
 def _open(command: Command, recipe: Recipe, accelerator: Accelerator) -> RunDirectory:
-    """Return the directory of the run, which the main process makes and tells the others."""
+    """Return the directory of the run, which the main process creates and broadcasts."""
     if command.resume:
         return RunDirectory(command.resume)
     made: list[Any] = [None]

@@ -1,4 +1,4 @@
-"""A run's state, to go on from."""
+"""Saves and loads the state of a run."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from accelerate import Accelerator
 from ..errors import RecipeError
 
 _MANIFEST = "manifest.json"
-_KEPT = 2  # the newest, and the one before it should the newest turn out damaged
+_KEPT = 2  # the newest, and the one before in case the newest is damaged
 
 
 def save_state(accelerator: Accelerator, folder: Path, epoch: int, run: str) -> None:
-    """Write the state of a run after an epoch; on all processes.
+    """Write the state of a run after an epoch; call it on all processes.
 
-    Written to the side and moved into place, so that what is in place is whole.
+    The state is written elsewhere and then moved into place, so it is never half-written.
 
     Args:
-        accelerator: What the graph, the optimizer and the rest are registered with.
+        accelerator: The accelerator that the graph, the optimizer and the rest are registered with.
         folder: The run's `checkpoint` folder.
-        epoch: Epochs done.
-        run: What tells this run's states from another's.
+        epoch: The number of epochs done.
+        run: Identifies the run.
     """
     partial, final = folder / f".epoch-{epoch:04d}", folder / f"epoch-{epoch:04d}"
     if accelerator.is_main_process:
@@ -46,18 +46,18 @@ def save_state(accelerator: Accelerator, folder: Path, epoch: int, run: str) -> 
 
 
 def newest_state(folder: Path, run: str) -> tuple[Path | None, list[str]]:
-    """Return the newest state that is whole and of this run, and why newer ones are not.
+    """Return the newest good state of this run, and why newer ones are refused.
 
     Args:
         folder: The run's `checkpoint` folder.
-        run: What `save_state` was given.
+        run: The value given to `save_state`.
 
     Returns:
-        The state's folder, None if the run was killed before it wrote one; and a line for each
-        that is refused.
+        The state's folder, or None if the run was killed before it wrote one; and a line for each
+        refused state.
 
     Raises:
-        RecipeError: There are states, and all are refused.
+        RecipeError: There are states, but all are refused.
     """
     refused: list[str] = []
     for state in sorted(folder.glob("epoch-*"), reverse=True):
@@ -66,7 +66,7 @@ def newest_state(folder: Path, run: str) -> tuple[Path | None, list[str]]:
             return state, refused
         refused.append(f"{state}: {problem}")
     if refused:
-        raise RecipeError([f"resume: {folder} holds no checkpoint to go on from.", *refused])
+        raise RecipeError([f"resume: {folder} holds no usable checkpoint.", *refused])
     return None, []
 
 
@@ -74,11 +74,11 @@ def _state_problem(state: Path, run: str) -> str | None:
     try:
         manifest: dict[str, Any] = json.loads((state / _MANIFEST).read_text())
     except (OSError, ValueError):
-        return "half-written, its manifest cannot be read."
+        return "half-written (its manifest cannot be read)."
     if manifest.get("run") != run:
-        return "of another run: recipe.yaml or the data have changed since."
+        return "from another run (recipe.yaml or the data have changed)."
     damaged = sorted(manifest["sha256"].items() ^ _checksums(state).items())
-    return f"damaged, {damaged[0][0]} is not what was written." if damaged else None
+    return f"damaged ({damaged[0][0]} is not what was written)." if damaged else None
 
 
 def _checksums(folder: Path) -> dict[str, str]:

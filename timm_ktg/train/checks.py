@@ -1,4 +1,4 @@
-"""What is checked when a graph is built: that it works with the images and on all processes."""
+"""Checks that a new graph works with the images and is the same on all processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..recipe.recipe import Recipe
 
 
 def check_batch_size(recipe: Recipe, processes: int) -> None:
-    """Raise RecipeError if a batch does not divide into the parts it is computed in."""
+    """Raise RecipeError if a batch does not divide evenly into its parts."""
     parts = processes * recipe.train.grad_accum_steps
     if recipe.train.batch_size % parts:
         raise RecipeError(
@@ -32,7 +32,7 @@ def check_batch_size(recipe: Recipe, processes: int) -> None:
 def check_outputs(
     graph: KnowledgeTransferGraph, size: tuple[int, int], num_classes: int, device: torch.device
 ) -> dict[str, NodeOutput]:
-    """Return every node's output for two images of a size.
+    """Return every node's output for two images of the given size.
 
     Args:
         graph: The graph, on its device.
@@ -41,7 +41,7 @@ def check_outputs(
         device: The device.
 
     Raises:
-        RecipeError: All nodes that do not map such images to logits [2, C].
+        RecipeError: Nodes do not map such images to logits [2, C]; lists all.
     """
     problems, outputs = [], dict[str, NodeOutput]()
     images = torch.zeros(2, 3, *size, device=device)
@@ -50,7 +50,7 @@ def check_outputs(
         try:
             outputs[name] = graph.members[name](images, outputs)
             shape = list(outputs[name].logits.shape)
-        except Exception as error:  # a model may raise anything at images it was not made for
+        except Exception as error:  # a model can raise anything for images it was not made for
             problems.append(
                 f"graph.nodes.{name}: cannot take images of {size[0]}x{size[1]}: {one_line(error)}"
             )
@@ -66,7 +66,7 @@ def check_outputs(
 
 
 def check_processes_agree(graph: KnowledgeTransferGraph) -> None:
-    """Raise RecipeError if this graph is not the same, gates' code included, on all processes."""
+    """Raise RecipeError unless the graph and its gates' code are the same on all processes."""
     edges = {
         str(
             edge
@@ -88,7 +88,7 @@ def check_processes_agree(graph: KnowledgeTransferGraph) -> None:
 
 
 def code_of(function: Any) -> str:
-    """Return what tells a function's code from another's, under one version of Python."""
+    """Return a fingerprint of a function's code, valid within one version of Python."""
     function = function.function if isinstance(function, Bound) else function
     if isinstance(function, type):
         methods = [each for each in vars(function).values() if hasattr(each, "__code__")]
@@ -104,7 +104,7 @@ def code_of(function: Any) -> str:
 
 
 def _parts(constant: Any) -> str:
-    """Return a constant of code as text, without addresses and the order of sets."""
+    """Return a code constant as text, without addresses and independent of set order."""
     if isinstance(constant, CodeType):
         inner = [_parts(each) for each in constant.co_consts]
         return f"{constant.co_code!r} {constant.co_names} {inner}"

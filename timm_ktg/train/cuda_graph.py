@@ -1,4 +1,4 @@
-"""Updates that are recorded once and then replayed as one launch."""
+"""Records an update once and replays it as one launch."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .metrics import TrainingError
 
 _logger = logging.getLogger(__name__)
 
-FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # on CUDA in all releases of torch
-OTHER_STEPS = ("foreach", "differentiable")  # which exclude the fused one
+FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # on CUDA in all torch releases
+OTHER_STEPS = ("foreach", "differentiable")  # these exclude the fused one
 
-WARM_UP = 3  # updates before the recording, in which libraries choose their algorithms
+WARM_UP = 3  # updates before the recording, so that libraries choose their algorithms
 
-# A batch as a loader yields it, and what makes images [B, 3, H, W] and labels [B] or [B, C] of it.
+# A loader's batch, and a function from it to images [B, 3, H, W] and labels [B] or [B, C].
 Batch = tuple[Tensor, ...]
 Make = Callable[..., tuple[Tensor, Tensor]]
 
@@ -42,16 +42,16 @@ def plain_updates(update: Update, batch: Batch, number: int, progress: float) ->
 
 
 class Recorder(Protocol):
-    """Records what a device is asked to do, and has it do that again."""
+    """Records the work of a device, to replay it."""
 
     def __init__(self, device: torch.device) -> None:
-        """Make one for a device."""
+        """Create a recorder for a device."""
 
     def aside(self) -> AbstractContextManager[None]:
         """Return a context for the updates before the recording."""
 
     def record(self, update: Callable[[], None]) -> Replay:
-        """Record an update without doing it, and return what does it."""
+        """Record an update without running it, and return the function that replays it."""
 
 
 class CudaRecorder:
@@ -66,19 +66,19 @@ class CudaRecorder:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Let work run on the stream of the recording."""
+        """Run work on the stream of the recording."""
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
         try:
             with torch.cuda.stream(self._stream), warnings.catch_warnings():
-                # Of a `capturable` optimizer, that its step is not being recorded.
+                # A `capturable` optimizer warns that its step is not being recorded.
                 warnings.filterwarnings("ignore", ".*capturable=True")
                 yield
         finally:
             current.wait_stream(self._stream)
 
     def record(self, update: Callable[[], None]) -> Replay:
-        """Record an update; other threads, as those that load images, go on meanwhile."""
+        """Record an update; other threads, such as those that load images, keep running."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             update()
@@ -87,30 +87,30 @@ class CudaRecorder:
 
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream of all recordings, for libraries keep memory for each that they meet."""
+    """Return the one stream for all recordings, because libraries keep memory for each stream."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-RECORDERS: Mapping[str, type[Recorder]] = {"cuda": CudaRecorder}  # by the kind of device
+RECORDERS: Mapping[str, type[Recorder]] = {"cuda": CudaRecorder}  # by device type
 
-# Before, a recording that failed left the allocator in a state that the next failure may crash on,
-# so `auto` tries none.
+# In older versions a failed recording left the allocator in a state in which the next failure can
+# crash, so `auto` does not try.
 FAILS_CLEANLY = torch.__version__ >= "2.15"
 
 
 class RecordedUpdates:
-    """Does updates by replaying one of them, from the one after the warm-up on.
+    """Records the first update after the warm-up and replays it for all later ones.
 
-    What an update reads lies where it lay at the recording: the batch, its number, the progress
-    and the learning rates (in float32) are copied there first. A batch of another shape than the
-    first, such as the last of an epoch, is computed operator by operator, as are those of the
-    warm-up. Weights, the optimizer's state and the graph's copies of frozen nodes must stay where
-    they are from the recording on; what is loaded is loaded before.
+    A replay reads the same memory as the recording, so the batch, its number, the progress and the
+    learning rates (in float32) are copied there first. A batch with a different shape, such as the
+    last of an epoch, is computed operator by operator, like those of the warm-up. Weights, the
+    optimizer's state and the graph's copies of frozen nodes must not move after the recording, so
+    load any state before it.
 
     Args:
         optimizer: The optimizer, made with `cuda_graph_arguments`.
-        device: Where the updates happen.
-        required: Raise if an update cannot be recorded; otherwise a line says so, and updates go on
+        device: The device for the updates.
+        required: Whether to raise if an update cannot be recorded; otherwise, warn and go on
             operator by operator.
     """
 
@@ -120,7 +120,7 @@ class RecordedUpdates:
         self.optimizer, self.required = optimizer, required
         self._recorder = RECORDERS[device.type](device)
         self._number = torch.zeros((), device=device)
-        # In double precision, like the number that an update without a recording gets.
+        # In double precision, like the progress that an unrecorded update gets.
         self._progress = torch.zeros((), device=device, dtype=torch.float64)
         self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
         self._batch: Batch = ()
@@ -129,7 +129,7 @@ class RecordedUpdates:
         self._given_up = False
 
     def __call__(self, update: Update, batch: Batch, number: int, progress: float) -> None:
-        """Do an update; see `Do`. The first that is recorded is the one that all replays repeat."""
+        """Do an update; see `Do`."""
         self._number.fill_(number)
         self._progress.fill_(progress)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
@@ -159,12 +159,12 @@ class RecordedUpdates:
             if self.required:
                 raise TrainingError(problem) from error
             self._given_up = True
-            _logger.warning("%s Going on without.", problem)
+            _logger.warning("%s Going on without it.", problem)
             return None
 
     @contextmanager
     def _rates_on_device(self) -> Iterator[None]:
-        """Let the optimizer read the learning rates from the device."""
+        """Make the optimizer read the learning rates from the device."""
         groups = self.optimizer.param_groups
         rates = [group["lr"] for group in groups]
         for group, rate in zip(groups, self._rates, strict=True):
@@ -177,43 +177,43 @@ class RecordedUpdates:
 
 
 def cuda_graph_problem(train: TrainConfig, accelerator: Accelerator) -> str | None:
-    """Return why updates cannot be recorded, None if nothing is known against it.
+    """Return why updates cannot be recorded; None if there is no known reason.
 
     Raises:
         RecipeError: A package that the optimizer needs is missing.
     """
     kind = accelerator.device.type
     if kind not in RECORDERS:
-        return f"needs a device of {', '.join(RECORDERS)}. Found {kind}."
+        return f"needs a device of type {', '.join(RECORDERS)}. Found {kind}."
     if train.cuda_graph == "auto" and not FAILS_CLEANLY:
         return f"needs torch 2.15 or newer, unless it is `always`. Found {torch.__version__}."
     if accelerator.num_processes > 1:
         return f"needs a single process. Found {accelerator.num_processes}."
     if accelerator.mixed_precision == "fp16":
-        return "does not go with fp16, whose scaler reads back whether gradients are finite."
+        return "does not work with fp16: its scaler reads back whether gradients are finite."
     if train.torchcompile:
-        return "does not go with train.torchcompile."
+        return "does not work with train.torchcompile."
     arguments = cuda_graph_arguments(train.opt)
     if not arguments:
         return f"needs an optimizer with a fused step: sgd, adam, adamw. Found {train.opt}."
     wanted = {**{name: False for name in OTHER_STEPS}, **arguments}
     for name, value in wanted.items():
         if train.opt_kwargs.get(name, value) not in (value, None):
-            return f"goes without train.opt_kwargs `{name}: {train.opt_kwargs[name]}`."
+            return f"does not work with train.opt_kwargs `{name}: {train.opt_kwargs[name]}`."
     return None
 
 
 def cuda_graph_arguments(opt: str) -> dict[str, bool]:
-    """Return the arguments by which an optimizer of torch's reads all that it needs on the device.
+    """Return the arguments that make a torch optimizer read everything on the device.
 
     Args:
         opt: timm's name of the optimizer.
 
     Returns:
-        The arguments; none if it does not read all that there.
+        The arguments; empty if the optimizer cannot do that.
 
     Raises:
-        RecipeError: A package that it needs is missing.
+        RecipeError: A package that the optimizer needs is missing.
     """
     with located("train.opt"):
         kind = get_optimizer_class(opt, bind_defaults=False)
@@ -226,6 +226,6 @@ def _shapes(batch: Batch) -> Sequence[torch.Size]:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return what was raised first; that a recording ended too early is only what follows."""
+    """Return the first error; the error about the interrupted recording only follows from it."""
     before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return error if before is None else _cause(before)

@@ -1,4 +1,4 @@
-"""One epoch of training, one evaluation: the loop itself, from top to bottom."""
+"""The training loop: one epoch, and one evaluation."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .training import Training
 
 
 def train_epoch(training: Training, batches: Iterable[Batch]) -> Metrics:
-    """Train for the next epoch, as Algorithm 1 has it, and step the schedule.
+    """Train for the next epoch, as in Algorithm 1, and step the schedule.
 
     Args:
         training: The run.
-        batches: Its training batches, as they are or under a progress bar.
+        batches: The training batches, possibly under a progress bar.
 
     Returns:
-        What the epoch measured on the training images, learning rate and speed.
+        The metrics of the epoch on the training images, the learning rate and the speed.
 
     Raises:
         TrainingError: A loss was not finite, or an update cannot be recorded as asked.
@@ -78,34 +78,34 @@ def train_epoch(training: Training, batches: Iterable[Batch]) -> Metrics:
 def start_epoch(training: Training) -> Iterable[Batch]:
     """Return the batches of the next epoch, with every generator seeded for it.
 
-    What an epoch draws depends on (seed, epoch, rank) alone, so that a run that goes on at an
-    epoch's start draws what an undisturbed one does. Dropout and timm's transforms draw from the
-    global generators; the order and the augmentation in memory have their own.
+    Random draws depend only on (seed, epoch, rank), so a run resumed at the start of an epoch draws
+    the same as an uninterrupted one. Dropout and timm's transforms use the global generators; the
+    order and the augmentation in memory have their own.
     """
     epoch, rank = training.state.epochs, training.accelerator.process_index
     set_seed(derive_seed("epoch", training.recipe.train.seed, epoch, rank) % 2**32)
     loader = training.images.train
     loader.set_epoch(epoch)
     if training.is_recorded and isinstance(loader, MemoryLoader):
-        return loader.draws()  # the rest is part of the update
+        return loader.draws()  # the rest happens in the update
     return loader
 
 
 @torch.no_grad()
 def evaluate(training: Training, loader: Loader, split: str) -> Metrics:
-    """Return every node's top-1 and top-5 in percent, exactly, over all processes.
+    """Return every node's exact top-1 and top-5 in percent, over all processes.
 
     Args:
         training: The run.
-        loader: Batches, each process its own images.
-        split: `val` or `test`, for the names of the measures.
+        loader: The batches; each process has its own images.
+        split: `val` or `test`, for the names of the metrics.
     """
     accelerator, graph = training.accelerator, training.graph
     correct = torch.zeros(len(graph.members), 2, dtype=torch.int64, device=accelerator.device)
     count = torch.zeros((), dtype=torch.int64, device=accelerator.device)
     graph.eval()
     for images, labels in loader:
-        # Not through DDP: processes may have different numbers of batches here.
+        # Not through DDP, because processes can have different numbers of batches here.
         with accelerator.autocast():
             outputs = graph(images.contiguous(memory_format=training.layout))
         logits = [outputs[name].logits for name in graph.members]
@@ -116,7 +116,7 @@ def evaluate(training: Training, loader: Loader, split: str) -> Metrics:
 
 
 def _average_batch_norm(training: Training) -> None:
-    """Make BatchNorm's running statistics their mean over the processes."""
+    """Average BatchNorm's running statistics over the processes."""
     processes = training.accelerator.num_processes
     if processes > 1:
         for modules in training.graph.owned_modules().values():

@@ -1,4 +1,4 @@
-"""What a run measures of each epoch."""
+"""The metrics of an epoch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TrainingError(RuntimeError):
 
 
 def correct_counts(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return how many of a batch are in the top 1 and in the top 5 (of fewer classes, in all).
+    """Count the samples of a batch that are right in the top 1 and in the top 5, or top C if C < 5.
 
     Args:
         logits: [B, C].
@@ -36,11 +36,11 @@ def correct_counts(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class EpochMeter:
-    """Sums an epoch's measures on the device; they are read once, when it is over.
+    """Sums up an epoch's metrics on the device; they are read once, at the end.
 
     Args:
-        graph: The graph that is measured.
-        accelerator: Adds up over processes, and knows the device.
+        graph: The graph.
+        accelerator: Gives the device, and sums over processes.
     """
 
     def __init__(self, graph: KnowledgeTransferGraph, accelerator: Accelerator) -> None:
@@ -68,13 +68,13 @@ class EpochMeter:
         labels: Tensor,
         update: float | Tensor,
     ) -> None:
-        """Add a batch, by what happens on the device alone.
+        """Add a batch without reading from the device.
 
         Args:
-            losses: Its losses.
-            outputs: Its outputs.
-            labels: Its labels, [B] or [B, C].
-            update: Number of the optimizer update it belongs to, from 1; a scalar of float32.
+            losses: The losses.
+            outputs: The outputs.
+            labels: The labels, [B] or [B, C].
+            update: Number of the optimizer update, from 1; a float32 scalar.
         """
         edges = torch.stack([losses.edges[name] for name in self.edges])
         nodes = torch.stack([losses.nodes[name].detach() for name in self.nodes])
@@ -96,7 +96,7 @@ class EpochMeter:
         """Return the epoch's means over all processes.
 
         Raises:
-            TrainingError: A loss was not finite; names the edge, its node and the update.
+            TrainingError: A loss was not finite; names the edge, the node and the update.
         """
         first_bad = self.accelerator.gather(self._first_bad[None]).amin(0).tolist()
         sums, correct, count = self.accelerator.reduce(
@@ -133,7 +133,7 @@ def _mean_weight(gated: float, ungated: float) -> float:
 
 
 def accuracies(split: str, names: Sequence[str], correct: Tensor, count: Tensor) -> Metrics:
-    """Return top-1 and top-5 of every node in percent, by the name of the measure.
+    """Return top-1 and top-5 of every node in percent, by the name of the metric.
 
     Args:
         split: `train`, `val` or `test`.

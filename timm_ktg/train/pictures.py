@@ -1,4 +1,4 @@
-"""The pictures in the directory of a run, kept up to date while it trains."""
+"""Keeps the pictures in the directory of a run up to date while it trains."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ..errors import one_line
 from ..recipe.graph_config import GraphConfig
 from ..records.run_directory import RunDirectory
 
-_INTERVAL = 60.0  # seconds from one drawing of the curves to the next
+_INTERVAL = 60.0  # seconds between drawings of the curves
 
 _logger = logging.getLogger(__name__)
 
 
 class RunPictures:
-    """Draws the graph and the curves of a run; a failure costs a line of the log, not the run.
+    """Draws the graph and the curves of a run; a failure is logged and does not stop the run.
 
     Args:
         graph: The graph of the run.
         directory: The directory of the run.
-        is_main: Whether this is the process that writes.
+        is_main: Whether this process writes.
     """
 
     def __init__(self, graph: GraphConfig, directory: RunDirectory, is_main: bool) -> None:
@@ -38,7 +38,7 @@ class RunPictures:
         self._attempt(lambda: draw_graph(self._graph, self._directory.graph))
 
     def go_on(self) -> None:
-        """Draw the curves at the end of an epoch, if they were last drawn a while ago."""
+        """Draw the curves at the end of an epoch, but at most every `_INTERVAL` seconds."""
         if time.monotonic() - self._drawn >= _INTERVAL:
             self._attempt(lambda: draw_curves(self._directory.path))
             self._drawn = time.monotonic()
@@ -54,5 +54,5 @@ class RunPictures:
             return
         try:
             draw()
-        except Exception as error:  # a broken matplotlib, a full disk: the training goes on
+        except Exception as error:  # a broken matplotlib or a full disk must not stop the training
             _logger.warning("%s: no picture: %s", self._directory.path, one_line(error))

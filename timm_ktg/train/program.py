@@ -1,4 +1,4 @@
-"""How a program begins and ends: what is wrong costs a line each, on all processes together."""
+"""Start and end of a program: errors take one line each, and all processes stop together."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def run_program(
     """Read the command line on every process, run the program, and return its exit code.
 
     Args:
-        parse: Reads the command line; raises RecipeError with all that is wrong with it.
+        parse: Reads the command line; raises RecipeError with all its problems.
         run: Runs the command.
-        interrupted: What to say after Ctrl-C.
+        interrupted: The message after Ctrl-C.
         failures: Errors after which the program cannot go on.
-        group: Arguments of the group of processes; see `problems_everywhere`.
+        group: Arguments of the process group; see `problems_everywhere`.
 
     Returns:
-        0, 1 after one of the failures, 2 if what was asked for is wrong, 130 if interrupted.
+        0, 1 after one of the failures, 2 if the command is wrong, 130 if interrupted.
     """
     problems: list[str] = []
     keep_freed_memory()
@@ -61,7 +61,7 @@ def create_accelerator(recipe: Recipe) -> Accelerator:
     """Return the accelerator for a recipe.
 
     Raises:
-        RecipeError: This machine lacks the precision.
+        RecipeError: This machine does not support the precision.
     """
     with located("train.mixed_precision"):
         accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision)
@@ -71,9 +71,9 @@ def create_accelerator(recipe: Recipe) -> Accelerator:
 
 
 def resolved(recipe: R, accelerator: Accelerator) -> R:
-    """Return the recipe with the precision and the layout that it left open filled in.
+    """Fill in the precision and the memory format that a recipe leaves open.
 
-    On a CPU, a step in channels-last took 0.78 of the time of one in the other layout (quartiles
+    On a CPU, a step in channels-last took 0.78 of the time of one in the default format (quartiles
     0.75 to 0.80, n=12; resnet20_cifar, batch 64, 2 cores of an AMD EPYC, torch 2.15.0, commit
     7291ff6). On accelerators it has not been measured.
     """

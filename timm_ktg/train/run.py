@@ -1,4 +1,4 @@
-"""A run from its recipe to its result: epochs, checkpoints, evaluation, exported nodes."""
+"""A whole run: epochs, checkpoints, evaluation, exported nodes."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ PACKAGES = ("timm_ktg", "torch", "timm", "accelerate", "datasets")
 def run_training(
     training: Training, directory: RunDirectory, resume: bool, start: float
 ) -> RunResult:
-    """Train to the end, evaluate the last epoch once, and write everything that a run leaves.
+    """Train to the end, evaluate the last epoch once, and write all results.
 
     Args:
-        training: What `build_training` returned.
-        directory: The directory of the run, which holds its recipe already.
-        resume: Whether to go on from the newest good state, if there is one.
-        start: time.perf_counter() when the run began.
+        training: The training from `build_training`.
+        directory: The directory of the run, which already holds its recipe.
+        resume: Whether to resume from the newest good state, if there is one.
+        start: time.perf_counter() at the start of the run.
 
     Returns:
         The result.
 
     Raises:
-        RecipeError: There are states, but none to go on from, or a tracker cannot be opened.
+        RecipeError: There are states, but none is usable, or a tracker cannot be opened.
         TrainingError: A loss is not finite, or an update cannot be recorded as asked.
     """
     accelerator = training.accelerator
@@ -51,10 +51,10 @@ def run_training(
     result: RunResult | None = None
     if resume:
         _load_newest_state(training, directory, identity)
-        # A run that was killed after it wrote its result lacks only what shows it.
+        # A run that was killed after it wrote its result lacks only pictures and trackers.
         if training.state.epochs == training.epochs:
             result = read_result(directory)
-        accelerator.wait_for_everyone()  # all have looked before one of them writes it
+        accelerator.wait_for_everyone()  # all have looked before one writes it
     pictures = RunPictures(training.recipe.graph, directory, accelerator.is_main_process)
     pictures.begin()
     with _trackers(training, directory) as trackers:
@@ -83,7 +83,7 @@ def _trackers(training: Training, directory: RunDirectory) -> Trackers:
 
 
 def _run_epoch(training: Training, directory: RunDirectory, epoch: int, trackers: Trackers) -> None:
-    """Train for an epoch, counted from 1, and show what it measured."""
+    """Train for an epoch, counted from 1, and show its metrics."""
     accelerator = training.accelerator
     bar = progress(
         start_epoch(training),
@@ -112,7 +112,7 @@ def _load_newest_state(training: Training, directory: RunDirectory, identity: st
     if accelerator.is_main_process:
         directory.forget_after(training.state.epochs)
     accelerator.print(
-        f"Going on from {state or 'the start'}, epochs done: {training.state.epochs}."
+        f"Resuming from {state or 'the start'}, epochs done: {training.state.epochs}."
     )
 
 

@@ -1,4 +1,4 @@
-"""One recipe with several seeds, one after another, and the mean of their results."""
+"""Trains one recipe with several seeds in turn and averages the results."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from .program import create_accelerator, resolved
 from .run import run_training
 from .training import Training, build_training
 
-# Trainings by seed that are built before it is their turn; a training is taken out when it runs.
+# Trainings by seed that were built ahead; each is removed when it runs.
 Ready = dict[int, Training]
 
 
 def run_seeds(
     recipe: Recipe, seeds: Sequence[int], directory: RunDirectory, ready: Ready
 ) -> SeedsResult:
-    """Train with each seed in a directory of its own; complete runs are not run again.
+    """Train with each seed in its own directory; complete runs are not repeated.
 
     Args:
-        recipe: The recipe; its own seed does not matter.
+        recipe: The recipe; its own seed is ignored.
         seeds: The seeds.
-        directory: Holds `seed-<n>` for each seed, and seeds.json.
-        ready: Trainings that are built already.
+        directory: The directory for seeds.json and a `seed-<n>` for each seed.
+        ready: Trainings that are already built.
 
     Returns:
         The result of all seeds.
 
     Raises:
-        RecipeError: What was asked for is wrong.
+        RecipeError: The recipe or a directory is wrong.
         TrainingError: A loss is not finite, or an update cannot be recorded as asked.
     """
     is_main = create_accelerator(recipe).is_main_process
@@ -58,13 +58,13 @@ def run_seed(
     """Train with one seed, or resume that run, or return its result if it is complete.
 
     Args:
-        recipe: The recipe; its own seed does not matter.
+        recipe: The recipe; its own seed is ignored.
         seed: The seed.
-        directory: The directory of the run, which may hold a part of it.
-        ready: Trainings that are built already.
+        directory: The directory of the run, which can hold an unfinished run.
+        ready: Trainings that are already built.
 
     Raises:
-        RecipeError: What was asked for is wrong.
+        RecipeError: The recipe or a directory is wrong.
         TrainingError: A loss is not finite, or an update cannot be recorded as asked.
     """
     start, ready = time.perf_counter(), ready or {}
@@ -76,7 +76,7 @@ def run_seed(
             [f"output-dir: {directory.path} holds a run of another recipe; choose another place."]
         )
     done = read_result(directory)
-    accelerator.wait_for_everyone()  # all have looked before one of them writes it
+    accelerator.wait_for_everyone()  # all have looked before one writes it
     if done is not None:
         return done
     if accelerator.is_main_process and not begun:
@@ -84,7 +84,7 @@ def run_seed(
         save_recipe(recipe, directory.recipe)
     accelerator.wait_for_everyone()
     try:
-        # No variable holds the training, so that its memory can be freed.
+        # No variable keeps the training, so that its memory can be freed.
         return run_training(
             ready.pop(seed) if seed in ready else build_training(recipe, accelerator),
             directory,
@@ -102,11 +102,11 @@ def with_seed(recipe: Recipe, seed: int) -> Recipe:
 
 
 def first_to_run(seeds: Sequence[int], path: Path | None) -> int | None:
-    """Return the first seed whose run is not complete; None if all are.
+    """Return the first seed whose run is not complete; None if all are complete.
 
     Args:
         seeds: The seeds.
-        path: The directory to resume; None: nothing has been run yet.
+        path: The directory to resume; None: no runs yet.
 
     Raises:
         RecipeError: A result cannot be read.

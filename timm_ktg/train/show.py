@@ -1,4 +1,4 @@
-"""What the terminal shows of a training: the graph, a line an epoch, the results."""
+"""Terminal output of a training: the graph, a line per epoch, the results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def show_graph(graph: KnowledgeTransferGraph, models: Mapping[str, str]) -> None
 
     Args:
         graph: The graph.
-        models: Name of the model of each node.
+        models: Model names by node.
     """
     table = Table(title="Knowledge transfer graph")
     for column in ("node", "model", "parameters", "role", "learns from, through which gate"):
@@ -45,11 +45,11 @@ def show_graph(graph: KnowledgeTransferGraph, models: Mapping[str, str]) -> None
 
 
 def epoch_line(metrics: Metrics, epochs: int, graph: KnowledgeTransferGraph) -> str:
-    """Return an epoch as a line: the top-1 of each node, the target marked by a star.
+    """Return an epoch as a line, with the top-1 of each node and a star at the target.
 
     Args:
-        metrics: What the epoch measured.
-        epochs: Epochs of the whole run.
+        metrics: The metrics of the epoch.
+        epochs: The number of epochs of the run.
         graph: The graph.
     """
     split = watched_split(metrics)
@@ -65,11 +65,11 @@ def epoch_line(metrics: Metrics, epochs: int, graph: KnowledgeTransferGraph) -> 
 
 
 def show_result(result: RunResult, files: Iterable[tuple[str, str]]) -> None:
-    """Print the accuracy of each node, and where everything is.
+    """Print the accuracy of each node and the paths of the files.
 
     Args:
         result: The result.
-        files: What there is, and where.
+        files: Pairs of description and path.
     """
     epochs = f"{result.epochs} epoch" + "s" * (result.epochs != 1)
     rows = {name: (f"{node.top1:.2f}", f"{node.top5:.2f}") for name, node in result.nodes.items()}
@@ -77,7 +77,7 @@ def show_result(result: RunResult, files: Iterable[tuple[str, str]]) -> None:
 
 
 def show_seeds(result: SeedsResult, directory: RunDirectory) -> None:
-    """Print the mean accuracy of each node over the seeds, and where everything is."""
+    """Print the mean accuracy of each node over the seeds, and the paths of the files."""
     seeds = ", ".join(map(str, result.seeds))
     title = f"Result on {result.split} images, mean ± std, seeds {seeds}"
     rows = {name: (str(node.top1), str(node.top5)) for name, node in result.nodes.items()}

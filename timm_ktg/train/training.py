@@ -1,4 +1,4 @@
-"""What a training is made of, built from its recipe and checked."""
+"""Builds and checks the parts of a training."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class RunState:
-    """How far a run is; saved with its checkpoints.
+    """The progress of a run; saved with its checkpoints.
 
     Args:
-        epochs: Epochs done.
-        seconds: Time they took.
+        epochs: The number of epochs done.
+        seconds: The time they took.
     """
 
     epochs: int = 0
     seconds: float = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` takes."""
+        """Return the state for `load_state_dict`."""
         return {"epochs": self.epochs, "seconds": self.seconds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Load a saved state."""
         self.epochs, self.seconds = state["epochs"], state["seconds"]
 
 
 @dataclass(frozen=True)
 class Data:
-    """What is read once and serves many trainings of the same data, batches and seed.
+    """Data that trainings with the same data, batches and seed can share.
 
     Args:
         splits: The data set's splits.
@@ -73,21 +73,21 @@ class Data:
 
 @dataclass(frozen=True)
 class Training:
-    """What a run is made of.
+    """The parts of a run.
 
     Args:
         recipe: The recipe.
         data: The images.
         graph: The graph.
         model: The graph as accelerate prepared it, under DDP with several processes.
-        optimizer: One for all nodes.
-        scheduler: Of the learning rate.
-        epochs: All epochs of the run.
+        optimizer: The optimizer of all nodes.
+        scheduler: The schedule of the learning rate.
+        epochs: The number of epochs of the run.
         accelerator: Device, processes and precision.
-        state: How far the run is.
-        meter: Sums up what an epoch measures.
-        make: Makes images and labels of what the loader yields.
-        do: Does an update, as it is or recorded.
+        state: The progress of the run.
+        meter: Sums up the metrics of an epoch.
+        make: Turns a loader's batch into images and labels.
+        do: Does an update, directly or as a recording.
     """
 
     recipe: Recipe
@@ -125,15 +125,15 @@ class Training:
 
 
 def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None = None) -> Training:
-    """Build everything that a recipe asks for, and check that it works together.
+    """Build all parts of a training, and check that they work together.
 
     Args:
         recipe: The recipe.
         accelerator: Device, processes and precision.
-        data: That of a training with the same data, batches and seed; None: read it.
+        data: Data from a training with the same data, batches and seed; None: read it.
 
     Raises:
-        RecipeError: All that is wrong.
+        RecipeError: The recipe does not work; lists all problems.
     """
     process = ProcessInfo(accelerator.device, accelerator.process_index, accelerator.num_processes)
     problems: list[str] = []
@@ -158,7 +158,7 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
     scheduler, epochs = build_scheduler(recipe.train, optimizer, len(images.train))
     model, prepared = accelerator.prepare(graph, optimizer)
     if isinstance(model, DistributedDataParallel):
-        # BatchNorm's statistics are averaged after an epoch, not sent around at every step.
+        # BatchNorm's statistics are averaged after an epoch instead of broadcast at every step.
         model.broadcast_buffers = False
     state = RunState()
     # The scheduler is not prepared, because accelerate would step it once for every process.
@@ -168,7 +168,7 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
     if recorded:
         required = recipe.train.cuda_graph == "always"
         do = RecordedUpdates(prepared, accelerator.device, required)
-        if isinstance(images.train, MemoryLoader):  # whose augmentation is recorded, too
+        if isinstance(images.train, MemoryLoader):  # its augmentation is recorded, too
             make = images.train.make
     return Training(
         recipe=recipe,
@@ -187,13 +187,13 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
 
 
 def problems_everywhere(problems: Sequence[str], **group: Any) -> list[str]:
-    """Return the problems of all processes, each once, so that none waits for one that gave up.
+    """Return the problems of all processes, each once, so that all processes stop together.
 
     Args:
-        problems: Those of this process.
-        group: Arguments of the group of processes, which the first call makes.
+        problems: The problems of this process.
+        group: Arguments of the process group, which the first call creates.
     """
-    # The first to ask settles what kind of processes there are, and forgets this flag by itself.
+    # The first PartialState fixes the kind of processes, and it does not read this flag itself.
     PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), **group)
     return list(dict.fromkeys(gather_object(list(problems))))
 
@@ -205,11 +205,11 @@ def _build_graph(
     data: Data,
     accelerator: Accelerator,
 ) -> KnowledgeTransferGraph:
-    """Return the graph on its device, checked and as fast as the recipe says."""
+    """Return the graph on its device, checked and optimized as the recipe says."""
     device, images, train = accelerator.device, data.images, recipe.train
     graph = connect(recipe, nodes, edges, images.mean, images.std).to(device)
     outputs = check_outputs(graph, images.size, data.splits.num_classes, device)
-    # An edge of its own seed, so that one more does not change the others.
+    # Each edge has its own seed, so that a new edge does not change the others.
     graph.build_edges(outputs, lambda name: derive_seed(f"init {name}", train.seed))
     check_processes_agree(graph)
     graph = graph.to(memory_format=_layout(train))
@@ -231,7 +231,7 @@ def _layout(train: TrainConfig) -> torch.memory_format:
 
 
 def _is_recorded(recipe: Recipe, accelerator: Accelerator) -> bool:
-    """Say whether updates are recorded."""
+    """Return whether updates are recorded."""
     wanted = recipe.train.cuda_graph
     problem = None if wanted == "never" else cuda_graph_problem(recipe.train, accelerator)
     if problem and wanted == "always":
