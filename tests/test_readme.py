@@ -38,7 +38,7 @@ def test_three_lines_in_an_ordinary_loop_train() -> None:
 
 
 def test_graph_by_hand_has_a_loss_for_each_node() -> None:
-    by_hand, _ = blocks("python")
+    by_hand, _, _ = blocks("python")
     images, labels = batch()
     names: dict[str, Any] = {"images": images, "labels": labels, "k": 1, "k_end": 10}
     exec(by_hand, names)
@@ -47,18 +47,43 @@ def test_graph_by_hand_has_a_loss_for_each_node() -> None:
 
 
 def test_gate_of_your_own_is_registered_and_keeps_its_contract() -> None:
-    _, gate = blocks("python")
+    _, gate, _ = blocks("python")
     exec(gate, {"ktg": timm_ktg, "__name__": "readme"})
     timm_ktg.check_gate(timm_ktg.create_gate("confident", threshold=0.5))
 
 
 def test_recipe_is_right() -> None:
-    recipe, _, _ = blocks("yaml")
+    recipe, _, _, _ = blocks("yaml")
     found = check_recipe(yaml.safe_load(recipe))
     assert found.graph.nodes["helper"].learns_from["student"].temperature == 2
 
 
+def test_several_edges_between_two_nodes_are_right() -> None:
+    recipe, edges, _, _ = blocks("yaml")
+    values = yaml.safe_load(recipe)
+    values["graph"]["nodes"]["student"] |= yaml.safe_load(edges)
+    names = [link.name for link in check_recipe(values).graph.edges]
+    assert {"helper->student/kl_div", "helper->student/cross_entropy"} < set(names)
+
+
+def test_loss_with_parameters_is_trained_with_the_node_that_learns() -> None:
+    by_hand, _, loss = blocks("python")
+    exec(loss, {"ktg": timm_ktg, "torch": torch, "__name__": "readme"})
+    code = by_hand.replace(
+        'gate=ktg.create_gate("correct")', 'loss=ktg.create_loss("projected", width=8)'
+    ).partition("outputs = ")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    graph, (images, labels) = names["graph"], batch()
+    graph.build_edges(graph(images))
+    owners = graph.parameter_owners()
+    graph.losses(graph(images), labels).total.backward()
+    own = set(graph.edge_modules.parameters())
+    assert own and own <= set(owners["student"])
+    assert all(parameter.grad is not None for parameter in own)
+
+
 def test_search_is_right() -> None:
-    _, search, _ = blocks("yaml")
+    _, _, search, _ = blocks("yaml")
     found = check_section(SearchRecipe, yaml.safe_load(search)).search
     assert build_choices(found).size == 3 * 4**4
