@@ -40,7 +40,7 @@ HUB: dict[str, tuple[int, list[str], list[str]]] = {
     "uoft-cs/cifar100": (100, ["img", "fine_label", "coarse_label"], ["train", "test"]),
     "zh-plus/tiny-imagenet": (200, ["image", "label"], ["train", "valid"]),
 }
-# Top-1 of the target in Table 2, CIFAR-100, and the models of its nodes.
+# The models of the nodes, and what the paper says of the target.
 R32, R110, WRN = "resnet32_cifar", "resnet110_cifar", "wrn28_2_cifar"
 MODELS = {
     "label-only-resnet32": [R32],
