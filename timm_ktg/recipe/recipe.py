@@ -148,8 +148,8 @@ def check_recipe(values: Mapping[str, Any]) -> Recipe:
     if "search" in values and "graph" not in values:
         raise RecipeError(
             [
-                "search: this recipe has no graph to train. Search for one by timm_ktg.search, and "
-                "train its best.yaml."
+                "search: this recipe has no graph to train. Search for one with timm_ktg.search "
+                "and train its best.yaml."
             ]
         )
     return check_section(Recipe, values)
