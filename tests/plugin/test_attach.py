@@ -1,4 +1,4 @@
-"""The graph in somebody else's loop: three lines more, and nothing else in the loop changes."""
+"""The graph in a user's loop: three lines more, and nothing else changes."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -227,7 +227,7 @@ def test_groups_of_other_options_want_to_be_told() -> None:
     graph, model, _ = parts()
     head, *others = model.parameters()
     optimizer = SGD([{"params": [head], "lr": 1.0}, {"params": others}], lr=0.1, momentum=0.9)
-    with pytest.raises(ValueError, match=r"2 groups of different options.*group=\{'lr'"):
+    with pytest.raises(ValueError, match=r"2 groups with different options.*group=\{'lr'"):
         attach(model, graph, optimizer, STEPS)
     assert len(optimizer.param_groups) == 2 and not model._forward_hooks
     attach(model, graph, optimizer, STEPS, group={"lr": 0.3})
@@ -245,7 +245,7 @@ def test_groups_of_other_options_want_to_be_told() -> None:
 def test_optimizer_with_a_scheduler_is_refused(schedule: Callable[[Optimizer], Any]) -> None:
     graph, model, optimizer = parts()
     schedule(optimizer)
-    with pytest.raises(ValueError, match="attach should come before the scheduler"):
+    with pytest.raises(ValueError, match="attach should be called before the scheduler"):
         attach(model, graph, optimizer, STEPS)
     assert len(optimizer.param_groups) == 1
 
@@ -267,7 +267,7 @@ def test_wrapped_model_is_refused_and_the_graph_named(
     graph, model, optimizer = parts()
     with pytest.raises(ValueError, match=r"KnowledgeTransferGraph.*DistributedDataParallel"):
         attach(wrapper(model), graph, optimizer, STEPS)
-    attach(model, graph, optimizer, STEPS)  # a group of one process is no trouble
+    attach(model, graph, optimizer, STEPS)  # a group of one process is fine
 
 
 def test_one_of_several_processes_is_refused(
@@ -282,7 +282,7 @@ def test_one_of_several_processes_is_refused(
 def test_another_model_than_the_target_is_refused() -> None:
     graph = mutual()
     for model in (copy.deepcopy(graph.model("a")), graph.model("b")):
-        with pytest.raises(ValueError, match=r"target `a` should be the model that is attached"):
+        with pytest.raises(ValueError, match=r"target `a` should be the attached model"):
             attach(model, graph, sgd(model.parameters()), STEPS)
 
 

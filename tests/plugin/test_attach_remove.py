@@ -1,4 +1,4 @@
-"""The graph in somebody else's loop: saved with it, beside its other tools, and gone again."""
+"""The graph in a user's loop: saving, working with other tools, and removal."""
 
 import copy
 from pathlib import Path
@@ -102,7 +102,7 @@ def test_copy_for_a_moving_average_teaches_nobody() -> None:
     assert handle.clock.updates == STEPS
 
 
-# Other people's tools.
+# Third-party tools.
 
 
 def test_autocast_of_the_loop_holds_for_the_auxiliaries() -> None:

@@ -51,7 +51,7 @@ def steps(first: int = 0, last: int = STEPS) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def loop(task: TrainingTask, optimizer: Optimizer, first: int = 0, last: int = STEPS) -> None:
-    """A loop that knows nothing but timm's contract."""
+    """A loop that uses only timm's contract."""
     task.train()
     for x, labels in steps(first, last):
         optimizer.zero_grad()
