@@ -47,7 +47,7 @@ def workplace(
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", datasets_cache)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    # Nets this small only wait for each other's threads, above all on a machine that is busy.
+    # With nets this small, extra threads only wait for each other.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield tmp_path
@@ -76,7 +76,7 @@ def workbench() -> Iterator[None]:
 
 @pytest.fixture
 def refused(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Runs a recipe that cannot run, and returns what the terminal says of it, line by line."""
+    """Run a recipe that cannot run, and return the lines on the terminal."""
 
     def run(values: Values, *flags: str) -> list[str]:
         command = [write(values), *flags]

@@ -26,7 +26,7 @@ class projected(nn.Module):  # noqa: N801 (named as it is registered)
 
 
 class learned(nn.Module):  # noqa: N801
-    """Weighs every sample's loss by what a linear layer makes of the source's logits."""
+    """Weighs every sample's loss by a linear layer of the source's logits."""
 
     def __init__(self, source: NodeOutput, destination: NodeOutput) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Tiny networks and data without timm, and the paper's losses once more, in numpy and float64."""
+"""Tiny networks and data without timm, and reference losses in numpy and float64."""
 
 from typing import Any
 
@@ -63,7 +63,7 @@ def edge(source: str, destination: str, gate: str = "through", **options: Any) -
 
 
 def graph_of(*edges: Edge, frozen: tuple[str, ...] = (), **options: Any) -> KnowledgeTransferGraph:
-    """A graph of small ConvNets, one of its own seed for every name on an edge; the target is a."""
+    """A graph of small ConvNets, one with its own seed per name on an edge; the target is a."""
     ends = {end for edge in edges for end in edge.pair} - {"label"}
     names = sorted(ends | set(options.get("keep", ())))
     nodes = [
@@ -84,7 +84,7 @@ def same(first: list[Tensor], second: list[Tensor]) -> bool:
     return len(first) == len(second) and all(map(torch.equal, first, second))
 
 
-# The references: nothing but numpy, in float64.
+# The references: only numpy, in float64.
 
 
 def array(tensor: Tensor) -> Array:
@@ -97,14 +97,14 @@ def log_softmax(logits: Array) -> Array:
 
 
 def kl_reference(source: Tensor, destination: Tensor, temperature: float = 1.0) -> Array:
-    """T^2 sum_c p_s (log p_s - log p_t), a loss a sample."""
+    """T^2 sum_c p_s (log p_s - log p_t), one loss per sample."""
     log_s = log_softmax(array(source) / temperature)
     log_t = log_softmax(array(destination) / temperature)
     return np.asarray(temperature**2 * (np.exp(log_s) * (log_s - log_t)).sum(-1))
 
 
 def ce_reference(destination: Tensor, labels: Tensor, smoothing: float = 0.0) -> Array:
-    """- sum_c q log p_t, q = (1 - smoothing) y + smoothing / C, a loss a sample."""
+    """- sum_c q log p_t, q = (1 - smoothing) y + smoothing / C, one loss per sample."""
     log_t = log_softmax(array(destination))
     y = np.eye(log_t.shape[-1])[labels.numpy()] if labels.ndim == 1 else array(labels)
     return np.asarray(-(((1 - smoothing) * y + smoothing / log_t.shape[-1]) * log_t).sum(-1))

@@ -37,7 +37,7 @@ def recipe(student: Values = LABEL_ONLY, helper: Values | None = None, **section
 
 
 def changed(path: str, value: Any) -> Any:
-    """The values of a recipe of two nets, those at `graph.nodes...` or another path replaced."""
+    """The values of a recipe of two nets, with the value at one path replaced."""
     values = recipe(TWO, LABEL_ONLY)
     section = values
     *parents, last = path.split(".")
@@ -56,7 +56,7 @@ def write(values: Values | str, path: str = "recipe.yaml") -> str:
 
 
 def problems_of(values: Values) -> tuple[str, ...]:
-    """All that is wrong with the values of a recipe; nothing is built."""
+    """All problems of a recipe's values; nothing is built."""
     try:
         check_recipe(values)
     except RecipeError as error:
@@ -89,7 +89,7 @@ def save(folder: Path, **splits: Dataset) -> None:
 
 
 def save_images(folder: Path, **splits: Dataset) -> None:
-    """Save the splits as folders of images, one a class."""
+    """Save the splits as folders of images, one per class."""
     for name, split in splits.items():
         for number, row in enumerate(split):
             path = folder / name / f"class {row['label']}" / f"{number}.png"

@@ -36,18 +36,18 @@ Call = tuple[Callable[..., None], tuple[Any, ...]]
 
 
 def search_of(trials: int, **values: Any) -> SearchConfig:
-    """Return a search among 2,564 graphs; a third node would only cost a longer journal."""
+    """Return a search among 2,564 graphs; a third node would only make the journal longer."""
     defaults = {"nodes": 2, "target_model": MODELS[0], "models": MODELS, "gates": GATES}
     return SearchConfig.model_validate({**defaults, "trials": trials, **values})
 
 
 def value_at(number: int, epoch: int) -> float:
-    """What trial `number` reports: few different values, so that some are equal."""
+    """The reports of trial `number`: few different values, so that some are equal."""
     return float(random.Random(f"{number} {epoch}").randrange(60))
 
 
 def fails(number: int) -> bool:
-    """Say whether a trial fails after its fourth rung, if it gets there; its values are high."""
+    """Return whether a trial fails after its fourth rung; its values are high."""
     return number % 8 == 3
 
 
@@ -59,7 +59,7 @@ def joined(folder: Path, search: SearchConfig, prepare: Callable[[Study], None])
 
 
 def objective_of(choices: Choices, pause: float, failing: bool) -> Objective:
-    """Return an objective that notes its graph as a search's does, and makes up its values."""
+    """Return an objective that notes its graph as in a search, with made-up values."""
 
     def objective(trial: Trial) -> float:
         graph = choices.graph(suggest(trial, choices))
@@ -115,7 +115,7 @@ def has(study: Study, trials: int) -> bool:
 
 
 def hang(folder: Path, search: SearchConfig, number: int) -> None:
-    """Be a worker that stays in the middle of a trial for ever, with high values so far."""
+    """Be a worker that hangs in the middle of a trial, with high values so far."""
     choices = build_choices(search)
     ordinary = objective_of(choices, 0.0, failing=False)
 
@@ -139,7 +139,7 @@ def jobs_of(folder: Path) -> Jobs:
 
 
 def do_jobs(folder: Path, hanging: str | None = None) -> None:
-    """Be a worker that does jobs, or stays in the middle of one for ever."""
+    """Be a worker that does jobs, or hangs in the middle of one."""
 
     def do(job: str, trial: Trial) -> float:
         if job == hanging:
@@ -171,7 +171,7 @@ def pid_of(folder: Path) -> int:
 
 
 def kill(folder: Path) -> None:
-    """Kill the worker that has told its number."""
+    """Kill the worker that has reported its number."""
     os.kill(pid_of(folder), signal.SIGKILL)
 
 
@@ -201,9 +201,9 @@ def exit_codes(folder: Path, process: Any) -> list[int]:
 
 
 def _fork(folder: Path, calls: tuple[Call, ...]) -> None:
-    """Fork from one process that has imported everything, for an import costs seconds."""
-    gc.freeze()  # a collection after each trial would else copy all that is shared
-    os.fsync = lambda fd: None  # 2 ms each, and only for when the power fails
+    """Fork from one process that has imported everything, because an import takes seconds."""
+    gc.freeze()  # otherwise a collection after each trial would copy all shared memory
+    os.fsync = lambda fd: None  # 2 ms each, and only needed if the power fails
     fork = multiprocessing.get_context("fork")
     barrier = fork.Barrier(len(calls))
     processes = [fork.Process(target=_together, args=(barrier, *call)) for call in calls]

@@ -8,12 +8,12 @@ import pytest
 import timm_ktg
 
 HOUSE = Path(timm_ktg.__file__).parent
-# From the ground up; a room may import from those before it.
+# From the ground up: a room may import only from those before it.
 ROOMS = (
     *("errors", "terminal", "models", "data", "records", "graph", "recipe", "plugin"),
     *("draw", "tracking", "train", "search", "review", "__init__"),
 )
-# Rooms that know less than their place would let them.
+# Rooms that may import less than their place allows.
 KNOWS = {
     **dict.fromkeys(("errors", "models"), set[str]()),
     **dict.fromkeys(("terminal", "data", "records", "graph"), {"errors"}),

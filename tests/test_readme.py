@@ -1,4 +1,4 @@
-"""What README shows is run as it stands there."""
+"""Runs the code blocks of the README."""
 
 from __future__ import annotations
 

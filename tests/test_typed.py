@@ -32,7 +32,7 @@ timm_ktg.Edge("helper", 1)
 
 
 def check(folder: Path, code: str) -> str:
-    """Return what mypy says of a project of one module that uses the installed package."""
+    """Return mypy's output for a one-module project that uses the installed package."""
     (folder / "mypy.ini").write_text(CONFIG)
     (folder / "mine.py").write_text(code)
     command = [sys.executable, "-m", "mypy", "--cache-dir", "cache", "mine.py"]

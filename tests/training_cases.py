@@ -39,12 +39,12 @@ from timm_ktg.train.training import Training, build_training
 Values = dict[str, Any]
 
 TIMES = ("seconds", "images_per_second")
-DEADLINE = 240  # seconds, for processes on a loaded machine; a hang is what it is there for
+DEADLINE = 240  # seconds, to catch hangs; generous, for a busy machine
 
-# Some of the bundled digits: 266 to train on, which is 4 batches of 64 and one of 10, and for each
-# of validation and test a number that two processes cannot share evenly.
+# Some of the bundled digits: 266 to train on, in 4 batches of 64 and one of 10. The validation and
+# test images cannot be split evenly between two processes.
 TRAIN, VAL, TEST = 266, 61, 63
-UPDATES = 5  # an epoch
+UPDATES = 5  # per epoch
 
 
 @cache
@@ -59,7 +59,7 @@ def small_digits() -> str:
 
 
 class TinyNet(nn.Module):
-    """Patches, a nonlinearity, dropout, a classifier; BatchNorm only where `norm` asks for it."""
+    """Patches, a nonlinearity, dropout, a classifier; BatchNorm only if `norm` is set."""
 
     def __init__(self, num_classes: int, width: int, drop_rate: float, norm: bool) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ def ktg_tiny(
     return TinyNet(num_classes, width, drop_rate, norm)
 
 
-# Gates and losses that show what a run hands them, or go wrong when a run has come far enough.
+# Gates and losses that show their inputs, or fail at some point of a run.
 
 progress: list[float] = []
 calls = {"erratic": 0}
@@ -174,10 +174,10 @@ def recipe_values(
 
 
 def build(values: Values) -> Training:
-    """Build a recipe in this process, of one."""
+    """Build a recipe in this single process."""
     reset_accelerate()
     recipe = check_recipe(values)
-    torch.manual_seed(77)  # nothing may depend on it
+    torch.manual_seed(77)  # nothing should depend on it
     accelerator = Accelerator(cpu=True, mixed_precision=recipe.train.mixed_precision)
     return build_training(recipe, accelerator)
 
@@ -227,7 +227,7 @@ def train_run(path: Path, values: Values, *flags: str) -> Path:
 
 @contextmanager
 def interrupted_in(epoch: int) -> Iterator[None]:
-    """Let Ctrl-C be pressed after three batches of an epoch, from 1, of a run in this process."""
+    """Press Ctrl-C after three batches of an epoch (from 1) of a run in this process."""
     import timm_ktg.train.run
 
     start_epoch = timm_ktg.train.run.start_epoch
@@ -271,14 +271,14 @@ def weights_of(run: Path) -> dict[str, bytes]:
 
 
 def assert_same_run(first: Path, second: Path) -> None:
-    """Assert that two runs came to the same, bit for bit, times aside."""
+    """Assert that two runs have the same results, bit for bit, except for times."""
     assert metrics_of(first) == metrics_of(second)
     assert weights_of(first) == weights_of(second)
     assert summary_of(first)["nodes"] == summary_of(second)["nodes"]
 
 
-# Processes of their own, real ones with a number to kill, forked from one that has imported torch
-# and timm already: an import costs more than most tests here.
+# Real processes, which tests can kill. They are forked from one that has already imported torch and
+# timm, because the import takes longer than most tests here.
 
 _forkserver = multiprocessing.get_context("forkserver")
 _forkserver.set_forkserver_preload(
@@ -287,7 +287,7 @@ _forkserver.set_forkserver_preload(
 
 
 def start(log: Path, function: Callable[..., None], *arguments: Any) -> BaseProcess:
-    """Start a function in a process of its own, its output in a file."""
+    """Start a function in a new process, with its output in a file."""
     process = _forkserver.Process(target=_logged, args=(log, function, arguments))
     process.start()
     return process

@@ -1,4 +1,4 @@
-"""What a run in Weights & Biases wrote: its `.wandb` file, record by record."""
+"""Reads the `.wandb` file that a run in Weights & Biases wrote, record by record."""
 
 import json
 import struct
@@ -14,7 +14,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 from timm_ktg.tracking.wandb_run import WandbRun
 
 HEADER, BLOCK = 7, 32 * 1024  # bytes
-FULL, LAST = 1, 4  # kinds of chunks, of LevelDB's log format, that end a record
+FULL, LAST = 1, 4  # chunks of LevelDB's log format that end a record
 
 
 def _chunks(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -49,7 +49,7 @@ def _items(items: Any) -> dict[str, Any]:
 
 @dataclass
 class Log:
-    """A run as its file tells it."""
+    """A run as recorded in its file."""
 
     run: Any = None
     config: dict[str, Any] = field(default_factory=dict)
@@ -105,7 +105,7 @@ def epochs_of(log: Log) -> list[dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nobody is logged in, and wandb knows nothing of earlier tests."""
+    """Nobody is logged in, and wandb has no state from earlier tests."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     for name in ("API_KEY", "MODE", "BASE_URL", "RUN_ID", "SWEEP_ID"):

@@ -1,4 +1,4 @@
-"""Sources and splits. Pixels: test_data_images.py; batches: test_data_loaders.py."""
+"""Sources and splits. Pixels: test_images.py; batches: test_loaders.py."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_digits_are_8x8_stratified_and_scaled_to_255() -> None:
 def test_folder_of_each_format_is_read_alike(
     tmp_path: Path, write: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The name of one of Datasets' own builders: the folder has to win over it.
+    # One of Datasets' own builders has this name: the folder must take precedence.
     write(tmp_path / "parquet", train=split(6), test=split(3))
     monkeypatch.chdir(tmp_path)
     pets = load_splits("parquet")

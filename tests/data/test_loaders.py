@@ -37,7 +37,7 @@ def pixels(size: int, height: int = 8, width: int = 8) -> Tensor:
 
 
 def memory(size: int = 21, *, train: bool = True, **arguments: Any) -> MemoryLoader:
-    """A loader whose labels are the rows: they tell which image a batch holds."""
+    """A loader whose labels are the row numbers, so they identify the images in a batch."""
     settings = {"batch_size": 4, "mean": MEAN, "std": STD, "device": "cpu"} | arguments
     return MemoryLoader(pixels(size), torch.arange(size), train=train, **settings)
 
@@ -82,7 +82,7 @@ def test_derived_seeds_differ_in_purpose_number_and_length() -> None:
     assert len(set(seeds)) == 6
     assert (
         derive_seed("order", 42, 3) == 14964323690583133557
-    )  # Golden: a release that moves it moves every run.
+    )  # Golden: if this changes, every run changes.
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -188,7 +188,7 @@ def mixed(
 
 
 class Constant:
-    """A loader of the same batches in every epoch: what differs behind it was drawn behind it."""
+    """A loader with the same batches in every epoch, so any difference comes from later draws."""
 
     def set_epoch(self, epoch: int) -> None:
         pass

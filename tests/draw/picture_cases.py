@@ -1,4 +1,4 @@
-"""Graphs to draw, and what a run of them may have measured."""
+"""Graphs to draw, and possible results of their runs."""
 
 import random
 from itertools import permutations

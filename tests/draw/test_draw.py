@@ -1,4 +1,4 @@
-"""A graph as a picture: nothing lies on anything else, and all is said."""
+"""A graph as a picture: nothing overlaps, and nothing is missing."""
 
 import json
 import re
@@ -170,7 +170,7 @@ def test_svg_is_whole_and_points_to_nothing_outside() -> None:
     svg = svg_of(complete_graph(3))
     root = ElementTree.fromstring(svg)
     assert root.tag == "{http://www.w3.org/2000/svg}svg" and svg.startswith("<svg")
-    assert "<style" not in svg  # which would be that of the whole page
+    assert "<style" not in svg  # it would apply to the whole page
     values = [value for each in root.iter() for value in each.attrib.values()]
     assert not [value for value in values if "//" in value]
     ids = [each.attrib["id"] for each in root.iter() if "id" in each.attrib]
@@ -184,7 +184,7 @@ def test_two_svgs_in_a_page_share_no_ids() -> None:
     pictures = [svg_of(graph), svg_of(graph, results_of_graph(graph)), svg_of(KD)]
     for first, second in combinations(pictures, 2):
         assert not set(re.findall(r'id="([^"]+)"', first)) & set(re.findall(r'id="(.+?)"', second))
-    assert svg_of(graph) == pictures[0]  # and the same graph is the same file
+    assert svg_of(graph) == pictures[0]  # the same graph gives the same file
 
 
 def test_mermaid_names_every_edge() -> None:
@@ -246,7 +246,7 @@ def test_picture_of_the_readme_is_that_of_the_recipe() -> None:
 
 
 def a_run(path: str, graph: GraphConfig) -> Path:
-    """Make a run of two epochs, as far as pictures look at it."""
+    """Make a run of two epochs, with only the files that pictures need."""
     run = Path(path)
     run.mkdir()
     values = {"graph": graph.model_dump(mode="json")}
@@ -270,7 +270,7 @@ def test_results_of_a_run_are_its_last_epochs_until_it_has_a_summary() -> None:
 def test_command_draws_recipes_and_runs(capsys: pytest.CaptureFixture[str]) -> None:
     a_run("run", KD)
     for arguments in (
-        ["cifar100/kd", "-o", "kd.svg"],  # whose teacher's weights are nowhere
+        ["cifar100/kd", "-o", "kd.svg"],  # the teacher's weights do not exist
         ["run", "-o", "run.md"],
         ["run/recipe.yaml", "--run", "run", "-o", "too.md"],
         ["-o", "digits.md"],

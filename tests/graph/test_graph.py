@@ -33,7 +33,7 @@ def losses_of(
     labels: Tensor,
     progress: float | Tensor = 1.0,
 ) -> ktg.GraphLosses:
-    """The losses of made-up logits, as leaves that gradients reach."""
+    """The losses of made-up logits, which are leaves with gradients."""
     outputs = {
         name: ktg.NodeOutput(output(rows).logits.requires_grad_()) for name, rows in logits.items()
     }

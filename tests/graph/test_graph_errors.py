@@ -1,4 +1,4 @@
-"""What a graph refuses, when it is built and at a step, and what it then says."""
+"""Errors of a graph, when it is built and at a step."""
 
 from collections.abc import Callable
 from typing import Any

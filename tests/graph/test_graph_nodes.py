@@ -50,7 +50,7 @@ def test_node_with_no_incoming_edge_is_frozen() -> None:
 
 
 def test_frozen_node_runs_without_autograd() -> None:
-    # Even if the images have a gradient, as those of an adversary.
+    # Even if the images have a gradient, as in adversarial training.
     x = images().requires_grad_()
     outputs = graph_of(*FROZEN_B, frozen=("b",))(x)
     assert outputs["a"].logits.requires_grad
@@ -204,7 +204,7 @@ def test_bare_cutoff_function_cuts_off_too() -> None:
     assert [each.pair for each in graph.edges] == [("label", "a")]
 
 
-# Normalisation
+# Normalization
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -215,7 +215,7 @@ def normalized(raw: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> 
 
 
 class Seen(nn.Module):
-    """Keeps what it was shown."""
+    """Keeps its input."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -108,7 +108,7 @@ def test_state_of_a_graph_holds_nothing_but_its_models() -> None:
 
 @pytest.mark.parametrize("taps", [(), ("act",)], ids=["plain", "tapped"])
 def test_deep_copy_of_a_graph_is_a_graph_of_its_own(taps: tuple[str, ...]) -> None:
-    # As timm's ModelEma makes it.
+    # A copy as in timm's ModelEma.
     nodes = [ktg.Node(name, ConvNet(seed), taps=taps) for seed, name in enumerate("ab")]
     graph = ktg.KnowledgeTransferGraph(nodes, MUTUAL, "a").eval()
     expected = graph(images())["a"]
@@ -163,7 +163,7 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-# What reads a value back from the device, or makes a shape depend on one.
+# Operators that read a value back from the device, or make a shape depend on one.
 WAITS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select"}
 WAITS |= {"unique", "_unique2", "unique_dim", "bincount", "allclose", "one_hot", "mask"}
 

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("workbench")]
 
 
 def trained(model: nn.Module, size: int = 32) -> nn.Module:
-    """Give BatchNorm weights and statistics that matter, and return the model in evaluation."""
+    """Give BatchNorm nontrivial weights and statistics; return the model in evaluation mode."""
     draw = torch.Generator().manual_seed(0)
     model.train()
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_copy_computes_the_same_without_batch_norm(name: str, left: int) -> None
 
 
 class Odd(nn.Module):
-    """Convolutions and BatchNorm between which nothing can be folded."""
+    """Convolutions and BatchNorm that cannot be folded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def test_what_cannot_be_folded_is_left() -> None:
 
 
 class ByValue(nn.Module):
-    """What it computes depends on the values that it sees, so that it cannot be traced."""
+    """Its computation depends on its input values, so it cannot be traced."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class ByValue(nn.Module):
 
 
 class ByMode(ByValue):
-    """Traced, it would compute another thing than it does."""
+    """Tracing it would change its computation."""
 
     def forward(self, x: Tensor) -> Tensor:
         sign = 1.0 if isinstance(x, torch.fx.Proxy) else -1.0
@@ -120,7 +120,7 @@ class ByMode(ByValue):
 
 
 class Faint(ByMode):
-    """The same, of numbers that no absolute tolerance could tell apart."""
+    """The same, with numbers too small for an absolute tolerance."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 1e-6 * super().forward(x)
@@ -208,7 +208,7 @@ def test_copy_for_autocast_is_used_under_it_alone() -> None:
 
 
 class Precise(ConvNet):
-    """Its head computes in float32, whatever the autocast."""
+    """Its head computes in float32 even under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         head, self.head = self.head, nn.Identity()
@@ -219,7 +219,7 @@ class Precise(ConvNet):
 
 
 class Single(ConvNet):
-    """What it holds cannot be copied."""
+    """It holds something that cannot be copied."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)

@@ -25,7 +25,7 @@ Install = Callable[..., Path]
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Return what lays a distribution of one module on sys.path."""
+    """Return a function that puts a one-module distribution on sys.path."""
     installed = []
 
     def install(
@@ -141,7 +141,7 @@ def test_name_of_an_installed_gate_is_an_error_that_names_both() -> None:
 
 
 def test_same_definition_again_replaces_the_first() -> None:
-    # As when the cell of a notebook is changed and runs again.
+    # As when a notebook cell is changed and run again.
     cell = "@ktg.register_gate\ndef mine(losses, context):\n    return losses * {}\n"
     notebook: dict[str, Any] = {"__name__": "__main__", "ktg": ktg}
     for factor in (2, 3):
@@ -160,7 +160,7 @@ def test_function_of_another_form_is_refused(registry: Registry, source: str) ->
     assert registry.names() == []
 
 
-# Asking for what is not there
+# Unknown names and arguments
 
 
 def test_unknown_name_is_an_error_that_lists_and_suggests(registry: Registry) -> None:
@@ -249,7 +249,7 @@ def test_broken_entry_point_is_reported_when_asked_for(
     distribution, _, sentence = BROKEN[name]
     with pytest.raises(ValueError, match=f"gate `{name}`.*{sentence}") as raised:
         registry.create(name)
-    if name != "form":  # the signature is wrong, whoever it is from
+    if name != "form":  # here the signature is wrong
         assert f"distribution `{distribution}` ({distribution}:{name})" in str(raised.value)
     assert registry.create("half")(torch.ones(1), None).tolist() == [0.5]
 

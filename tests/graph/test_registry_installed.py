@@ -77,7 +77,7 @@ print(json.dumps(found))
 
 
 def run(*command: str, **environment: str) -> str:
-    """Return what a command prints; on failure, raise with what it said."""
+    """Return the output of a command; on failure, raise with its output."""
     done = subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
     )

@@ -188,7 +188,7 @@ def test_target_without_an_incoming_edge_is_a_problem(edges: list[tuple[str, str
     [
         ([("label", "a")], (), "a"),
         ([("label", "a"), ("label", "b")], (), "a"),
-        ([("a", "b"), ("label", "a")], (), "a"),  # b learns from the target, which learns not
+        ([("a", "b"), ("label", "a")], (), "a"),  # b learns from the target, not vice versa
         ([("b", "a"), ("c", "b"), ("d", "c")], (), "abcd"),  # a chain
         ([("b", "a"), ("a", "b"), ("c", "d"), ("d", "c")], (), "ab"),  # two cycles
         ([("a", "c"), ("d", "c")], ("c",), "acd"),  # what reaches a kept node is kept too

@@ -27,7 +27,7 @@ IMAGENET = (0.485, 0.456, 0.406)
 
 
 def net(seed: int, model: str = "resnet8_cifar") -> Any:
-    """A net whose every tensor differs from that of another seed, statistics included."""
+    """A net that differs in every tensor from a net with another seed, statistics included."""
     torch.manual_seed(seed)
     made = timm.create_model(model, num_classes=3)
     for tensor in made.state_dict().values():
@@ -101,7 +101,7 @@ def test_checkpoint_of_timm_is_read() -> None:
 
 
 def teacher(helper: Values, **data: Any) -> tuple[Any, Any]:
-    """The graph of a recipe with a frozen helper on images of given normalisation, built."""
+    """The graph of a recipe with a frozen helper on images with the given normalization."""
     values = recipe(TWO, helper, data=data)
     graph = build_training(check_recipe(values), Accelerator()).graph
     assert graph.frozen == ("helper",)
@@ -176,7 +176,7 @@ def test_frozen_node_pretrained_for_other_classes_is_refused(refused: Refused) -
     assert len(lines) == 1
     assert re.match(r"graph\.nodes\.helper\.pretrained: .* 3 classes.*Found 4", lines[0])
     values = recipe(TWO, {**helper, **LABEL_ONLY})
-    assert main([write(values), "--dry-run"]) == 0  # one that learns gets a new classifier
+    assert main([write(values), "--dry-run"]) == 0  # a node that learns gets a new classifier
 
 
 def test_pretrained_weights_that_do_not_exist_are_refused(refused: Refused) -> None:

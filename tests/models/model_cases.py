@@ -38,7 +38,7 @@ def images(batch: int = 2, chans: int = 3, size: int = 32) -> Tensor:
 
 
 def stir(model: nn.Module) -> None:
-    """Draw the norms' parameters and statistics, which all start at 0 or 1, anew."""
+    """Randomize the norms' parameters and statistics, which all start at 0 or 1."""
     for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
         for tensor in (norm.weight, norm.running_var):
             nn.init.uniform_(tensor, 0.5, 1.5)

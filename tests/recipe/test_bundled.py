@@ -30,11 +30,11 @@ ALL = [
     for path in FOLDER.rglob("*.yaml")
     if path.name != "wandb-sweep.yaml"  # see test_tracking.py
 ]
-NAMES = [name for name in ALL if "search" not in name]  # for searches see test_recipes_search.py
+NAMES = [name for name in ALL if "search" not in name]  # for searches see test_bundled_searches.py
 PAPERS = [name for name in NAMES if "/" in name]
 RUN = "# Run: accelerate launch -m timm_ktg.train"
 
-# The data sets as they are on the hub: classes, columns, splits.
+# The data sets on the hub: classes, columns, splits.
 HUB: dict[str, tuple[int, list[str], list[str]]] = {
     "uoft-cs/cifar10": (10, ["img", "label"], ["train", "test"]),
     "uoft-cs/cifar100": (100, ["img", "fine_label", "coarse_label"], ["train", "test"]),
@@ -66,8 +66,8 @@ FIGURES = {
     "tiny-imagenet/label-only-resnet110": "55.49 % top-1 (Tab. 1)",
     "tiny-imagenet/label-only-wrn28_2": "58.60 % top-1 (Tab. 1)",
 }
-# What own-images needs to run on 32x32 images, without a network and without other processes; and
-# to move in one update, for timm's random ResNet begins with residual branches that are zero.
+# Flags that let own-images run on 32x32 images without a network or other processes, and change in
+# one update, because timm's random ResNet starts with residual branches that are zero.
 SMALL_AND_OFFLINE = [
     *("--data.dataset", "data/own", "--data.img-size", "32", "--data.workers", "0"),
     *("--graph.nodes.student.pretrained", "false", "--graph.nodes.helper.pretrained", "false"),
@@ -108,7 +108,7 @@ def loaded(name: str) -> Recipe:
 
 
 def small(name: str) -> Command:
-    """What the command in a recipe's header asks for, changed to the small data."""
+    """The command in a recipe's header, changed to use the small data."""
     dataset = read_recipe(FOLDER / f"{name}.yaml")["data"]["dataset"]
     flags = ["--data.dataset", f"data/{dataset}"] if dataset in HUB else []
     if name == "own-images":

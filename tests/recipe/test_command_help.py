@@ -1,4 +1,4 @@
-"""The help of the command line: every field, with what the recipe has there."""
+"""The help of the command line: every field, with its value in the recipe."""
 
 import re
 
@@ -16,7 +16,7 @@ from ..recipe_cases import LABEL_ONLY, recipe, write
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
-# What the help says that the recipe below has.
+# The values of the recipe below, as the help shows them.
 HELPED = {
     "graph.reduction": "mean",
     "graph.nodes.student.model": "resnet8_cifar",

@@ -23,7 +23,7 @@ from ..recipe_cases import LABEL_ONLY, TWO, recipe, save_weights, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("workplace")]
 
-# field: (what is typed, what it means), none of them the default
+# field: (typed text, value), none of them the default
 MEMORY_DATA = {
     "dataset": ("a-b/c=d", "a-b/c=d"),
     "dataset_config": ("plain", "plain"),
@@ -42,7 +42,7 @@ MEMORY_DATA = {
 }
 TIMM_DATA = {
     "pipeline": ("timm", "timm"),
-    "pad": ("4", 4),  # the default, for the recipe below has another one
+    "pad": ("4", 4),  # the default, because the recipe below has another value
     "holdout": ("0", 0),
     "val_split": ("valid", "valid"),
     "scale": ("[0.5,1]", (0.5, 1.0)),
@@ -122,7 +122,7 @@ def parsed(*argv: str) -> Any:
 
 
 def refusal(*argv: str) -> str:
-    """The one line that a command line is refused with."""
+    """The one-line error for a wrong command line."""
     with pytest.raises(RecipeError) as caught:
         parse(*argv)
     assert len(caught.value.problems) == 1 and "\n" not in str(caught.value)

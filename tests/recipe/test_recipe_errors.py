@@ -1,4 +1,4 @@
-"""What is said of a recipe that cannot run: a line for each mistake, all at once, exit code 2."""
+"""Errors of a recipe: a line for each mistake, all at once, exit code 2."""
 
 import re
 import runpy
@@ -34,7 +34,7 @@ SOURCES = f"{STUDENT}.learns_from"
 LABEL = f"{STUDENT}.learns_from.label"
 NET = {"model": "resnet8_cifar"}
 
-# What a look at the recipe tells: (where it is changed, to what, what is said of it there).
+# Mistakes found in the recipe alone: (changed key, new value, message).
 MISTAKES: list[tuple[str, Any, str]] = [
     ("trian", {}, r"unknown key\. Did you mean `train`"),
     ("graph.targt", "student", r"unknown key\. Did you mean `target`"),
@@ -62,7 +62,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     (f"{HELPER}.checkpoint_path", "w.pth", r".*Found nothing at `w\.pth`"),
     (LABEL, 3, r".*Found 3"),
 ]
-# Likewise, where the line names another place: (..., what place, what is said).
+# The same if the message names another place: (..., place, message).
 MISTAKES_ELSEWHERE: list[tuple[str, Any, str, str]] = [
     (SOURCES, {}, "graph.target", "the target `student` should learn from something"),
     (SOURCES, {"label": "cutoff"}, "graph.target", "the target `student` should learn from"),
@@ -133,7 +133,7 @@ def test_graph_without_nodes_costs_one_line() -> None:
     assert len(problems) == 1 and re.match(r"graph\.(nodes|target): ", problems[0])
 
 
-# What shows when data and models are built: (the recipe, the line). `pets` has 3 classes, 8x8.
+# Mistakes found when data and models are built: (recipe, line). `pets` has 3 classes, 8x8.
 UNFIT: dict[str, tuple[Any, str]] = {
     "hub id": (
         recipe(data={"dataset": "uoft-cs/cifar"}),

@@ -1,4 +1,4 @@
-"""Studies and runs to report of, none of them trained, and a browser to read reports in."""
+"""Untrained studies and runs to report on, and a browser to read reports in."""
 
 import gc
 import json
@@ -101,7 +101,7 @@ def write_study(folder: Path, recipe: SearchRecipe, study: Study) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_recipe(recipe, folder / "search.yaml")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda fd: None)  # 2 ms each, and only for when power fails
+        patch.setattr(os, "fsync", lambda fd: None)  # 2 ms each, and only needed if the power fails
         journal = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
         optuna.copy_study(
             from_study_name=study.study_name, from_storage=study._storage, to_storage=journal
@@ -163,7 +163,7 @@ EDGES, SPLITS = ("label->a", "b->a"), ("train", "val")
 
 
 class Browser:
-    """A headless Chromium that remembers what it was told and what it asked for."""
+    """A headless Chromium that records its console messages and requests."""
 
     def __init__(self, folder: Path) -> None:
         from selenium import webdriver
@@ -193,7 +193,7 @@ class Browser:
         return self.driver.execute_script(script, *arguments)
 
     def wait(self, script: str) -> Any:
-        """Return what a script returns as soon as that is something."""
+        """Return a script's result, as soon as there is one."""
         from selenium.webdriver.support.wait import WebDriverWait
 
         return WebDriverWait(self.driver, 60).until(lambda driver: driver.execute_script(script))
@@ -216,11 +216,11 @@ class Browser:
         self.run(script, f'[aria-label="{label}"]', text)
 
     def said(self) -> list[str]:
-        """Return what the console said since the last call."""
+        """Return the console messages since the last call."""
         return [str(entry["message"]) for entry in self.driver.get_log("browser")]
 
     def requests(self) -> set[str]:
-        """Return what was asked for since the last call, but for the browser's own first tab."""
+        """Return the requests since the last call, except for the browser's own first tab."""
         events = [json.loads(entry["message"]) for entry in self.driver.get_log("performance")]
         sent = [e["message"] for e in events]
         urls = {e["params"]["request"]["url"] for e in sent if e["method"] == REQUEST}

@@ -18,7 +18,7 @@ from timm_ktg.search.trials import TrialRecord
 pytestmark = pytest.mark.slow
 
 TRIALS = 150
-# Names that look like addresses and are never asked for.
+# Names that look like URLs but are never requested.
 NAMESPACES = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
 
 
@@ -38,7 +38,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 def assert_quiet(browser: Browser) -> None:
-    """Assert that the console is empty and that nothing but files and data were asked for."""
+    """Assert that the console is empty and that only files and data were requested."""
     assert browser.said() == []
     requests = browser.requests()
     assert requests and all(url.startswith(("file:", "data:", "blob:")) for url in requests)
@@ -97,7 +97,7 @@ def test_hover_names_the_trial_and_its_graph(browser: Browser, folder: Path) -> 
     browser.open(folder / "report.html")
     browser.show("epochs")
     points = browser.driver.find_elements(By.CSS_SELECTOR, "#epochs .scatterlayer .trace .point")
-    ActionChains(browser.driver).move_to_element(points[-1]).perform()  # the best lies on top
+    ActionChains(browser.driver).move_to_element(points[-1]).perform()  # the best is on top
     said = browser.wait("return document.querySelector('#epochs .hoverlayer')?.textContent")
     assert f"trial {best.number}" in said and f"{best.last:.2f} %" in said
     assert "target ← " in said and best.models["aux1"] in said

@@ -1,4 +1,4 @@
-"""What a report says when there is nothing to show, and that it changes nothing it looks at."""
+"""Errors of a report when there is nothing to show; its inputs stay unchanged."""
 
 import importlib.util
 import json
@@ -24,7 +24,7 @@ Refuse = Callable[..., str]
 
 @pytest.fixture
 def refuse(capsys: pytest.CaptureFixture[str]) -> Refuse:
-    """Asks for a report that cannot be, and returns the one line that is said of it."""
+    """Request a report that cannot be made, and return the one-line error."""
 
     def run(*arguments: str | Path) -> str:
         capsys.readouterr()

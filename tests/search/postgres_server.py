@@ -37,7 +37,7 @@ class Server:
         self._call("pg_ctl", "start", "-w", "-t", "30", "-l", "log", "-o", options)
 
     def stop(self) -> None:
-        """Stop the server as a crash would: connections break, nothing is said to them."""
+        """Stop the server as in a crash: connections break without notice."""
         self._call("pg_ctl", "stop", "-w", "-m", "immediate")
 
     def create(self, database: str) -> str:
@@ -99,7 +99,7 @@ def free_port() -> int:
 
 
 def _account(folder: Path) -> dict[str, Any]:
-    """Hand a folder to the user that runs the server, for it refuses to be root."""
+    """Give a folder to the user that runs the server, because the server refuses to run as root."""
     if os.geteuid() != 0:
         return {}
     names = {user.pw_name for user in pwd.getpwall()}

@@ -1,4 +1,4 @@
-"""Many workers on one journal: what Optuna's halving decided, replayed; nothing lost or doubled."""
+"""Many workers on one journal: Optuna's halving, replayed; nothing is lost or doubled."""
 
 import os
 import signal
@@ -38,14 +38,14 @@ pytestmark = pytest.mark.slow
 
 @dataclass(frozen=True)
 class Decision:
-    """What a trial did at a rung, and what it may have known.
+    """The decision of a trial at a rung, and what the trial may have known.
 
     Args:
-        number: Of the trial.
-        epoch: Of the rung.
-        value: The trial's.
+        number: Number of the trial.
+        epoch: Epoch of the rung.
+        value: Value of the trial.
         went_on: Whether the trial went on.
-        others: The others' values at the rung, for every moment at which they may have been read.
+        others: The others' values at the rung, for every moment at which it may have read them.
     """
 
     number: int
@@ -218,7 +218,7 @@ def test_search_concurrent_thirty_workers_lose_and_double_nothing(tmp_path: Path
     assert 1500 <= len(finished(study)) < 1530
     assert len(finished(study)) == len([t for t in trials if "duplicate" not in t.user_attrs])
     ran = lines(tmp_path, "numbers")
-    assert len(ran) > 20  # on a busy machine a worker may come too late
+    assert len(ran) > 20  # on a busy machine a worker can come too late
     assert sorted(int(number) for numbers in ran for number in numbers) == list(range(len(trials)))
     assert [trial.number for trial in trials if "fixed_params" in trial.system_attrs] == [
         *range(5)

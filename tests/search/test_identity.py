@@ -1,4 +1,4 @@
-"""What makes a study another one: gates' code, weights' content; and what is not written down."""
+"""What identifies a study: gates' code, weights' content; and what is not written down."""
 
 from pathlib import Path
 

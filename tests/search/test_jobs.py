@@ -1,4 +1,4 @@
-"""Work that the workers of a search share: done once each, whoever dies, and tried again."""
+"""Jobs that the workers of a search share: done once each even if a worker dies, and retried."""
 
 import signal
 import time

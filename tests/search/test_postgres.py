@@ -50,7 +50,7 @@ Opened = Callable[..., RDBStorage]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the main study."""
+    """The outcome of the main study."""
 
     trials: list[FrozenTrial]
     counted: int
@@ -140,7 +140,7 @@ def of_state(trials: list[FrozenTrial], *states: TrialState) -> list[FrozenTrial
 
 
 def reported_rungs(trial: FrozenTrial) -> dict[str, float]:
-    """What a trial's rungs should be, from its own reports alone."""
+    """The rungs that a trial should have, from its own reports alone."""
     values = trial.intermediate_values
     passed = [epoch for epoch in rungs(EPOCHS) if epoch in values and epoch < EPOCHS]
     return {f"{RUNG}{number}": values[epoch] for number, epoch in enumerate(passed)}

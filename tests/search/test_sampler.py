@@ -1,4 +1,4 @@
-"""Which graphs are drawn, and when there are none left."""
+"""Which graphs are drawn, and what happens when none is left."""
 
 import gc
 from collections import Counter
@@ -37,7 +37,7 @@ SMALL = choices_of(2, models="a", gates=("through", "cutoff", "correct"))
 
 @pytest.fixture(autouse=True, scope="module")
 def little_to_collect() -> Iterator[None]:
-    """Set all that is imported aside, for rubbish is collected after each trial."""
+    """Exclude imported objects from the garbage collection after each trial."""
     gc.freeze()
     yield
     gc.unfreeze()

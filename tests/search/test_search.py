@@ -1,4 +1,4 @@
-"""The search program: from a recipe to the best graph, again and again, and what goes wrong."""
+"""The search program: from a recipe to the best graph, restarts, and errors."""
 
 from hashlib import sha256
 from pathlib import Path

@@ -193,7 +193,7 @@ def test_canonical_is_idempotent_and_blind_to_names(nodes: int, cut: float, froz
 
 
 def test_canonical_tells_a_ring_of_six_from_two_of_three() -> None:
-    """Every node of both has the same neighbourhood, so that only permutations can tell."""
+    """Every node of both has the same neighborhood, so only permutations can tell them apart."""
     space = space_of(7, "a")
     graphs = []
     for rings in ([(1, 2, 3, 4, 5, 6)], [(1, 2, 3), (4, 5, 6)]):

@@ -1,4 +1,4 @@
-"""What a search says that it cost."""
+"""The cost that a search reports."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A search in Weights & Biases, read back from what it wrote."""
+"""A search in Weights & Biases, read back from its files."""
 
 import json
 import logging

@@ -8,7 +8,7 @@ from timm_ktg.search.final import digest_of
 from timm_ktg.search.result import Row
 from timm_ktg.search.trials import TrialRecord, finished, note, records, seen_graphs
 
-# As a study holds them that an earlier version made.
+# As in a study made by an earlier version.
 STORED = {
     "worker": {"host": "a", "pid": 1, "started": 0.5},
     "redrawn": {"invalid": 1, "seen": 2},

@@ -1,4 +1,4 @@
-"""A run in Weights & Biases, read back from what it wrote, and in accelerate's trackers."""
+"""A run in Weights & Biases, read back from its files, and in accelerate's trackers."""
 
 import json
 import logging

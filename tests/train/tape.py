@@ -1,4 +1,4 @@
-"""What a CUDA graph does, on a CPU: operators are recorded, and run again on the same tensors."""
+"""A CUDA graph's behavior on a CPU: records operators and runs them on the same tensors."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# What a device cannot be asked while it records.
+# Operators that a device refuses while it records.
 REFUSED = ("_local_scalar_dense", "nonzero", "masked_select")
 
 Call = tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]
@@ -39,8 +39,8 @@ class _Tape(TorchDispatchMode):
 class Tape:
     """A recorder; see `timm_ktg.train.cuda_graph.Recorder`.
 
-    A number of Python's is recorded as it was, and nothing of Python's happens again: just as in a
-    CUDA graph. What is recorded is done once, there and then, and so its first replay does nothing.
+    As in a CUDA graph, Python numbers are recorded as constants, and Python code does not run
+    again. The recording itself runs the operators once, so the first replay does nothing.
     """
 
     replays = 0

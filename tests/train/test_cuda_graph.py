@@ -1,4 +1,4 @@
-"""Updates that are recorded and replayed: the same as those that are not, and when they are not."""
+"""Recorded updates: same results as unrecorded ones, and when updates are not recorded."""
 
 import logging
 import math
@@ -37,7 +37,7 @@ from timm_ktg.train.training import Training
 pytestmark = pytest.mark.slow
 
 EPOCHS = 3
-# Of an epoch's batches the last is smaller than the one that was recorded.
+# The last batch of an epoch is smaller than the recorded one.
 REPLAYS = EPOCHS * (UPDATES - 1) - cuda_graph.WARM_UP
 
 FADING = {**MUTUAL["b"], "learns_from": {"label": "linear", "a": "negative_linear"}}
@@ -51,13 +51,13 @@ NORM = {
 def tape(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Tape]]:
     """Lets a CPU record."""
     monkeypatch.setitem(cuda_graph.RECORDERS, "cpu", Tape)
-    monkeypatch.setattr(cuda_graph, "FAILS_CLEANLY", True)  # whatever torch this is
+    monkeypatch.setattr(cuda_graph, "FAILS_CLEANLY", True)  # with any version of torch
     monkeypatch.setattr(Tape, "replays", 0)
     yield Tape
 
 
 def values(mode: str, nodes: Any = MUTUAL, data: Any = None, **train: Any) -> dict[str, Any]:
-    # The fused step is another kernel, whose last bit may differ.
+    # The fused step is another kernel, and its last bit can differ.
     fused: dict[str, Any] = {"opt_kwargs": {"fused": True}, "epochs": EPOCHS, "cuda_graph": mode}
     return recipe_values(nodes, data, **(fused | train))
 
@@ -99,7 +99,7 @@ def test_replayed_updates_are_those_of_a_run_without(
 
 
 def test_batch_of_the_first_shape_is_recorded(tape: type[Tape]) -> None:
-    # Of two updates an epoch the second is short, also the one that follows the warm-up.
+    # With two updates per epoch, the second is short, including the one after the warm-up.
     _, expected = trained(values("never", batch_size=192))
     _, found = trained(values("always", batch_size=192))
     assert tape.replays == 1
@@ -142,7 +142,7 @@ def test_run_goes_on_with_what_was_recorded_anew(tape: type[Tape], tmp_path: Pat
 def test_run_goes_on_where_updates_are_recorded_and_where_not(
     train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What is saved says how steps were computed, which the next machine may have to do otherwise.
+    # The state says how steps were computed; the next machine may need another way.
     settled = values("auto", **train)
     whole = metrics_of(train_run(tmp_path / "whole", settled))
     begun = stop_run(tmp_path / "begun", settled, epoch=2)
@@ -166,7 +166,7 @@ def test_loss_that_is_not_finite_is_named_with_its_update(
 ) -> None:
     def late(losses: Tensor, context: ktg.EdgeContext) -> Tensor:
         apart = torch.as_tensor((context.progress - 0.62) * (context.progress - 0.9))
-        return losses * apart.sqrt().float()  # not a number in between
+        return losses * apart.sqrt().float()  # NaN in between
 
     gates.register_gate(late)
     nodes = {**MUTUAL, "b": {**MUTUAL["b"], "learns_from": {"label": "through", "a": "late"}}}

@@ -1,4 +1,4 @@
-"""Two processes do what one does, and stop together."""
+"""Two processes give the same results as one, and stop together."""
 
 import os
 import shutil
@@ -157,7 +157,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def trimmed(training: Training) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of an epoch, the last less the one image that two processes cannot share."""
+    """The batches of an epoch; the last lacks the image that two processes cannot share."""
     for images, labels in start_epoch(training):
         even = len(labels) // 2 * 2
         yield images[:even], labels[:even]
@@ -261,7 +261,7 @@ def test_gate_that_one_process_does_not_have_stops_both_and_is_named(tmp_path: P
 
 
 def code_of(source: str) -> str:
-    """Return what tells a gate's code, once more compiled, from another's."""
+    """Return the fingerprint of a gate's freshly compiled code."""
     space: dict[str, Any] = {}
     exec(compile(source, "a_plugin.py", "exec"), space)
     kept.append(space["gate"])  # so that the next one does not take its place in memory

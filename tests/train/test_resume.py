@@ -1,4 +1,4 @@
-"""A run that was killed goes on as if nothing had been: bit for bit, times aside."""
+"""A killed run resumes as if nothing had happened: bit for bit, except for times."""
 
 import os
 import signal
@@ -46,7 +46,7 @@ def digits() -> list[str]:
 
 
 def kill_when(process: BaseProcess, *paths: Path, delay: float = 0.0) -> None:
-    """Kill a process, as `kill -9` does, once one of these is there."""
+    """Kill a process, as `kill -9` does, once one of these files exists."""
     deadline = time.monotonic() + DEADLINE
     while not any(path.exists() for path in paths):
         assert process.is_alive() and time.monotonic() < deadline, f"{paths} never came"
@@ -62,7 +62,7 @@ def test_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     process = start(tmp_path / "whole.log", program, *digits(), "--output-dir", whole)
     assert finish(process) == [0], (tmp_path / "whole.log").read_text()
 
-    # In the middle of an epoch, of which nothing is left.
+    # In the middle of an epoch, which is lost.
     process = start(tmp_path / "1.log", program, *digits(), "--output-dir", killed)
     kill_when(process, killed / "checkpoint" / "epoch-0001", delay=0.05)
     assert len(metrics_of(killed)) < EPOCHS and not (killed / "summary.json").exists()
@@ -113,7 +113,7 @@ def test_run_that_is_complete_keeps_its_result(
     run = train_run(tmp_path / "run", recipe_values(epochs=1))
     before = (run / "summary.json").read_text()
     picture = (run / "graph.svg").read_text()
-    (run / "graph.svg").unlink()  # as where it was killed between the result and what shows it
+    (run / "graph.svg").unlink()  # as if it was killed between the result and the pictures
     monkeypatch.setattr(running, "evaluate", lambda *arguments: pytest.fail("images are read"))
     assert run_main("--resume", run) == 0
     assert (run / "summary.json").read_text() == before

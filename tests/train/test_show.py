@@ -118,7 +118,7 @@ class Stream(io.StringIO):
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool, show: bool = True) -> str:
-    """What a bar over 12 updates of 20 seconds each writes to standard error."""
+    """The output on standard error of a bar over 12 updates of 20 seconds each."""
 
     def seconds() -> Iterator[float]:
         return iter(range(0, 10_000, 20))

@@ -18,7 +18,7 @@ from timm_ktg.train.training import Training
 
 pytestmark = pytest.mark.slow
 
-# What copies a value to the host, or makes a tensor whose shape depends on values.
+# Operators that copy a value to the host, or make a tensor whose shape depends on values.
 WAITING = (
     *("_local_scalar_dense", "item", "is_nonzero", "equal", "allclose"),
     *("nonzero", "masked_select", "unique", "_unique2", "unique_dim", "bincount"),
@@ -51,7 +51,7 @@ def waiting() -> Iterator[list[str]]:
 
 
 def steps(training: Training) -> list[str]:
-    """Train for an epoch, and return what waited before the meter was read at its end."""
+    """Train for an epoch, and return the operators that waited before the meter was read."""
     seen: list[str] = []
     read = EpochMeter.read
 

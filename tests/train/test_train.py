@@ -80,7 +80,7 @@ def test_line_of_an_epoch_holds_every_measure(run: Path) -> None:
         assert line["train/loss/a"] == pytest.approx(
             line["train/loss/label->a"] + line["train/loss/b->a"], rel=1e-5
         )
-        # `correct` lets pass what its source gets right, while it trains as it is counted.
+        # `correct` passes what its source gets right in training mode, and top-1 counts the same.
         assert line["train/passed/b->a"] * 100 == pytest.approx(line["train/top1/b"], rel=1e-5)
         assert line["val/top1/a"] * VAL / 100 == pytest.approx(
             round(line["val/top1/a"] * VAL / 100)
