@@ -152,7 +152,9 @@ def test_class_whose_forward_does_not_fit_is_refused() -> None:
 
 
 def test_argument_that_a_class_does_not_take_is_refused() -> None:
-    with pytest.raises(ValueError, match="takes no argument `wdth`. It takes: width. Did you mean"):
+    with pytest.raises(
+        ValueError, match="takes no argument `wdth`. It takes: width, norm. Did you mean"
+    ):
         ktg.create_loss("projected", wdth=2)
 
 

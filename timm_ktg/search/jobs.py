@@ -78,13 +78,16 @@ class Jobs:
                 raise
 
         while True:
-            if self._waiting():
+            trials = records(
+                self.study
+            )  # one look, because others fail and enqueue trials meanwhile
+            running = [_job_of(each.trial) for each in trials if each.state == RUNNING]
+            if any(each.trial.state == TrialState.WAITING for each in trials):
                 run_trials(self.study, objective, lambda study: not self._waiting(), catch)
-            elif running := self._in(RUNNING):
-                jobs = ", ".join(_job_of(each.trial) for each in running)
-                say(f"Waiting for other workers: {jobs}.")
+            elif running:
+                say(f"Waiting for other workers: {', '.join(running)}.")
                 self._wait()
-            elif left := self._left():
+            elif left := self._left(trials):
                 for trial in left:  # if another worker does so too, the later one is pruned
                     retry(self.study, trial)
             else:
@@ -125,12 +128,13 @@ class Jobs:
     def _waiting(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
 
-    def _left(self) -> list[FrozenTrial]:
+    def _left(self, trials: Sequence[TrialRecord]) -> list[FrozenTrial]:
         """Return the trials of dead workers whose jobs are not enqueued again so far.
 
         The worker that found them has yet to do so, or has died too.
         """
-        newest = {_job_of(each.trial): each for each in self._in(*ALIVE, FAILED, DEAD)}
+        states = (*ALIVE, FAILED, DEAD)
+        newest = {_job_of(each.trial): each for each in trials if each.state in states}
         return [
             each.trial
             for name, each in newest.items()
