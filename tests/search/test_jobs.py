@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna import Study
 from optuna.trial import TrialState
 
 from tests.study_cases import (
@@ -23,6 +24,7 @@ from tests.study_cases import (
 from timm_ktg.search import liveness
 from timm_ktg.search.jobs import _job_of
 from timm_ktg.search.liveness import RETRIES, fail_dead, retry
+from timm_ktg.search.trials import TrialRecord, records
 
 pytestmark = pytest.mark.slow
 
@@ -103,10 +105,31 @@ def test_search_job_in_which_all_workers_die_is_given_up(tmp_path: Path) -> None
         trial = next(each for each in jobs._waiting() if _job_of(each) == "a")
         jobs.study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
         jobs.study.tell(trial.number, state=TrialState.FAIL)
-        for left in jobs._left():
+        for left in jobs._left(records(jobs.study)):
             retry(jobs.study, left)
     jobs.work(lambda job, trial: 1.0)
     assert jobs.failed() == {"a": "its workers died"}
+
+
+def test_search_job_that_another_worker_retries_at_this_moment_is_not_left_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = jobs_of(tmp_path)
+    dead = next(each for each in jobs._waiting() if _job_of(each) == "a")
+    jobs.study._storage.set_trial_state_values(dead._trial_id, TrialState.RUNNING)
+    jobs.study.tell(dead.number, state=TrialState.FAIL)
+    retried = []
+
+    def look(study: Study) -> list[TrialRecord]:
+        found = records(study)
+        if not retried and all(each.trial.state.is_finished() for each in found):
+            retried.append(dead)  # the other worker is as fast as this one
+            retry(study, dead)
+        return found
+
+    monkeypatch.setattr("timm_ktg.search.jobs.records", look)
+    jobs.work(lambda job, trial: 1.0)
+    assert retried and sorted(jobs.done()) == JOBS
 
 
 def test_search_job_that_failed_is_tried_again_at_the_next_start(tmp_path: Path) -> None:
