@@ -21,7 +21,7 @@ from timm_ktg.search.pruning import build_pruner, rungs
 from timm_ktg.search.sampler import GraphSampler, suggest
 from timm_ktg.search.space import Choices, build_choices
 from timm_ktg.search.storage import JOURNAL, open_storage
-from timm_ktg.search.study import Objective, StudyOptions, open_study, run_trials
+from timm_ktg.search.study import Objective, open_study, run_trials
 from timm_ktg.search.trials import finished, note, seen_graphs
 from timm_ktg.train.metrics import TrainingError
 
@@ -55,7 +55,7 @@ def joined(folder: Path, search: SearchConfig, prepare: Callable[[Study], None])
     """Make or join the study, as a worker of a search does."""
     sampler = GraphSampler(build_choices(search), search.sampler, search.seed, search.unique)
     storage, pruner = open_storage(search, folder), build_pruner(search)
-    return open_study(StudyOptions("study", storage, sampler, pruner, {"search.nodes": 2}, prepare))
+    return open_study("study", storage, sampler, pruner, {"search.nodes": 2}, prepare)
 
 
 def objective_of(choices: Choices, pause: float, failing: bool) -> Objective:

@@ -28,7 +28,7 @@ from timm_ktg.search.result import Result, best_and_controls, spent
 from timm_ktg.search.sampler import GraphSampler
 from timm_ktg.search.space import build_choices
 from timm_ktg.search.storage import JOURNAL
-from timm_ktg.search.study import StudyOptions, open_study, run_trials
+from timm_ktg.search.study import open_study, run_trials
 from timm_ktg.search.tracking import StudyTracking, WandbRunIds
 from timm_ktg.search.trials import finished, note
 from timm_ktg.train.metrics import TrainingError
@@ -111,8 +111,7 @@ def write_study(folder: Path, recipe: SearchRecipe, study: Study) -> None:
 def _searched(recipe: SearchRecipe, folder: Path, failing: int, name: str) -> Study:
     choices = build_choices(recipe.search)
     sampler = GraphSampler(choices, "random", 0, unique=True)
-    options = StudyOptions(name, InMemoryStorage(), sampler, build_pruner(recipe.search), {})
-    study = open_study(options)
+    study = open_study(name, InMemoryStorage(), sampler, build_pruner(recipe.search), {})
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "weights.safetensors"
     weights.write_text("")

@@ -16,7 +16,7 @@ from timm_ktg.search.pruning import build_pruner, rungs
 from timm_ktg.search.sampler import GraphSampler, suggest
 from timm_ktg.search.space import build_choices
 from timm_ktg.search.storage import open_storage
-from timm_ktg.search.study import StudyOptions, open_study, run_trials, wait_for_others
+from timm_ktg.search.study import open_study, run_trials, wait_for_others
 from timm_ktg.search.trials import finished, note
 
 TRIALS = 24
@@ -39,7 +39,7 @@ def section(url: str, grace_period: int = GRACE) -> SearchConfig:
 def study_on(storage: BaseStorage, name: str = "study", **identity: Any) -> Study:
     search = section("unused")
     sampler = GraphSampler(build_choices(search), "random", 0, unique=True)
-    return open_study(StudyOptions(name, storage, sampler, build_pruner(search), identity))
+    return open_study(name, storage, sampler, build_pruner(search), identity)
 
 
 def begun(study: Study) -> Trial:

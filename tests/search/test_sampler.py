@@ -17,7 +17,7 @@ from timm_ktg.recipe.search_config import SearchConfig
 from timm_ktg.search.canonical import CanonicalGraph
 from timm_ktg.search.sampler import MOST_GRAPHS, GraphSampler, all_graphs, suggest
 from timm_ktg.search.space import NODES, Choices, SearchSpace, build_choices, canonical
-from timm_ktg.search.study import StudyOptions, open_study, run_trials
+from timm_ktg.search.study import open_study, run_trials
 from timm_ktg.search.trials import note, seen_graphs
 
 Params = dict[str, Any]
@@ -53,7 +53,7 @@ class Run:
     def worker(self, kind: str = "random", seed: int = 0, unique: bool = True) -> Study:
         """Join as a new worker, with nothing but what is stored."""
         sampler = GraphSampler(self.choices, kind, seed, unique)
-        return open_study(StudyOptions("study", self.storage, sampler, NopPruner(), {}))
+        return open_study("study", self.storage, sampler, NopPruner(), {})
 
     def objective(self, trial: Trial) -> float:
         params = suggest(trial, self.choices)

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import one_line
 from .liveness import RETRIES, fail_dead, retry
-from .study import StudyOptions, open_study, run_trials, say, until
+from .study import open_study, run_trials, say, until
 from .trials import COMPLETE, DEAD, FAILED, RUNNING, WAITING, TrialRecord, records
 
 JOB = "job"
@@ -35,7 +35,7 @@ class Jobs:
         name: Name of the study.
         storage: Where it is kept.
         names: The jobs.
-        identity: What must not change; see `StudyOptions`.
+        identity: What must not change; see `open_study`.
 
     Raises:
         RecipeError: The study was made with other choices.
@@ -54,9 +54,7 @@ class Jobs:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             sampler = PartialFixedSampler({JOB: NOTHING}, RandomSampler())
-        self.study = open_study(
-            StudyOptions(name, storage, sampler, NopPruner(), identity, prepare, again=True)
-        )
+        self.study = open_study(name, storage, sampler, NopPruner(), identity, prepare, again=True)
         self._try_again()
 
     def work(self, do: Do, catch: tuple[type[Exception], ...] = ()) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -15,6 +15,7 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.storages._heartbeat import is_heartbeat_enabled
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import RecipeError, one_line
@@ -31,9 +32,21 @@ Identity = Mapping[str, Any]
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class StudyOptions:
-    """How a study is made or joined.
+def say(line: str) -> None:
+    """Print a line at once, even into a file."""
+    print(line, flush=True)
+
+
+def open_study(
+    name: str,
+    storage: BaseStorage,
+    sampler: BaseSampler,
+    pruner: BasePruner,
+    identity: Identity,
+    prepare: Callable[[Study], None] = lambda study: None,
+    again: bool = False,
+) -> Study:
+    """Return the study; the first worker that comes makes it.
 
     Args:
         name: Its name.
@@ -43,53 +56,25 @@ class StudyOptions:
         identity: What must not change as long as the study lasts, by its place in the recipe.
         prepare: What else to do with a new study, once.
         again: Enqueue again the trials whose worker died.
-    """
-
-    name: str
-    storage: BaseStorage
-    sampler: BaseSampler
-    pruner: BasePruner
-    identity: Identity
-    prepare: Callable[[Study], None] = lambda study: None
-    again: bool = False
-
-
-def say(line: str) -> None:
-    """Print a line at once, even into a file."""
-    print(line, flush=True)
-
-
-def open_study(options: StudyOptions, must_exist: bool = False) -> Study:
-    """Return the study; the first worker that comes makes it.
-
-    Args:
-        options: How.
-        must_exist: Do not make it.
 
     Raises:
-        RecipeError: It was made with other choices, a line for each difference; or there is none.
+        RecipeError: It was made with other choices, a line for each difference.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what fails is said by us
-    name, storage = options.name, options.storage
-    if must_exist and name not in [study.study_name for study in storage.get_all_studies()]:
-        raise RecipeError([f"resume: there is no study `{name}`."])
-    keywords: dict[str, Any] = {
-        "study_name": name,
-        "storage": storage,
-        "sampler": options.sampler,
-        "pruner": options.pruner,
-    }
     try:
-        study = optuna.create_study(direction="maximize", **keywords)
+        storage.create_new_study([StudyDirection.MAXIMIZE], name)
+        is_new = True
     except DuplicatedStudyError:
-        study = optuna.load_study(**keywords)
+        is_new = False
+    study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
+    if is_new:
+        study.set_user_attr(IDENTITY, dict(identity))
+        prepare(study)
+        study.set_user_attr(READY, True)
+    else:
         _wait_until_ready(study)
-        _check_identity(study, options.identity)
-        fail_dead(study, options.again or is_heartbeat_enabled(storage))
-        return study
-    study.set_user_attr(IDENTITY, dict(options.identity))
-    options.prepare(study)
-    study.set_user_attr(READY, True)
+        _check_identity(study, identity)
+        fail_dead(study, again or is_heartbeat_enabled(storage))
     return study
 
 
@@ -156,10 +141,21 @@ def wait_for_others(study: Study) -> None:
     until(lambda: not running())
 
 
-def until(over: Callable[[], bool]) -> None:
-    """Wait for something that other workers do, looking every 2 seconds."""
+def until(over: Callable[[], bool], look: float = 2.0, patience: float = math.inf) -> None:
+    """Wait for something that other workers do.
+
+    Args:
+        over: Says whether it is done.
+        look: Seconds from one look to the next.
+        patience: Seconds to wait at most.
+
+    Raises:
+        tenacity.RetryError: It took longer.
+    """
     tenacity.Retrying(
-        retry=tenacity.retry_if_result(lambda result: not result), wait=tenacity.wait_fixed(2)
+        retry=tenacity.retry_if_result(lambda result: not result),
+        wait=tenacity.wait_fixed(look),
+        stop=tenacity.stop_after_delay(patience),
     )(over)
 
 
@@ -174,11 +170,7 @@ class _GivenAway(BaseException):
 def _wait_until_ready(study: Study) -> None:
     """Wait for the worker that is making a study, which takes it no time at all."""
     try:
-        tenacity.Retrying(
-            retry=tenacity.retry_if_result(lambda ready: not ready),
-            wait=tenacity.wait_fixed(0.2),
-            stop=tenacity.stop_after_delay(PATIENCE),
-        )(lambda: READY in study.user_attrs)
+        until(lambda: READY in study.user_attrs, look=0.2, patience=PATIENCE)
     except tenacity.RetryError:
         raise RecipeError(
             [

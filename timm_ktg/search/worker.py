@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from optuna import Study, Trial
+from optuna import Study, Trial, get_all_study_names
 from optuna.storages import BaseStorage
 
-from ..errors import located
+from ..errors import RecipeError, located
 from ..graph.topology import CUTOFF
 from ..recipe.recipe import save_recipe
 from ..recipe.search_config import SearchConfig, SearchRecipe
@@ -33,7 +33,7 @@ from .result import Row, best_and_controls
 from .sampler import GraphSampler
 from .space import Choices, build_choices, controls
 from .storage import open_artifacts, open_storage
-from .study import StudyOptions, open_study, run_trials, say, wait_for_others
+from .study import open_study, run_trials, say, wait_for_others
 from .tracking import StudyTracking, create_sweep, make_run_ids, run_ids_of
 from .trials import finished
 from .weights import NoWeightsError, SharedWeights
@@ -174,8 +174,9 @@ def join_search(
         directory.mkdir(parents=True, exist_ok=True)
     storage, pruner = open_storage(search, directory), build_pruner(search)
     prepare = partial(_prepare, search, choices)
-    options = StudyOptions(name, storage, sampler, pruner, identity, prepare)
-    study = open_study(options, must_exist)
+    if must_exist and name not in get_all_study_names(storage):
+        raise RecipeError([f"resume: there is no study `{name}`."])
+    study = open_study(name, storage, sampler, pruner, identity, prepare)
     save_recipe(without_storage(recipe), directory / "search.yaml")
     done = len(finished(study))
     say(f"Study {name}: {choices.size:,} ways to choose, {done} trials so far.")
