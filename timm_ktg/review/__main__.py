@@ -35,7 +35,7 @@ def _parser() -> ArgumentParser:
     compare = commands.add_parser("compare", help="several runs in one table")
     compare.add_argument("runs", nargs="+", type=Path, help="directories of runs, or of seeds")
     compare.add_argument("--node", help="node to compare; by default each run's target")
-    compare.set_defaults(run=_compare)
+    compare.set_defaults(run=lambda given: show_compare(given.runs, given.node))
     report = commands.add_parser("report", help="a search, or runs, as one HTML page")
     report.add_argument(
         "paths", nargs="+", type=Path, metavar="STUDY|RUN",
@@ -54,10 +54,6 @@ def _parser() -> ArgumentParser:
         each.add_argument("--storage", help="where the study is kept, such as postgresql://...")
         each.add_argument("--study", help="name of the study, where several are kept")
     return parser
-
-
-def _compare(arguments: Namespace) -> None:
-    show_compare(arguments.runs, arguments.node)
 
 
 def _report(arguments: Namespace) -> None:

@@ -18,7 +18,6 @@ Points = Iterable[tuple[float, float]]
 
 MOST_BEST = 30  # trials of the best quarter side by side; more would hide each other
 CLEAR = "rgba(0,0,0,0)"
-TOP1 = "validation top-1 %"
 _KINDS = {
     RUNNING: "var(--muted)",
     PRUNED: "var(--faint)",
@@ -51,7 +50,7 @@ def figure(height: int, **layout: Any) -> go.Figure:
 
 def epochs_figure(study: StudyData) -> go.Figure:
     """Return every trial's accuracy by epoch, with the rungs and how many reached them."""
-    plot = figure(420, xaxis_title="epoch", yaxis_title=TOP1)
+    plot = figure(420, xaxis_title="epoch", yaxis_title="validation top-1 %")
     best = study.best[0]
     for kind, color in _KINDS.items():
         trials = [trial for trial in study.trials if trial.state == kind and trial is not best]
@@ -61,12 +60,15 @@ def epochs_figure(study: StudyData) -> go.Figure:
     look = {"line": {"color": "var(--best)", "width": 3}, "marker": {"size": 7}}
     plot.add_trace(_lines(f"best: trial {best.number}", [(best, best.values.items())], look))
     ticks = list(study.stages)
-    plot.update_xaxes(type="log", tickvals=ticks, ticktext=list(map(str, ticks)), tickangle=0)
+    plot.update_xaxes(
+        type="log", tickvals=ticks, ticktext=list(map(str, ticks)), tickangle=0,
+        gridcolor="var(--faint)", griddash="dot",
+    )  # fmt: skip
     reached = [
         {"x": math.log10(epoch), "y": 0, "text": f"{len(trials):,}", "xanchor": "left"}
         for epoch, trials in study.stages.items()
     ]
-    _mark(plot, reached, [_upright(epoch, "var(--faint)", "dot") for epoch in ticks], yref="paper")
+    _write(plot, reached, yref="paper", yanchor="bottom")
     return plot
 
 
@@ -80,9 +82,8 @@ def parallel_figure(trials: Sequence[TrialRecord], epoch: int) -> go.Figure:
     others = [trial for trial in trials if trial.number not in numbers]
 
     def line(trial: TrialRecord) -> Points:
-        spread = Random(
-            trial.number
-        )  # lines of one choice lie side by side, not on top of each other
+        # Lines of one choice lie side by side, not on top of each other.
+        spread = Random(trial.number)
         for place, (name, choices) in enumerate(axes.items()):
             choice = choices.index(choice_of(trial, name))
             yield place, (choice + 0.2 + 0.6 * spread.random()) / len(choices)
@@ -107,37 +108,29 @@ def _parallel_axes(
     """Draw an axis for each parameter, its categories from bottom to top, and one for accuracy."""
     names = [label(name).replace(" → ", " →<br>").replace(" of ", " of<br>") for name in axes]
     names.append(f"top-1 %<br>epoch {epoch}")
-    places = list(range(len(names)))
     plot.update_xaxes(
-        tickvals=places, ticktext=names, showgrid=False,
+        tickvals=list(range(len(names))), ticktext=names, gridcolor="var(--muted)",
         range=[-0.15, len(names) - 0.9], tickangle=0, fixedrange=True,
     )  # fmt: skip
     plot.update_yaxes(visible=False, range=[-0.02, 1.02], fixedrange=True)
-    heights = [[(i + 0.5) / len(each) for i in range(len(each))] for each in axes.values()]
-    texts = [*axes.values(), [f"{end:.1f}" for end in ends]]
+    texts = [
+        (place, (index + 0.5) / len(choices), choice)
+        for place, choices in enumerate(axes.values())
+        for index, choice in enumerate(choices)
+    ]
+    texts += [(len(axes), height, f"{end:.1f}") for height, end in enumerate(ends)]
     notes = [
         {"x": place, "y": y, "text": text, "xanchor": "left", "bgcolor": "var(--panel)"}
-        for place, ys, each in zip(places, [*heights, [0.0, 1.0]], texts, strict=True)
-        for y, text in zip(ys, each, strict=True)
+        for place, y, text in texts
     ]
-    _mark(plot, notes, [_upright(place, "var(--muted)", "solid") for place in places])
+    _write(plot, notes)
 
 
-def _upright(x: float, color: str, dash: str) -> dict[str, Any]:
-    """Return a line from the bottom of the figure to its top."""
-    line = {"color": color, "width": 1, "dash": dash}
-    return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": line}
-
-
-def _mark(
-    plot: go.Figure, notes: list[dict[str, Any]], shapes: list[dict[str, Any]], yref: str = "y"
-) -> None:
-    """Add texts and lines all at once, because plotly checks all that exist for each one added."""
+def _write(plot: go.Figure, notes: Sequence[Mapping[str, Any]], **common: Any) -> None:
+    """Add texts all at once, because plotly checks all that exist for each one added."""
     font = {"size": 11, "color": "var(--text)"}
-    common = {"yref": yref, "showarrow": False, "xshift": 3, "font": font}
-    if yref == "paper":
-        common["yanchor"] = "bottom"
-    plot.update_layout(annotations=[{**common, **note} for note in notes], shapes=shapes)
+    common |= {"showarrow": False, "xshift": 3, "font": font}
+    plot.update_layout(annotations=[{**common, **note} for note in notes])
 
 
 def importance_figure(trials: Sequence[TrialRecord], epoch: int) -> go.Figure | None:
@@ -206,18 +199,17 @@ def _lines(
 
     The points carry their trials' numbers, from which the page makes what a hover shows.
     """
-    xs: list[float | None] = []
-    ys: list[float | None] = []
-    numbers: list[int | None] = []
+    found: list[tuple[float | None, float | None, int | None]] = []
     for trial, points in trials:
-        for x, y in points:
-            xs.append(x)
-            ys.append(round(y, 4))
-            numbers.append(trial.number)
-        xs.append(None)
-        ys.append(None)
-        numbers.append(None)
+        found += [(x, round(y, 4), trial.number) for x, y in points]
+        found.append((None, None, None))
     return go.Scatter(
-        x=xs, y=ys, customdata=numbers, name=name, mode=mode, connectgaps=False,
-        hovertemplate="%{text}<extra></extra>", **look,
-    )  # fmt: skip
+        x=[x for x, _, _ in found],
+        y=[y for _, y, _ in found],
+        customdata=[number for _, _, number in found],
+        name=name,
+        mode=mode,
+        connectgaps=False,
+        hovertemplate="%{text}<extra></extra>",
+        **look,
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,7 @@ from .study_data import RECIPE, read_study
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-NEEDS = ("plotly", "jinja2")
 MARK = '<meta name="generator" content="timm_ktg.review">'
-HEAD = 1000  # bytes at the start of a page that contain the mark
 
 
 def write_report(
@@ -40,9 +37,10 @@ def write_report(
     Raises:
         RecipeError: What was asked for is wrong.
     """
-    missing = [package for package in NEEDS if find_spec(package) is None]
+    missing = [package for package in ("plotly", "jinja2") if find_spec(package) is None]
     if missing:
-        raise RecipeError([f"report: {' and '.join(missing)} is missing. {_EXTRA}"])
+        extra = "It comes with: pip install 'timm_ktg[review]'."
+        raise RecipeError([f"report: {' and '.join(missing)} is missing. {extra}"])
     studies = _check_paths(paths)
     first = paths[0].parent if paths[0].is_file() else paths[0]
     output = output or RunDirectory(first).report
@@ -59,9 +57,6 @@ def write_report(
     with located(f"report: {output} cannot be written"):
         write_whole(output, text)
     return output
-
-
-_EXTRA = "It comes with: pip install 'timm_ktg[review]'."
 
 
 def _check_paths(paths: Sequence[Path]) -> bool:
@@ -92,7 +87,7 @@ def _check_output(output: Path) -> None:
     if not output.exists():
         return
     with located(f"report: {output} cannot be read"), output.open("rb") as file:
-        ours = MARK.encode() in file.read(HEAD)
+        ours = MARK.encode() in file.read(1000)  # bytes, where a page has the mark
     if not ours:
         raise RecipeError([f"report: {output} is there and is no report; choose another file."])
 
@@ -108,12 +103,9 @@ def _render(template: str, page: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    folder = files("timm_ktg.review") / "page"
     return environment.get_template(template).render(
         **{**page, "figures": {name: _json(each) for name, each in page["figures"].items()}},
         mark=MARK,
-        style=(folder / "page.css").read_text(encoding="utf-8"),
-        script=(folder / "page.js").read_text(encoding="utf-8"),
         plotly=get_plotlyjs(),
     )
 

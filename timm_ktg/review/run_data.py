@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,6 @@ class RunData:
     results: tuple[RunResult, ...]
 
     @property
-    def name(self) -> str:
-        """Name of the run on the page."""
-        return str(self.path)
-
-    @property
     def target(self) -> str:
         """Name of the target."""
         return str(self.graph["target"])
@@ -71,19 +66,19 @@ class RunData:
                 for name, value in measured(epoch).items():
                     values = found.setdefault(name, {})
                     values.setdefault(int(epoch[EPOCH]), []).append(value)
-        return {name: _curve(values) for name, values in found.items()}
+        return {
+            name: {epoch: Sample(tuple(each)) for epoch, each in sorted(values.items())}
+            for name, values in found.items()
+        }
 
     def top1_curves(self, split: str) -> dict[str, Curve]:
         """Return the top-1 of the nodes on the images of a split."""
         return self.curves(lambda epoch: top1_by_node(epoch, split))
 
-    def top1(self, node: str) -> Sample | None:
-        """Return a node's top-1 in percent over the seeds that are complete."""
-        return _sample(run.nodes[node].top1 for run in self.results if node in run.nodes)
-
-    def top5(self, node: str) -> Sample | None:
-        """Return a node's top-5 in percent over the seeds that are complete."""
-        return _sample(run.nodes[node].top5 for run in self.results if node in run.nodes)
+    def accuracy(self, node: str, top: str = "top1") -> Sample | None:
+        """Return a node's top-1 or top-5 in percent over the seeds that are complete, if any is."""
+        found = [getattr(run.nodes[node], top) for run in self.results if node in run.nodes]
+        return Sample(tuple(found)) if found else None
 
     @property
     def splits(self) -> str:
@@ -122,12 +117,3 @@ def read_run(path: Path) -> RunData:
     except (ValueError, KeyError, TypeError) as error:
         raise RecipeError([f"{path}: the run cannot be read. {one_line(error)}"]) from error
     return data
-
-
-def _curve(values: Mapping[int, list[float]]) -> Curve:
-    return {epoch: Sample(tuple(each)) for epoch, each in sorted(values.items())}
-
-
-def _sample(values: Iterable[float]) -> Sample | None:
-    known = tuple(values)
-    return Sample(known) if known else None

@@ -17,9 +17,9 @@ def targets_figure(runs: Sequence[RunData]) -> go.Figure:
     """Return the accuracy of each run's target by epoch, on the images that watch it."""
     plot = figure(380, xaxis_title="epoch", yaxis_title="target's top-1 %")
     for index, run in enumerate(runs):
-        split = _watched(run)
+        split = watched_split(run.metrics[0][-1])
         curve = run.top1_curves(split)[run.target]
-        plot.add_trace(_line(f"{run.name} ({split})", curve, COLORS[index % len(COLORS)]))
+        plot.add_trace(_line(f"{run.path} ({split})", curve, COLORS[index % len(COLORS)]))
     return plot
 
 
@@ -52,11 +52,6 @@ def weight_figure(run: RunData) -> go.Figure:
         if edge in shares:
             plot.add_trace(_line(f"{shown}: share of samples", shares[edge], color, dotted=True))
     return plot
-
-
-def _watched(run: RunData) -> str:
-    """Return the split that the run is watched by."""
-    return watched_split(run.metrics[0][-1])
 
 
 def _colored(run: RunData, curves: dict[str, Curve]) -> Iterator[tuple[str, tuple[str, Curve]]]:

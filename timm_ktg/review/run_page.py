@@ -21,7 +21,7 @@ def runs_page(runs: Sequence[RunData]) -> dict[str, Any]:
         figures[f"loss-{index}"] = {"": loss_figure(run)}
         figures[f"weight-{index}"] = {"": weight_figure(run)}
     return {
-        "title": runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
+        "title": str(runs[0].path) if len(runs) == 1 else f"{len(runs)} runs",
         "rows": [row for run in runs for row in _rows(run, runs[0])],
         "runs": [{"run": run, "svg": picture(run.graph)} for run in runs],
         "figures": figures,
@@ -30,27 +30,19 @@ def runs_page(runs: Sequence[RunData]) -> dict[str, Any]:
 
 def _rows(run: RunData, first: RunData) -> list[dict[str, Any]]:
     """Return a row for every node of a run, the target first."""
-    nodes = sorted(run.graph["nodes"], key=lambda name: name != run.target)
+    gained = "-"
+    if run is not first and run.splits == first.splits:
+        gained = gain(first.accuracy(first.target), run.accuracy(run.target))
     return [
         {
-            "run": run.name,
-            "node": _marked(node, run.target),
+            "run": str(run.path),
+            "node": f"{node} (target)" if node == run.target != "target" else node,
             "model": run.graph["nodes"][node]["model"],
             "state": run.state,
             "split": run.splits,
-            "top1": run.top1(node),
-            "top5": run.top5(node),
-            "gain": _gain(run, first) if node == run.target else "",
+            "top1": run.accuracy(node),
+            "top5": run.accuracy(node, "top5"),
+            "gain": gained if node == run.target else "",
         }
-        for node in nodes
+        for node in sorted(run.graph["nodes"], key=lambda name: name != run.target)
     ]
-
-
-def _marked(node: str, target: str) -> str:
-    return f"{node} (target)" if node == target != "target" else node
-
-
-def _gain(run: RunData, first: RunData) -> str:
-    """Return how far the target is above that of the first run, if they can be compared."""
-    base, found = (each.top1(each.target) for each in (first, run))
-    return "-" if run is first or run.splits != first.splits else gain(base, found)

@@ -50,8 +50,8 @@ def importances(trials: Sequence[TrialRecord], epoch: int) -> dict[str, float]:
         )
         for trial in trials
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # there is one for a choice that fewer than two trials have
+    # Optuna warns of a choice that fewer than two trials have.
+    with warnings.catch_warnings(action="ignore"):
         evaluator = PedAnovaImportanceEvaluator(target_quantile=BEST)
         return get_param_importances(study, evaluator=evaluator)
 
