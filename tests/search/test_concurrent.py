@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 from optuna.storages.journal._storage import JournalOperation
 from optuna.trial import TrialState
@@ -27,9 +26,9 @@ from tests.study_cases import (
     start_all,
     work,
 )
-from timm_ktg.search.liveness import fail_dead, identify, sign
+from timm_ktg.search.liveness import fail_dead, sign
 from timm_ktg.search.pruning import rungs
-from timm_ktg.search.trials import finished, note
+from timm_ktg.search.trials import finished
 
 pytestmark = pytest.mark.slow
 
@@ -255,7 +254,7 @@ def test_search_concurrent_worker_that_nobody_waits_for_is_dead(tmp_path: Path) 
     study = joined(tmp_path, search_of(1), lambda study: None)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         trial = study.ask()
-        note(trial, worker=identify(psutil.Process(process.pid)))
+        sign(trial, process.pid)
         assert fail_dead(study) == []
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)

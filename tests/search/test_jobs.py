@@ -102,11 +102,11 @@ def test_search_job_is_done_though_who_found_its_worker_dead_died_too(tmp_path: 
 def test_search_job_in_which_all_workers_die_is_given_up(tmp_path: Path) -> None:
     jobs = jobs_of(tmp_path)
     for _ in range(1 + RETRIES):
-        trial = next(each for each in jobs._waiting() if _job_of(each) == "a")
+        trial = next(each.trial for each in jobs._waiting() if _job_of(each) == "a")
         jobs.study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
         jobs.study.tell(trial.number, state=TrialState.FAIL)
         for left in jobs._left(records(jobs.study)):
-            retry(jobs.study, left)
+            retry(jobs.study, left.trial)
     jobs.work(lambda job, trial: 1.0)
     assert jobs.failed() == {"a": "its workers died"}
 
@@ -115,7 +115,7 @@ def test_search_job_that_another_worker_retries_at_this_moment_is_not_left_undon
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = jobs_of(tmp_path)
-    dead = next(each for each in jobs._waiting() if _job_of(each) == "a")
+    dead = next(each.trial for each in jobs._waiting() if _job_of(each) == "a")
     jobs.study._storage.set_trial_state_values(dead._trial_id, TrialState.RUNNING)
     jobs.study.tell(dead.number, state=TrialState.FAIL)
     retried = []
@@ -143,7 +143,7 @@ def test_search_job_that_failed_is_tried_again_at_the_next_start(tmp_path: Path)
     assert jobs.failed() == {"b": "OSError: No space left on device"}
     for _ in range(2):  # two workers that start together
         jobs = jobs_of(tmp_path)
-        assert [trial.system_attrs["fixed_params"] for trial in jobs._waiting()] == [{"job": "b"}]
+        assert list(map(_job_of, jobs._waiting())) == ["b"]
     jobs.study.enqueue_trial({"job": "b"})  # as where both had looked before either enqueued it
     asked = []
     jobs.work(lambda job, trial: asked.append(job) or 2.0)

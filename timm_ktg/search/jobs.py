@@ -11,7 +11,6 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import NopPruner
 from optuna.samplers import PartialFixedSampler, RandomSampler
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import one_line
 from .liveness import RETRIES, fail_dead, retry
@@ -51,8 +50,7 @@ class Jobs:
                 study.enqueue_trial({JOB: each})
 
         identity = {**identity, "jobs": self.names}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             sampler = PartialFixedSampler({JOB: NOTHING}, RandomSampler())
         self.study = open_study(name, storage, sampler, NopPruner(), identity, prepare, again=True)
         self._try_again()
@@ -76,32 +74,26 @@ class Jobs:
                 raise
 
         while True:
-            trials = records(
-                self.study
-            )  # one look, because others fail and enqueue trials meanwhile
-            running = [_job_of(each.trial) for each in trials if each.state == RUNNING]
-            if any(each.trial.state == TrialState.WAITING for each in trials):
+            trials = records(self.study)  # one look, because others go on meanwhile
+            running = [_job_of(each) for each in trials if each.state == RUNNING]
+            if any(each.state == WAITING for each in trials):
                 run_trials(self.study, objective, lambda study: not self._waiting(), catch)
             elif running:
                 say(f"Waiting for other workers: {', '.join(running)}.")
-                self._wait()
+                until(self._one_ended)
             elif left := self._left(trials):
-                for trial in left:  # if another worker does so too, the later one is pruned
-                    retry(self.study, trial)
+                for each in left:  # if another worker does so too, the later one is pruned
+                    retry(self.study, each.trial)
             else:
                 return
 
     def done(self) -> dict[str, TrialRecord]:
         """Return the trials of jobs that succeeded, by job."""
-        return {each.trial.params[JOB]: each for each in self._in(COMPLETE)}
+        return {_job_of(each): each for each in self._in(COMPLETE)}
 
     def failed(self) -> dict[str, str]:
         """Return the jobs that did not succeed, with the reason."""
-        reasons = {
-            each.trial.params[JOB]: each.reason
-            for each in self._in(FAILED)
-            if JOB in each.trial.params
-        }
+        reasons = {_job_of(each): each.reason for each in self._in(FAILED)}
         done = self.done()
         return {
             name: reasons.get(name, "its workers died") for name in self.names if name not in done
@@ -113,45 +105,41 @@ class Jobs:
     def _try_again(self) -> None:
         """Enqueue what failed before this start: a full disk, say, may have room again."""
         trials = self._in(*ALIVE, FAILED)  # one look, because trials go on meanwhile
-        failed = {_job_of(each.trial) for each in trials if each.state == FAILED}
-        for name in failed - {_job_of(each.trial) for each in trials if each.state in ALIVE}:
+        failed = {_job_of(each) for each in trials if each.state == FAILED}
+        for name in failed - {_job_of(each) for each in trials if each.state in ALIVE}:
             self.study.enqueue_trial({JOB: name})
 
     def _is_taken(self, trial: Trial, job: str) -> bool:
         """Say whether an earlier trial has the job: workers that start together may enqueue two."""
-        return any(
-            each.number < trial.number and _job_of(each.trial) == job for each in self._in(*ALIVE)
-        )
+        earlier = [each for each in self._in(*ALIVE) if each.number < trial.number]
+        return job in map(_job_of, earlier)
 
-    def _waiting(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    def _waiting(self) -> list[TrialRecord]:
+        return self._in(WAITING)
 
-    def _left(self, trials: Sequence[TrialRecord]) -> list[FrozenTrial]:
+    def _left(self, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
         """Return the trials of dead workers whose jobs are not enqueued again so far.
 
         The worker that found them has yet to do so, or has died too.
         """
         states = (*ALIVE, FAILED, DEAD)
-        newest = {_job_of(each.trial): each for each in trials if each.state in states}
+        newest = {_job_of(each): each for each in trials if each.state in states}
         return [
-            each.trial
+            each
             for name, each in newest.items()
             if name in self.names
             and each.state == DEAD
             and len(each.trial.system_attrs.get("retry_history", [])) < RETRIES
         ]
 
-    def _wait(self) -> None:
-        """Wait until a job ends, or is to be done again because its worker died."""
-
-        def ended() -> bool:
-            fail_dead(self.study, again=True)
-            return bool(self._waiting()) or not self._in(RUNNING)
-
-        until(ended)
+    def _one_ended(self) -> bool:
+        """Say whether no job is being done, or one waits because its worker died."""
+        fail_dead(self.study, again=True)
+        return bool(self._waiting()) or not self._in(RUNNING)
 
 
-def _job_of(trial: FrozenTrial) -> str:
+def _job_of(record: TrialRecord) -> str:
     """Return the job of a trial, even if its worker has not asked for it yet."""
+    trial = record.trial
     enqueued: dict[str, str] = trial.system_attrs.get("fixed_params", {})
     return str(enqueued.get(JOB, trial.params.get(JOB, NOTHING)))

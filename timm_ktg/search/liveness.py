@@ -15,21 +15,18 @@ from optuna.storages._heartbeat import fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
 from .pruning import RUNG
-from .trials import Process, TrialRecord, note
+from .trials import TrialRecord, note
 
 RETRIES = 3  # of a trial whose worker died
 CLOCK = 5.0  # seconds by which the clock may be set without a process seeming another
 PATIENCE = 60.0  # seconds that a worker has to sign a new trial
 
 
-def sign(trial: Trial) -> None:
-    """Note in a trial which process works on it."""
-    note(trial, worker=identify(psutil.Process()))
-
-
-def identify(process: psutil.Process) -> Process:
-    """Return what tells a process from all others."""
-    return {"host": socket.gethostname(), "pid": process.pid, "started": process.create_time()}
+def sign(trial: Trial, pid: int | None = None) -> None:
+    """Note in a trial which process works on it; None: this one."""
+    process = psutil.Process(pid)
+    host, started = socket.gethostname(), process.create_time()
+    note(trial, worker={"host": host, "pid": process.pid, "started": started})
 
 
 def fail_dead(study: Study, again: bool = False) -> list[int]:
@@ -44,8 +41,7 @@ def fail_dead(study: Study, again: bool = False) -> list[int]:
     Returns:
         The numbers of the trials that this worker failed.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
         fail_stale_trials(study)  # Optuna does so before a trial, but not while one waits
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     failed = [trial for trial in running if _is_dead(trial) and _fail(study, trial)]
@@ -65,8 +61,7 @@ def retry(study: Study, trial: FrozenTrial) -> None:
         key: value for key, value in trial.system_attrs.items() if not key.startswith(RUNG)
     }
     clean.user_attrs = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
         RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, clean)
 
 
@@ -80,7 +75,7 @@ def _fail(study: Study, trial: FrozenTrial) -> bool:
 
 
 def _is_dead(trial: FrozenTrial) -> bool:
-    worker = TrialRecord(trial).worker
+    worker = TrialRecord(trial).attributes.get("worker")
     if worker is None:  # killed before it could sign
         began = trial.datetime_start or datetime.now()
         return datetime.now() - began > timedelta(seconds=PATIENCE)

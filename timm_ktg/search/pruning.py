@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container
+from itertools import count, takewhile
 from typing import Any, cast
 
 from optuna import Study
@@ -22,14 +23,8 @@ def rungs(epochs: int, min_resource: int = 1, reduction_factor: int = 2) -> tupl
         min_resource: Epoch of the first rung.
         reduction_factor: The factor from the epoch of each rung to that of the next.
     """
-
-    def powers() -> Iterator[int]:
-        epoch = min_resource
-        while epoch <= epochs:
-            yield epoch
-            epoch *= reduction_factor
-
-    return tuple(powers())
+    later = (min_resource * reduction_factor**step for step in count())
+    return tuple(takewhile(lambda epoch: epoch <= epochs, later))
 
 
 def build_pruner(search: SearchConfig) -> BasePruner:

@@ -101,8 +101,7 @@ class GraphSampler(BaseSampler):
         seed = derive_seed(purpose, self.seed, trial.number) % 2**32
         if kind != "tpe":
             return RandomSampler(seed=seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             return TPESampler(seed=seed, multivariate=True, constant_liar=True)
 
     def _draw(self, sampler: BaseSampler, study: Study, trial: FrozenTrial) -> Params:

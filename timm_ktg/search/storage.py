@@ -8,9 +8,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import tenacity
+from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore
+from optuna.artifacts._protocol import ArtifactStore
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
@@ -29,14 +31,9 @@ from ..errors import RecipeError, first_line, located
 from ..recipe.search_config import SearchConfig
 from .liveness import retry
 
-if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
-
 JOURNAL = "study.journal"
 PATIENCE = 600.0  # seconds that a database may be away
 CONNECT_TIMEOUT = 10  # seconds; without it, a host that drops what it is sent takes minutes to fail
-
-_EXTRA = "A database needs: pip install 'timm_ktg[postgres]'."
 
 # What Optuna's cache calls on an RDBStorage, beside the methods that every storage has.
 _CALLED = (
@@ -59,10 +56,8 @@ def open_storage(search: SearchConfig, directory: Path) -> BaseStorage:
     """
     where = search.storage
     if where is None or "://" not in where:
-        path = str(directory / JOURNAL if where is None else where)
         with located("search.storage"):
-            return JournalStorage(JournalFileBackend(path, lock_obj=_journal_lock(path)))
-    _refuse_sqlite(where)
+            return _journal(directory / JOURNAL if where is None else Path(where))
     return _database(where, search.heartbeat_interval, search.grace_period)
 
 
@@ -83,8 +78,7 @@ def open_to_read(where: str | None, directory: Path) -> BaseStorage:
         if not path.is_file():  # Optuna would make it
             raise RecipeError([f"study: should be a journal at {path}. Found none."])
         with located(f"study: {path} cannot be read"):
-            return JournalStorage(JournalFileBackend(str(path), lock_obj=_journal_lock(str(path))))
-    _refuse_sqlite(where)
+            return _journal(path)
     with _opening():
         engine = {"poolclass": NullPool, "connect_args": {"connect_timeout": CONNECT_TIMEOUT}}
         url = _url(where)
@@ -106,8 +100,6 @@ def open_artifacts(search: SearchConfig, directory: Path) -> ArtifactStore:
     where = search.artifacts
     if where is not None and where.startswith("s3://"):
         return _bucket(where.removeprefix("s3://"))
-    from optuna.artifacts import FileSystemArtifactStore
-
     folder = directory / "artifacts" if where is None else Path(where)
     with located("search.artifacts"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +111,6 @@ def _bucket(name: str) -> ArtifactStore:
     with located("search.artifacts"):  # boto3 may be missing
         import boto3
         from botocore.exceptions import BotoCoreError, ClientError
-        from optuna.artifacts import Boto3ArtifactStore
 
         client = boto3.client("s3")
         try:
@@ -157,12 +148,18 @@ class _KernelLock(BaseJournalFileLock):
         self._file.close()
 
 
-def _journal_lock(path: str) -> BaseJournalFileLock:
-    """Return a lock for the workers of one host; Optuna's own where the kernel has none."""
-    return JournalFileOpenLock(path) if sys.platform == "win32" else _KernelLock(path)
+def _journal(path: Path) -> JournalStorage:
+    """Return the journal of one host's workers, with Optuna's lock where the kernel has none."""
+    lock = JournalFileOpenLock if sys.platform == "win32" else _KernelLock
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock(str(path))))
 
 
-def _refuse_sqlite(url: str) -> None:
+def _url(url: str) -> str:
+    """Return the url as Optuna wants it.
+
+    Raises:
+        RecipeError: It is not of a database for several workers.
+    """
     if url.startswith("sqlite"):
         raise RecipeError(
             [
@@ -171,10 +168,6 @@ def _refuse_sqlite(url: str) -> None:
                 "together."
             ]
         )
-
-
-def _url(url: str) -> str:
-    """Return the url as Optuna wants it."""
     url = url.replace("postgresql://", "postgresql+psycopg://", 1)  # not psycopg2, the default
     return url.replace("{", "{{").replace("}", "}}")  # because Optuna takes it for a template
 
@@ -188,8 +181,10 @@ def _opening() -> Iterator[None]:
         raise
     except (ImportError, SQLAlchemyError, StorageInternalError, RuntimeError, ValueError) as error:
         # RuntimeError: another version of Optuna made the tables; ValueError: a port in letters.
-        extra = _EXTRA if isinstance(error, ImportError) else ""
-        raise RecipeError([f"search.storage: {first_line(error)} {extra}".strip()]) from error
+        said = first_line(error)
+        if isinstance(error, ImportError):
+            said += " A database needs: pip install 'timm_ktg[postgres]'."
+        raise RecipeError([f"search.storage: {said}"]) from error
 
 
 def _database(url: str, heartbeat_interval: int, grace_period: int) -> RDBStorage:
@@ -201,8 +196,7 @@ def _database(url: str, heartbeat_interval: int, grace_period: int) -> RDBStorag
         reraise=True,
     )
     def connected() -> RDBStorage:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             return _patient_storage()(
                 _url(url),
                 # A connection that broke while it was idle is replaced without a word.

@@ -73,10 +73,10 @@ class SharedWeights:
         """
         if model in self.given:
             return Path(self.given[model])
-        done = self.jobs.done() if self.jobs else {}
+        assert self.jobs is not None  # there is a job for every model that is not given
+        done = self.jobs.done()
         if model not in done:
-            failed = self.jobs.failed() if self.jobs else {}
-            why = failed.get(model, "nobody trains it")
+            why = self.jobs.failed()[model]
             raise NoWeightsError(f"A frozen {model} needs weights, and there are none: {why}.")
         attributes = done[model].attributes
         path = self.folder / f"{file_name(model)}-{attributes['digest']}.safetensors"
