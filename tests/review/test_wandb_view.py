@@ -40,31 +40,6 @@ def test_view_is_what_it_was() -> None:
     assert found == json.loads(SNAPSHOT.read_text())
 
 
-# What W&B's own model warns of.
-@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
-@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")
-def test_view_shows_every_choice_and_groups_nothing() -> None:
-    view = build_view("us", "pets", "s", choices())
-    spec = anonymous(view._to_model().model_dump(mode="json", by_alias=True))["spec"]["section"]
-    panels = {
-        panel["viewType"]: panel["config"]
-        for section in spec["panelBankConfig"]["sections"]
-        for panel in section["panels"]
-    }
-    names = {column["accessor"] for column in panels["Parallel Coordinates Plot"]["columns"]}
-    drawn = {name for name in choices().largest.choices() if not name.startswith("role/")}
-    assert {f"config:{name}.value" for name in drawn} <= names
-    assert "summary:target/top1/last" in names
-    assert panels["Parameter Importance"]["targetKey"] == "target/top1/last"
-    assert panels["Run History Line Plot"]["metrics"] == ["val/top1/target"]
-    assert panels["Media Browser"]["mediaKeys"] == ["graph"]
-    assert "Run Comparer" in panels
-    (runs,) = spec["runSets"]
-    assert runs["grouping"] == []
-    wanted = {each["key"]["name"]: each["value"] for each in runs["filters"]["filters"]}
-    assert wanted == {"group": "s", "jobType": "trial"}
-
-
 def test_sweep_holds_the_choices_of_the_search() -> None:
     config = sweep_config("s", choices())
     assert config["metric"] == {"name": "target/top1/last", "goal": "maximize"}

@@ -32,11 +32,11 @@ def test_trial_that_never_trained_has_no_epochs(
 ) -> None:
     recipe_of, asked = RecipeBuilder.recipe_of, []
 
-    def without_weights(builder: RecipeBuilder, graph: CanonicalGraph) -> Recipe:
+    def without_weights(builder: RecipeBuilder, graph: CanonicalGraph, *how: str) -> Recipe:
         asked.append(graph)
         if len(asked) == 2:
             raise NoWeightsError("There are none.")
-        return recipe_of(builder, graph)
+        return recipe_of(builder, graph, *how)
 
     monkeypatch.setattr(RecipeBuilder, "recipe_of", without_weights)
     values = search_values(gates=["through", "linear"], trials=3, top_k=0, pruner="none")

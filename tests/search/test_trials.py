@@ -22,7 +22,7 @@ STORED = {
 def test_what_is_stored_is_read() -> None:
     stored = create_trial(value=90.0, intermediate_values={2: 80.0}, user_attrs=STORED)
     trial = TrialRecord(stored)
-    assert trial.worker == STORED["worker"] and trial.redrawn == STORED["redrawn"]
+    assert trial.attributes == STORED
     assert (trial.graph, trial.epochs, trial.reason) == ("1ac61d", 4, "")
     assert trial.models == STORED["models"]
     assert trial.edges[1] == GraphEdge("aux1", "target", "correct")

@@ -20,7 +20,7 @@ from ..recipe.recipe import read_recipe
 from ..recipe.train_config import TrainConfig
 from ..search.result import spent
 from ..search.storage import open_to_read
-from ..search.trials import DEAD, FAILED, TrialRecord, records
+from ..search.trials import DEAD, FAILED, TrialRecord, best_first, records
 
 RECIPE, RESULT = "search.yaml", "result.json"
 
@@ -34,21 +34,19 @@ class StudyData:
 
     Args:
         name: Its name.
-        directory: The search's.
-        recipe: The search's recipe, with every field.
+        recipe: What the search's search.yaml says; see `find_study`.
         trials: All trials, by number.
         epochs: Epochs of a whole trial.
         spent: What was spent; see `search.result.spent`.
-        result: What result.json holds; None: the search has not come to its end.
+        tested: The rows of result.json; none if the search has not come to its end.
     """
 
     name: str
-    directory: Path
     recipe: Mapping[str, Mapping[str, Any]]
     trials: tuple[TrialRecord, ...]
     epochs: int
     spent: Mapping[str, int]
-    result: Mapping[str, Any] | None
+    tested: Sequence[Mapping[str, Any]]
 
     @cached_property
     def stages(self) -> dict[int, tuple[TrialRecord, ...]]:
@@ -60,32 +58,14 @@ class StudyData:
         }
 
     @cached_property
-    def best(self) -> tuple[TrialRecord, ...]:
+    def best(self) -> list[TrialRecord]:
         """The trials that got furthest, the best first, each graph once."""
-        last = self.stages[max(self.stages)]
-        first: dict[str | None, TrialRecord] = {}
-        for trial in sorted(last, key=lambda trial: (-(trial.last or 0.0), trial.number)):
-            first.setdefault(trial.graph, trial)
-        return tuple(first.values())
+        return best_first(self.stages[max(self.stages)])
 
 
-@dataclass(frozen=True)
-class FoundStudy:
-    """A study and where it came from.
-
-    Args:
-        study: The study.
-        directory: The search's.
-        recipe: What its search.yaml says, unchecked, because its gates and weights may be on
-            another machine.
-    """
-
-    study: Study
-    directory: Path
-    recipe: Mapping[str, Mapping[str, Any]]
-
-
-def find_study(path: Path, storage: str | None = None, name: str | None = None) -> FoundStudy:
+def find_study(
+    path: Path, storage: str | None = None, name: str | None = None
+) -> tuple[Study, dict[str, Any]]:
     """Return the study of a search.
 
     Args:
@@ -93,15 +73,19 @@ def find_study(path: Path, storage: str | None = None, name: str | None = None) 
         storage: Where the study is kept; None: where search.yaml says.
         name: Name of the study; None: the only one that is kept there.
 
+    Returns:
+        The study, and what search.yaml says, unchecked, because the gates and weights that it
+        names may be on another machine.
+
     Raises:
         RecipeError: There is none.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # each of the studies for jobs says hello
-    directory = path.parent if path.is_file() else path
+    directory = directory_of(path)
     recipe = _recipe(directory / RECIPE)
     opened = open_to_read(storage or recipe["search"]["storage"], directory)
     name = _name(opened, name or recipe["search"]["study"], directory)
-    return FoundStudy(optuna.load_study(study_name=name, storage=opened), directory, recipe)
+    return optuna.load_study(study_name=name, storage=opened), recipe
 
 
 def read_study(path: Path, storage: str | None = None, name: str | None = None) -> StudyData:
@@ -115,19 +99,22 @@ def read_study(path: Path, storage: str | None = None, name: str | None = None) 
     Raises:
         RecipeError: There is no study, or nothing in it to show.
     """
-    found = find_study(path, storage, name)
-    study, directory = found.study, found.directory
+    study, recipe = find_study(path, storage, name)
+    directory = directory_of(path)
     with located(f"{directory / RECIPE}: train"):
-        epochs = epochs_of(TrainConfig.model_validate(found.recipe["train"]))
+        epochs = epochs_of(TrainConfig.model_validate(recipe["train"]))
     trials = tuple(records(study))
     _check_any(trials, f"{directory}: study `{study.study_name}`")
-    file, result = directory / RESULT, None
+    file, tested = directory / RESULT, []
     if file.is_file():
         with located(f"{file} cannot be read"):
-            result = json.loads(file.read_text(encoding="utf-8"))
-    return StudyData(
-        study.study_name, directory, found.recipe, trials, epochs, spent(study, epochs), result
-    )
+            tested = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    return StudyData(study.study_name, recipe, trials, epochs, spent(study, epochs), tested)
+
+
+def directory_of(path: Path) -> Path:
+    """Return the directory of a search, which may be given by a file in it."""
+    return path.parent if path.is_file() else path
 
 
 def _recipe(path: Path) -> dict[str, Any]:
@@ -135,17 +122,16 @@ def _recipe(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError([f"{path.parent}: should hold a search's {RECIPE}. Found none."])
     values = read_recipe(path)
-    needed = {"search": ("storage", "study", "target_model"), "train": ("epochs",)}
-    for section, fields in needed.items():
-        for field in fields:
-            if field not in (values.get(section) or {}):
-                raise RecipeError([f"{path}: {section}.{field} should be given. Found nothing."])
+    for where in ("search.storage", "search.study", "search.target_model", "train.epochs"):
+        section, field = where.split(".")
+        if field not in (values.get(section) or {}):
+            raise RecipeError([f"{path}: {where} should be given. Found nothing."])
     return values
 
 
 def _name(storage: BaseStorage, name: str | None, directory: Path) -> str:
     with located(f"{directory}: the study cannot be read"):
-        names = [study.study_name for study in storage.get_all_studies()]
+        names = optuna.get_all_study_names(storage)
     own = _own(names)
     if name is None and len(own) == 1:
         return own[0]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import plotly.graph_objects as go
 
+from ..graph.registry import with_arguments
+from ..recipe.graph_config import from_word
 from ..records.sample import Sample, gain
 from ..search.canonical import GraphEdge, describe
+from ..search.recipes import graph_section
 from ..search.result import LABEL_ONLY, MEAN, SUM
 from ..search.trials import COMPLETE, RUNNING, TrialRecord
 from .figures import epochs_figure, importance_figure, parallel_figure, tested_figure
-from .pictures import picture, section_of
+from .pictures import picture
 from .stages import FEWEST
 from .study_data import StudyData
 
@@ -38,17 +41,19 @@ Variants = Mapping[str, go.Figure]
 
 def study_page(study: StudyData) -> dict[str, Any]:
     """Return what the template needs of a study."""
-    rows, samples = _rows(study), _samples(study)
-    stages = _stages(study)
+    samples = {
+        row["name"]: Sample(tuple(row["test top1"]["values"]))
+        for row in study.tested
+        if row["test top1"]
+    }
     return {
         "title": f"Search {study.name}",
         "lead": _lead(study),
         "tiles": _tiles(study),
-        "rows": rows,
+        "rows": _rows(study, samples),
         "gains": [name for name in CONTROLS if name in samples],
-        "cards": [{**row, "svg": picture(row["section"])} for row in rows],
         "trials": {"columns": COLUMNS, "rows": [_trial(trial) for trial in study.trials]},
-        "stages": stages,
+        "stages": _stages(study),
         "few": FEWEST,
         "figures": _figures(study, samples),
     }
@@ -56,16 +61,15 @@ def study_page(study: StudyData) -> dict[str, Any]:
 
 def _figures(study: StudyData, samples: Mapping[str, Sample]) -> dict[str, Variants]:
     """Return the figures by name, each in one variant, or in one for every stage."""
-    importances = {
-        str(epoch): found
-        for epoch, trials in study.stages.items()
-        if (found := importance_figure(trials, epoch)) is not None
-    }
-    parallel = {
-        str(epoch): parallel_figure(trials, epoch) for epoch, trials in study.stages.items()
-    }
-    found = {"epochs": {"": epochs_figure(study)}, "parallel": parallel, "importance": importances}
-    return {**found, "tested": {"": tested_figure(samples)}} if samples else found
+    parallel, importance = {}, {}
+    for epoch, trials in study.stages.items():
+        parallel[str(epoch)] = parallel_figure(trials, epoch)
+        found = importance_figure(trials, epoch)
+        if found is not None:
+            importance[str(epoch)] = found
+    figures: dict[str, Variants] = {"tested": {"": tested_figure(samples)}} if samples else {}
+    epochs = {"": epochs_figure(study)}
+    return {**figures, "epochs": epochs, "parallel": parallel, "importance": importance}
 
 
 def _stages(study: StudyData) -> list[dict[str, Any]]:
@@ -108,66 +112,45 @@ def _tiles(study: StudyData) -> list[tuple[str, str]]:
     return [*tiles, *((f"{spent[name]:,}", name) for name in again)]
 
 
-def _rows(study: StudyData) -> list[dict[str, Any]]:
-    """Return the best graphs and, after them, the controls, as far as they are known."""
-    search = study.recipe["search"]
-    tested = list(study.result["rows"]) if study.result else []
+def _rows(study: StudyData, samples: Mapping[str, Sample]) -> list[dict[str, Any]]:
+    """Return the best graphs and, after them, the controls, as far as they are known.
+
+    They are rows of result.json, completed by what the page shows beside them.
+    """
+    search, tested = study.recipe["search"], study.tested
     known = {row["trial"] for row in tested}
     missing = max(0, DRAWN - len(known - {None}))
     more = [trial for trial in study.best if trial.number not in known][:missing]
-    winners = [_tested(row) for row in tested if row["trial"] is not None]
-    winners += [_untested(trial, str(search.get("reduction", "sum"))) for trial in more]
-    rows = [*winners, *(_tested(row) for row in tested if row["trial"] is None)]
-    samples = _samples(study)
-    for row in rows:
-        row["section"] = section_of(
-            row["models"], row["edges"], row["reduction"], search.get("gates", ())
-        )
-        row["words"] = _words(row["edges"])
-        row["gains"] = _gains(row, samples)
-    return rows
-
-
-def _tested(row: Mapping[str, Any]) -> dict[str, Any]:
-    trial = row["trial"]
-    return {
-        "name": row["name"],
-        "what": "control" if trial is None else f"trial {trial}",
-        "validation": row["validation top1"],
-        "test": row["test top1"] and str(Sample(tuple(row["test top1"]["values"]))),
-        "reduction": row["reduction"],
-        "models": row["models"],
-        "edges": tuple(GraphEdge(*edge) for edge in row["edges"]),
-    }
-
-
-def _untested(trial: TrialRecord, reduction: str) -> dict[str, Any]:
-    return {
-        "name": f"trial {trial.number}",
-        "what": f"{trial.state}, after epoch {max(trial.values)}",
-        "validation": trial.last,
-        "test": None,
-        "reduction": reduction,
-        "models": trial.models,
-        "edges": trial.edges,
-    }
-
-
-def _samples(study: StudyData) -> dict[str, Sample]:
-    """Return the test figures of what was trained again, by name."""
-    rows: Sequence[Mapping[str, Any]] = study.result["rows"] if study.result else []
-    return {
-        row["name"]: Sample(tuple(row["test top1"]["values"])) for row in rows if row["test top1"]
-    }
-
-
-def _gains(row: Mapping[str, Any], samples: Mapping[str, Sample]) -> list[str]:
-    """Return how far a row is above each control that was tested, with the 95 % interval."""
-    return [
-        "-" if row["name"] == name else gain(samples[name], samples.get(row["name"]))
-        for name in CONTROLS
-        if name in samples
+    untested = [
+        {
+            "name": f"trial {trial.number}",
+            "what": f"{trial.state}, after epoch {max(trial.values)}",
+            "validation top1": trial.last,
+            "reduction": search.get("reduction", "sum"),
+            "models": trial.models,
+            "edges": trial.edges,
+        }
+        for trial in more
     ]
+    winners = [
+        {"what": f"trial {row['trial']}", **row} for row in tested if row["trial"] is not None
+    ]
+    controls = [{"what": "control", **row} for row in tested if row["trial"] is None]
+    gates = {
+        with_arguments(spec["gate"], spec.get("gate_kwargs", {})): spec
+        for spec in map(from_word, search.get("gates", ()))
+    }
+    rows = [*winners, *untested, *controls]
+    for row in rows:
+        row["test"] = samples.get(row["name"])
+        row["svg"] = picture(graph_section(row["models"], row["edges"], row["reduction"], gates))
+        row["words"] = _words(row["edges"])
+        row["gains"] = [
+            "-" if row["name"] == name else gain(samples[name], row["test"])
+            for name in CONTROLS
+            if name in samples
+        ]
+    return rows
 
 
 def _words(edges: Iterable[GraphEdge]) -> str:

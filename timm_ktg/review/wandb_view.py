@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from ..recipe.recipe import check_section
 from ..recipe.search_config import SearchRecipe
 from ..recipe.tracking_config import TrackingConfig
 from ..search.canonical import TARGET
-from ..search.space import Choices, build_choices, gate_param, model_param
+from ..search.space import Choices, build_choices, model_param
 from ..search.tracking import (
     ACCURACY,
     METRIC,
@@ -25,7 +24,7 @@ from ..search.tracking import (
 )
 from ..search.trials import records
 from ..tracking.wandb_run import STEP
-from .study_data import find_study
+from .study_data import directory_of, find_study
 
 if TYPE_CHECKING:
     import wandb_workspaces.workspaces as ws
@@ -45,12 +44,12 @@ def show_wandb(path: Path, storage: str | None, name: str | None) -> list[tuple[
     Raises:
         RecipeError: There is no such study, its runs are not there, or there is no server.
     """
-    found = find_study(path, storage, name)
-    recipe = check_section(SearchRecipe, found.recipe)
+    study, values = find_study(path, storage, name)
+    recipe = check_section(SearchRecipe, values)
     tracking = recipe.tracking.model_copy(update={"wandb": True, "mode": "online"})
-    shown = [trial for trial in records(found.study) if trial.models]
-    if not recipe.tracking.wandb or WANDB not in found.study.user_attrs or not shown:
-        where = f"{found.directory}: study `{found.study.study_name}`"
+    shown = [trial for trial in records(study) if trial.models]
+    if not recipe.tracking.wandb or WANDB not in study.user_attrs or not shown:
+        where = f"{directory_of(path)}: study `{study.study_name}`"
         raise RecipeError([f"{where} should have runs (--tracking.wandb true). Found none."])
     problems = search_tracking_problems(tracking)
     if find_spec("wandb_workspaces") is None:
@@ -59,14 +58,14 @@ def show_wandb(path: Path, storage: str | None, name: str | None) -> list[tuple[
         raise RecipeError(problems)
     import wandb
 
-    choices, ids, made = build_choices(recipe.search), run_ids_of(found.study), []
+    choices, ids, made = build_choices(recipe.search), run_ids_of(study), []
     _check_runs_are_there(tracking, ids, len(shown))
     if ids.sweep is None:
         runs = [ids.trial_id(trial.number) for trial in shown]
         sweep = create_sweep(tracking, ids.name, choices, runs)
         if sweep is None:
             raise RecipeError(["wandb: no sweep could be made; the reason is said above."])
-        make_run_ids(found.study, sweep)  # the study keeps it
+        make_run_ids(study, sweep)  # the study keeps it
         made.append(("sweep", sweep))
     try:
         entity = tracking.entity or wandb.Api().default_entity or ""
@@ -110,7 +109,8 @@ def build_view(entity: str, project: str, group: str, choices: Choices) -> ws.Wo
     import wandb_workspaces.workspaces as ws
 
     accuracy = wr.SummaryMetric(METRIC)
-    columns = [wr.Config(key) for key in _graph_keys(choices)]
+    chosen = [key for key in choices.largest.choices() if not key.startswith("role/")]
+    columns = [wr.Config(key) for key in (model_param(TARGET), *chosen)]
     parallel = wr.ParallelCoordinatesPlot(
         title="Models, gates and accuracy",
         columns=[wr.ParallelCoordinatesPlotColumn(metric=each) for each in (*columns, accuracy)],
@@ -138,9 +138,3 @@ def build_view(entity: str, project: str, group: str, choices: Choices) -> ws.Wo
             order=[expr.Ordering(expr.Summary(METRIC), ascending=False)],
         ),
     )
-
-
-def _graph_keys(choices: Choices) -> Sequence[str]:
-    space = choices.largest
-    models = [model_param(name) for name in (TARGET, *space.auxiliaries)]
-    return [*models, *map(gate_param, space.pairs)]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from copy import deepcopy
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..recipe.recipe import Recipe
 from ..recipe.search_config import SearchRecipe
-from .canonical import FROZEN, TARGET, THROUGH, CanonicalGraph, all_through
-from .space import check_candidate, gate_param
+from .canonical import TARGET, CanonicalGraph, GraphEdge, all_through
 
 
 @dataclass(frozen=True)
@@ -26,15 +24,20 @@ class RecipeBuilder:
     recipe: SearchRecipe
     weights: Callable[[str], Path]
 
-    def recipe_of(self, graph: CanonicalGraph) -> Recipe:
-        """Return the recipe that trains a graph on the search's own split."""
-        specs = {gate.shown: gate.model_dump() for gate in self.recipe.search.gates}
-        models = graph.models
-        weights = {
-            models[name]: str(self.weights(models[name]).resolve()) for name in graph.frozen_nodes
-        }
-        section = graph_section(graph, specs, weights)
-        return _recipe(self.recipe, {"reduction": self.recipe.search.reduction, **section})
+    def recipe_of(self, graph: CanonicalGraph, reduction: str | None = None) -> Recipe:
+        """Return the recipe that trains a graph on the search's own split.
+
+        Args:
+            graph: The graph.
+            reduction: How a node's losses from networks add up; None: as in the search.
+        """
+        search, models = self.recipe.search, graph.models
+        gates = {gate.shown: gate.model_dump() for gate in search.gates}
+        section = graph_section(models, graph.edges, reduction or search.reduction, gates)
+        for name in graph.frozen_nodes:
+            weights = self.weights(models[name]).resolve()
+            section["nodes"][name]["checkpoint_path"] = str(weights)
+        return _recipe(self.recipe, section)
 
     def label_only(self, model: str) -> Recipe:
         """Return the recipe that trains a model on the labels alone."""
@@ -42,9 +45,7 @@ class RecipeBuilder:
 
     def final(self, graph: CanonicalGraph, reduction: str) -> Recipe:
         """Return the recipe that trains a graph on all training images."""
-        recipe = on_all_images(self.recipe_of(graph))
-        section = recipe.graph.model_copy(update={"reduction": reduction})
-        return recipe.model_copy(update={"graph": section})
+        return on_all_images(self.recipe_of(graph, reduction))
 
 
 def on_all_images(recipe: Recipe) -> Recipe:
@@ -65,33 +66,21 @@ def candidates_recipe(recipe: SearchRecipe) -> Recipe:
 
 
 def _recipe(recipe: SearchRecipe, graph: Mapping[str, Any]) -> Recipe:
-    data, train = recipe.data.model_dump(), recipe.train.model_dump()
-    return Recipe.model_validate({"graph": graph, "data": data, "train": train})
+    return Recipe.model_validate({"graph": graph, "data": recipe.data, "train": recipe.train})
 
 
 def graph_section(
-    graph: CanonicalGraph, gate_spec: Mapping[str, Any], weights: Mapping[str, str]
+    models: Mapping[str, str], edges: Iterable[GraphEdge], reduction: str, gates: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the section `graph` of a recipe, as `GraphConfig` reads it.
+    """Return the section `graph` of a recipe, as far as the search decides it.
 
     Args:
-        graph: The graph.
-        gate_spec: How a recipe writes each gate: a word, or `{gate: ..., gate_kwargs: ...}`.
-            `through`, which `correct` becomes on a label edge, may be left out.
-        weights: The checkpoint_path for frozen nodes, by the name of their model.
-
-    Raises:
-        ValueError: There is no spec for a gate, or no weights for a frozen node.
+        models: The nodes' models by name.
+        edges: The edges that exist.
+        reduction: How a node's losses from networks add up.
+        gates: How a recipe writes each gate; a gate that is not here is written as it is.
     """
-    spec = {THROUGH: THROUGH, **gate_spec}
-    nodes: dict[str, dict[str, Any]] = {node.name: {"model": node.model} for node in graph.nodes}
-    for source, destination, gate in graph.edges:
-        check_candidate(gate_param((source, destination)), gate, spec)
-        # A copy, because YAML writes an object that occurs twice as an anchor.
-        nodes[destination].setdefault("learns_from", {})[source] = deepcopy(spec[gate])
-    for name, model, role in graph.nodes:
-        if role == FROZEN:
-            if model not in weights:
-                raise ValueError(f"{name} is frozen; weights should hold {model}. Found none.")
-            nodes[name]["checkpoint_path"] = weights[model]
-    return {"target": TARGET, "nodes": nodes}
+    nodes: dict[str, dict[str, Any]] = {name: {"model": model} for name, model in models.items()}
+    for source, destination, gate in edges:
+        nodes[destination].setdefault("learns_from", {})[source] = gates.get(gate, gate)
+    return {"target": TARGET, "reduction": reduction, "nodes": nodes}

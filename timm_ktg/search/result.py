@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..records.sample import Sample, gain
 from ..terminal import console
 from .canonical import CanonicalGraph, all_through
 from .space import Choices
-from .trials import COMPLETE, DUPLICATE, FAILED, PRUNED, TrialRecord, finished, records
+from .trials import COMPLETE, DUPLICATE, FAILED, PRUNED, best_first, finished, records
 
 LABEL_ONLY = "label-only"
 SUM, MEAN = "all-through sum", "all-through mean"
@@ -58,22 +59,21 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         """Return the result as result.json holds it."""
-        described = []
-        for row in self.rows:
-            found = self.samples[row.name]
-            described.append(
-                {
-                    "name": row.name,
-                    "trial": row.trial,
-                    "validation top1": row.value,
-                    "test top1": None if found is None else found.as_json(),
-                    "graph": row.graph.key,
-                    "reduction": row.reduction,
-                    "edges": [list(edge) for edge in row.graph.edges],
-                    "models": row.graph.models,
-                }
-            )
-        return {"rows": described, "spent": dict(self.spent)}
+        tested = {name: sample and sample.as_json() for name, sample in self.samples.items()}
+        rows = [
+            {
+                "name": row.name,
+                "trial": row.trial,
+                "validation top1": row.value,
+                "test top1": tested[row.name],
+                "graph": row.graph.key,
+                "reduction": row.reduction,
+                "edges": row.graph.edges,
+                "models": row.graph.models,
+            }
+            for row in self.rows
+        ]
+        return {"rows": rows, "spent": dict(self.spent)}
 
 
 def best_and_controls(
@@ -88,7 +88,8 @@ def best_and_controls(
         label_only: Validation top-1 in percent of the target trained on the labels alone.
     """
     found = []
-    for rank, trial in enumerate(_best(study)[: max(1, search.top_k)], start=1):
+    best = best_first(trial for trial in records(study) if trial.state == COMPLETE)
+    for rank, trial in enumerate(best[: max(1, search.top_k)], start=1):
         graph = choices.graph(trial.trial.params)
         assert graph is not None  # it was trained
         found.append(Row(f"best-{rank}", graph, search.reduction, trial.number, trial.value))
@@ -101,15 +102,6 @@ def best_and_controls(
     return [*found, *controls]
 
 
-def _best(study: Study) -> list[TrialRecord]:
-    """Return the complete trials, the best first, each graph once."""
-    complete = [trial for trial in records(study) if trial.state == COMPLETE]
-    best: dict[str | None, TrialRecord] = {}
-    for trial in sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number)):
-        best.setdefault(trial.graph, trial)
-    return list(best.values())
-
-
 def spent(study: Study, epochs: int) -> dict[str, int]:
     """Return what a search cost.
 
@@ -118,16 +110,17 @@ def spent(study: Study, epochs: int) -> dict[str, int]:
         epochs: Epochs of a whole trial.
     """
     trained = [trial for trial in finished(study) if trial.edges]
-    states = [trial.state for trial in trained]
+    ended = Counter(trial.state for trial in trained)
+    redrawn = sum((Counter(trial.attributes.get("redrawn")) for trial in trained), Counter[str]())
     duplicates = sum(trial.state == DUPLICATE for trial in records(study))
     return {
-        "complete": states.count(COMPLETE),
-        "pruned": states.count(PRUNED),
-        "failed": states.count(FAILED),
+        "complete": ended[COMPLETE],
+        "pruned": ended[PRUNED],
+        "failed": ended[FAILED],
         "epochs": sum(trial.epochs for trial in trained),
         "epochs without pruning": len(trained) * epochs,
-        "duplicates avoided": sum(trial.redrawn.get("seen", 0) for trial in trained) + duplicates,
-        "invalid graphs drawn again": sum(trial.redrawn.get("invalid", 0) for trial in trained),
+        "duplicates avoided": redrawn["seen"] + duplicates,
+        "invalid graphs drawn again": redrawn["invalid"],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypedDict, Unpack, cast
@@ -79,11 +80,6 @@ class TrialRecord:
         return self.trial.state.name.lower()
 
     @property
-    def worker(self) -> Process | None:
-        """The process that works on it, or did; None: it was killed before it could sign."""
-        return self.attributes.get("worker")
-
-    @property
     def graph(self) -> str | None:
         """Key of its graph; None: it has not drawn any yet."""
         return self.attributes.get("graph")
@@ -97,11 +93,6 @@ class TrialRecord:
     def edges(self) -> tuple[GraphEdge, ...]:
         """The edges that exist; none if it did not get as far as training."""
         return tuple(GraphEdge(*edge) for edge in self.attributes.get("edges", ()))
-
-    @property
-    def redrawn(self) -> dict[str, int]:
-        """How many graphs were drawn in vain, by why: `invalid`, or `seen` before."""
-        return dict(self.attributes.get("redrawn", {}))
 
     @property
     def epochs(self) -> int:
@@ -143,6 +134,14 @@ def finished(study: Study) -> list[TrialRecord]:
     A trial whose worker died does not count, nor does one whose graph had been seen before.
     """
     return [trial for trial in records(study) if trial.state in (COMPLETE, PRUNED, FAILED)]
+
+
+def best_first(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Return trials by the last of their values, the best first, each graph once."""
+    best: dict[str | None, TrialRecord] = {}
+    for trial in sorted(trials, key=lambda trial: (-(trial.last or 0.0), trial.number)):
+        best.setdefault(trial.graph, trial)
+    return list(best.values())
 
 
 def seen_graphs(study: Study, before: int | None = None) -> set[str]:
