@@ -21,7 +21,7 @@ from timm_ktg.recipe.search_config import SearchRecipe
 from timm_ktg.records.run_directory import RunDirectory
 from timm_ktg.records.sample import Sample
 from timm_ktg.search.objective import GraphObjective
-from timm_ktg.search.processes import Log, Report, TrialTask
+from timm_ktg.search.processes import Log, Report
 from timm_ktg.search.pruning import build_pruner, rungs
 from timm_ktg.search.recipes import RecipeBuilder
 from timm_ktg.search.result import Result, best_and_controls, spent
@@ -57,10 +57,10 @@ class MadeUpProcesses:
         self.epochs = 0
         self.trials = 0
 
-    def trial(self, task: TrialTask, report: Report, log: Log) -> float:
+    def trial(self, recipe: Recipe, halving: tuple[int, int], *, report: Report, log: Log) -> float:
         self.trials += 1
-        epochs = task.recipe.train.epochs
-        level = 60 + 20 * random.Random(self.trials).random() + _merit(task.recipe)
+        epochs = recipe.train.epochs
+        level = 60 + 20 * random.Random(self.trials).random() + _merit(recipe)
         value = 0.0
         for epoch in range(1, epochs + 1):
             self.epochs = epoch
@@ -68,7 +68,7 @@ class MadeUpProcesses:
                 raise TrainingError(FAILURE)
             noise = random.Random(f"{self.trials} {epoch}").gauss(0, 2)
             value = round(level * (1 - 0.6 / epoch) + noise / epoch, 2)
-            if epoch in rungs(epochs, *task.halving) and report(epoch, value, epoch == epochs):
+            if epoch in rungs(epochs, *halving) and report(epoch, value, epoch == epochs):
                 raise TrialPruned
         return value
 

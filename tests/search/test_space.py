@@ -1,33 +1,26 @@
 """The search space, and canonical graphs against a reference that tries every renaming."""
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice, permutations, product
+from itertools import islice, permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from timm_ktg.recipe.graph_config import GraphConfig
+from tests.search.space_cases import PAPER, Params, every, least_form
+from timm_ktg.recipe.recipe import load_recipe, save_recipe
+from timm_ktg.recipe.search_config import SearchRecipe
 from timm_ktg.search.canonical import CanonicalGraph, distillation
-from timm_ktg.search.recipes import graph_section
-from timm_ktg.search.space import SearchSpace, canonical, controls, params_of
-
-PAPER = ("through", "cutoff", "linear", "correct")
-Params = dict[str, str]
+from timm_ktg.search.recipes import RecipeBuilder
+from timm_ktg.search.space import SearchSpace, build_choices, canonical, controls, params_of
 
 
 def space_of(
     nodes: int, models: str = "ab", gates: tuple[str, ...] = PAPER, frozen: bool = False
 ) -> SearchSpace:
     return SearchSpace("t", tuple(models), gates, nodes, frozen)
-
-
-def every(space: SearchSpace) -> Iterator[Params]:
-    choices = space.choices()
-    return (dict(zip(choices, values, strict=True)) for values in product(*choices.values()))
 
 
 def draw(space: SearchSpace, rng: random.Random, cut: float = 0.0) -> Params:
@@ -63,42 +56,6 @@ def renamed(space: SearchSpace, params: Params, order: Sequence[str]) -> Params:
     return result
 
 
-def reduced(params: Params) -> tuple[frozenset[Any], frozenset[Any]] | None:
-    """The reference: what is left of a graph, as plain sets; walks forward along the edges."""
-    edges = set()
-    for name, gate in params.items():
-        if name.startswith("gate/") and gate != "cutoff":
-            source, destination = name[5:].split("->")
-            if params.get(f"role/{destination}") != "frozen":
-                gate = "through" if source == "label" and gate == "correct" else gate
-                edges.add((source, destination, gate))
-
-    def arrives(node: str, been: tuple[str, ...] = ()) -> bool:
-        return node == "target" or any(
-            arrives(destination, (*been, node))
-            for source, destination, _ in edges
-            if source == node and destination not in been
-        )
-
-    if not any(destination == "target" for _, destination, _ in edges):
-        return None
-    alive = {name[6:] for name in params if name.startswith("model/") and arrives(name[6:])}
-    nodes = frozenset((name, params[f"model/{name}"]) for name in alive)
-    return nodes, frozenset(edge for edge in edges if {*edge[:2]} <= alive | {"label", "target"})
-
-
-def classes_of(space: SearchSpace, draws: Iterable[Params]) -> Iterator[tuple[Params, int | None]]:
-    """Yield every draw with the number of its class, found by every renaming; None: invalid."""
-    known: dict[Any, int] = {}
-    for params in draws:
-        graph = reduced(params)
-        if graph is not None and graph not in known:
-            number = len(known)
-            for order in permutations(space.auxiliaries):
-                known[reduced(renamed(space, params, order))] = number
-        yield params, None if graph is None else known[graph]
-
-
 @pytest.mark.parametrize(
     ("space", "size"),
     [
@@ -125,8 +82,6 @@ def test_choices_are_named_and_ordered() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"nodes": 0}, "nodes should be 1 or more"),
-        ({"models": ()}, "models should name a candidate"),
         ({"gates": ("cutoff",)}, "gates should name one besides `cutoff`"),
         ({"models": ("a", "b", "a")}, "models should name each only once. Found a, b, a."),
         ({"gates": ("linear", "linear")}, "gates should name each only once."),
@@ -155,8 +110,8 @@ def test_space_that_nothing_can_be_drawn_from_is_refused(change: Any, said: str)
 )
 def test_canonical_graphs_are_the_classes_of_the_space(space: SearchSpace, forms: int) -> None:
     graphs, numbers = {}, {}
-    for params, number in classes_of(space, every(space)):
-        graph = canonical(space, params)
+    for params in every(space):
+        graph, number = canonical(space, params), least_form(space, params)
         assert (graph is None) == (number is None)
         if graph is not None:
             assert canonical(space, params_of(space, graph)) == graph
@@ -172,7 +127,7 @@ def test_canonical_graphs_of_random_draws_are_their_classes(nodes: int) -> None:
     draws = [draw(space, rng, cut=0.2) for _ in range(400)]
     for params in draws[:100]:
         draws.append(renamed(space, params, rng.sample(space.auxiliaries, nodes - 1)))
-    graphs = [(canonical(space, params), number) for params, number in classes_of(space, draws)]
+    graphs = [(canonical(space, params), least_form(space, params)) for params in draws]
     keys, numbers = zip(*((graph and graph.key, number) for graph, number in graphs), strict=True)
     assert len(set(graphs)) == len(set(keys)) == len(set(numbers)) > 100
 
@@ -269,39 +224,18 @@ def test_frozen_auxiliaries_are_rare_unless_a_choice() -> None:
     assert draws.count(["cutoff"] * 2) / len(draws) == 0.0625  # also where it teaches nobody
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"gate/label->aux1": "liner"}, "gate/label->aux1: .* Did you mean `linear`"),
-        ({"model/aux1": "c"}, "model/aux1: should be one of a, b. Found `c`."),
-    ],
-)
-def test_parameters_of_another_space_are_refused(change: Params, said: str) -> None:
-    space = space_of(2, frozen=True)
-    with pytest.raises(ValueError, match=said):
-        canonical(space, drawn(space, "label->target") | change)
-    with pytest.raises(ValueError, match="Found ``"):
-        canonical(space, {})
-
-
 def test_controls_are_what_they_say() -> None:
     space = space_of(3)
     everything = dict.fromkeys(space.choices(), "through")
-    assert controls(space) == {
-        "label-only": form(space, "label->target"),
-        "KD from a": form(space, "label->target", "aux2->target", aux2="a"),
-        "KD from b": form(space, "label->target", "aux2->target", aux2="b"),
-        "all-through": canonical(space, everything | {"model/aux1": "b", "model/aux2": "a"}),
-    }
-    assert list(controls(space_of(1))) == ["label-only"]
-
-
-def test_controls_of_given_models_can_be_drawn_in_a_larger_space() -> None:
-    space = space_of(5)
-    found = controls(space, ["b", "a", "b"])
-    assert [node.model for node in found["all-through"].nodes] == ["t", "a", "b", "b"]
-    assert len(found["all-through"].edges) == 4**2
-    assert all(canonical(space, params_of(space, graph)) == graph for graph in found.values())
+    assert controls(space) == [
+        form(space, "label->target"),
+        form(space, "label->target", "aux2->target", aux2="a"),
+        form(space, "label->target", "aux2->target", aux2="b"),
+        canonical(space, everything | {"model/aux1": "b", "model/aux2": "a"}),
+    ]
+    assert controls(space_of(1)) == [form(space_of(1), "label->target")]
+    large = space_of(5)
+    assert all(canonical(large, params_of(large, graph)) == graph for graph in controls(large))
 
 
 @pytest.mark.parametrize(
@@ -320,29 +254,23 @@ def test_params_of_names_what_the_space_lacks(space: SearchSpace, said: str) -> 
         params_of(space, distillation("t", "a"))
 
 
-def test_graph_section_is_a_graph_of_a_recipe(tmp_path: Path) -> None:
+def test_graph_is_written_as_a_recipe(tmp_path: Path) -> None:
     weights = tmp_path / "wrn.safetensors"
     weights.touch()
-    slow = {"gate": "negative_linear", "gate_kwargs": {}}
     resnet, wrn = "resnet8_cifar", "wrn16_2_cifar"
-    space = SearchSpace(resnet, (resnet, wrn), (*PAPER, "slow"), 3, False)
-    edges = ("label->target:correct", "aux1->target:slow", "aux2->target:slow")
+    slow = {"gate": "breaking", "gate_kwargs": {"factor": 2.0}}
+    search = {"nodes": 3, "target_model": resnet, "models": [resnet, wrn], "gates": [*PAPER, slow]}
+    recipe = SearchRecipe.model_validate({"search": search, "data": {"holdout": 9}})
+    space = build_choices(recipe.search).largest
+    edges = ("label->target:correct", *(f"aux{i}->target:breaking(factor=2.0)" for i in (1, 2)))
     graph = form(space, *edges, "label->aux1:linear", aux1=resnet, aux2=wrn)
-    section = graph_section(graph, {"linear": "linear", "slow": slow}, {wrn: str(weights)})
-    target_learns = {"label": "through", "aux1": slow, "aux2": slow}
-    assert section["nodes"] == {
-        "target": {"model": resnet, "learns_from": target_learns},
-        "aux1": {"model": resnet, "learns_from": {"label": "linear"}},
-        "aux2": {"model": wrn, "checkpoint_path": str(weights)},
+    save_recipe(RecipeBuilder(recipe, lambda model: weights).recipe_of(graph), tmp_path / "r.yaml")
+    text = (tmp_path / "r.yaml").read_text()
+    assert "&" not in text  # no anchors for the gate that is there twice
+    found = load_recipe(str(tmp_path / "r.yaml")).graph.nodes
+    assert {name: edge.gate for name, edge in found["target"].learns_from.items()} == {
+        **{"label": "through", "aux1": "breaking", "aux2": "breaking"}
     }
-    assert "&" not in yaml.safe_dump(section)  # no anchors for the spec that is there twice
-    config = GraphConfig.model_validate(section)
-    assert config.nodes[config.target].learns_from["aux2"].gate == "negative_linear"
-
-
-def test_graph_section_names_what_is_missing() -> None:
-    graph = form(space_of(2), "aux1->target:linear", aux1="b")
-    with pytest.raises(ValueError, match="gate/aux1->target: .* Found `linear`."):
-        graph_section(graph, {}, {"b": "x"})
-    with pytest.raises(ValueError, match="aux1 is frozen; weights should hold b. Found none."):
-        graph_section(graph, {"linear": "linear"}, {"a": "x"})
+    assert found["target"].learns_from["aux2"].gate_kwargs == {"factor": 2.0}
+    assert found["aux1"].learns_from["label"].gate == "linear"
+    assert (found["aux2"].model, found["aux2"].checkpoint_path) == (wrn, str(weights))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
@@ -12,16 +12,14 @@ from optuna import Trial
 
 from ..errors import RecipeError
 from ..recipe.build import epochs_of
-from ..recipe.recipe import Recipe, save_recipe
+from ..recipe.recipe import save_recipe
 from ..records.files import write_whole
 from ..records.sample import Sample
 from ..tracking.wandb_run import mode_of
-from .processes import FinalTask
 from .recipes import RecipeBuilder, on_all_images
 from .result import Result, Row, show_result, spent
 from .study import say
 from .study_run import show_study
-from .trials import TrialRecord
 from .weights import SharedWeights, file_name
 from .worker import Worker
 
@@ -46,14 +44,14 @@ def finish(worker: Worker, rows: Sequence[Row]) -> None:
             name = row.name.removesuffix("-1") + ".yaml"
             save_recipe(builder.final(row.graph, row.reduction), directory / name)
     seeds = search.final_seeds if search.top_k else []
-    done = _train(worker, rows, builder, seeds, digest)
-    samples = {row.name: _sample(done, row, seeds) for row in rows}
+    samples = _train(worker, rows, builder, seeds, digest)
     result = Result(rows, samples, spent(worker.study, epochs_of(worker.recipe.train)))
     write_whole(directory / "result.json", json.dumps(result.as_json(), indent=2) + "\n")
     show_result(result, directory)
     if worker.recipe.tracking.wandb:
-        weights = [run_path(directory, rows[0], seed) / "nodes" for seed in seeds[:1]]
-        _show_study(worker, result, builder, [each / "target.safetensors" for each in weights])
+        runs = [run_path(directory, rows[0], seed) for seed in seeds[:1]]
+        weights = [run / "nodes" / "target.safetensors" for run in runs]
+        _show_study(worker, result, builder, [directory / "best.yaml", *weights])
 
 
 def digest_of(rows: Sequence[Row], seeds: Sequence[int]) -> str:
@@ -80,7 +78,7 @@ def _teachers(worker: Worker, rows: Sequence[Row], digest: str) -> SharedWeights
     def train(model: str, path: Path) -> float:
         recipe = on_all_images(builder.label_only(model))
         run = worker.directory / "final" / f"teacher-{file_name(model)}"
-        value = _tested(worker, recipe, recipe.train.seed, run)
+        value = worker.processes.final(recipe, recipe.train.seed, run)
         path.write_bytes((run / "nodes" / "target.safetensors").read_bytes())
         return value
 
@@ -90,46 +88,37 @@ def _teachers(worker: Worker, rows: Sequence[Row], digest: str) -> SharedWeights
 
 def _train(
     worker: Worker, rows: Sequence[Row], builder: RecipeBuilder, seeds: Sequence[int], digest: str
-) -> dict[str, TrialRecord]:
-    """Train every row with every seed, here or by other workers, and return what succeeded."""
-    if not seeds:
-        return {}
-    by_name = {_job_name(row, seed): (row, seed) for row, seed in product(rows, seeds)}
+) -> dict[str, Sample | None]:
+    """Train every row with every seed, here or by other workers.
+
+    Returns:
+        The test figures of each row by its name; None where no training succeeded.
+    """
+    by_name = {f"{row.name}, seed {seed}": (row, seed) for row, seed in product(rows, seeds)}
 
     def do(name: str, trial: Trial) -> float:
         row, seed = by_name[name]
         say(f"Training {name} on all training images.")
         path = run_path(worker.directory, row, seed)
-        return _tested(worker, builder.final(row.graph, row.reduction), seed, path)
+        return worker.processes.final(builder.final(row.graph, row.reduction), seed, path)
 
-    jobs = worker.jobs(f"final-{digest}", list(by_name))
-    jobs.work(do, worker.catch)
-    return jobs.done()
-
-
-def _tested(worker: Worker, recipe: Recipe, seed: int, path: Path) -> float:
-    """Train a recipe and return its target's top-1 in percent."""
-    return worker.processes.final(FinalTask(recipe, seed, path)).target_accuracy.top1
-
-
-def _job_name(row: Row, seed: int) -> str:
-    return f"{row.name}, seed {seed}"
-
-
-def _sample(done: Mapping[str, TrialRecord], row: Row, seeds: Sequence[int]) -> Sample | None:
-    """Return a row's test figures over its seeds, or None if none succeeded."""
-    names = [_job_name(row, seed) for seed in seeds]
-    values = tuple(done[name].value or 0.0 for name in names if name in done)
-    return Sample(values) if values else None
+    figures: dict[str, list[float]] = {row.name: [] for row in rows}
+    if by_name:
+        jobs = worker.jobs(f"final-{digest}", list(by_name))
+        jobs.work(do, worker.catch)
+        done = jobs.done()
+        for name, (row, _) in by_name.items():
+            if name in done:
+                figures[row.name].append(done[name].value or 0.0)
+    return {name: Sample(tuple(each)) if each else None for name, each in figures.items()}
 
 
 def _show_study(
-    worker: Worker, result: Result, builder: RecipeBuilder, weights: Sequence[Path]
+    worker: Worker, result: Result, builder: RecipeBuilder, files: Sequence[Path]
 ) -> None:
     """Show the result in Weights & Biases, once for all workers."""
     rows, tracking = result.rows, worker.tracking
     best = builder.final(rows[0].graph, rows[0].reduction).graph
-    files = [worker.directory / "best.yaml", *weights]
 
     def show(name: str, trial: Trial) -> float:
         show_study(tracking, worker.study, result, best, files)

@@ -10,7 +10,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from ..errors import one_line
 from ..recipe.recipe import Recipe
 from .canonical import CanonicalGraph
-from .processes import TrialTask, WorkerProcesses
+from .processes import WorkerProcesses
 from .recipes import RecipeBuilder
 from .sampler import suggest
 from .space import Choices
@@ -71,8 +71,8 @@ class GraphObjective:
             return stop
 
         search = self.builder.recipe.search
-        task = TrialTask(recipe, (search.min_resource, search.reduction_factor))
-        return self.processes.trial(task, report, run.log)
+        halving = (search.min_resource, search.reduction_factor)
+        return self.processes.trial(recipe, halving, report=report, log=run.log)
 
     def _drawn(self, trial: Trial) -> CanonicalGraph:
         """Return the trial's graph, and note it in the trial."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from ..errors import RecipeError
 from ..graph.weights import export_node
 from ..recipe.recipe import Recipe
 from ..records.metrics import Metrics, top1_name
-from ..records.result import RunResult
 from ..records.run_directory import RunDirectory
 from ..train.loop import evaluate, start_epoch, train_epoch
 from ..train.metrics import TrainingError
@@ -32,37 +30,6 @@ Report = Callable[[int, float, bool], bool]
 Log = Callable[[Metrics], None]
 
 
-@dataclass(frozen=True)
-class TrialTask:
-    """A training that reports at its rungs and may be stopped there.
-
-    Args:
-        recipe: What to train.
-        halving: Epoch of the first rung, and the factor from each rung to the next; None: there
-            are no rungs.
-        export: File for the target's weights; None: they are not kept.
-    """
-
-    recipe: Recipe
-    halving: tuple[int, int] | None = None
-    export: Path | None = None
-
-
-@dataclass(frozen=True)
-class FinalTask:
-    """A training from the first image to the test, in a run directory.
-
-    Args:
-        recipe: What to train.
-        seed: Its seed.
-        directory: The run's; a run that was begun there goes on.
-    """
-
-    recipe: Recipe
-    seed: int
-    directory: Path
-
-
 class WorkerProcesses:
     """The processes of one worker.
 
@@ -73,32 +40,47 @@ class WorkerProcesses:
     """
 
     def __init__(self) -> None:
-        self._data: tuple[str, Data] | None = None
+        self._data: dict[str, Data] = {}  # the last trial's, by what decides its images
         self.epochs = 0  # how many of the last trial were trained
 
-    def trial(self, task: TrialTask, report: Report | None = None, log: Log | None = None) -> float:
+    def trial(
+        self,
+        recipe: Recipe,
+        halving: tuple[int, int] | None = None,
+        export: Path | None = None,
+        report: Report | None = None,
+        log: Log | None = None,
+    ) -> float:
         """Train on the training images; return the target's validation top-1, last epoch, in %.
 
         Args:
-            task: What to train.
-            report: Asked at each rung whether to stop; None: nobody is asked.
+            recipe: What to train.
+            halving: Epoch of the first rung, and the factor from each rung to the next; None:
+                there are no rungs.
+            export: File for the target's weights; None: they are not kept.
+            report: Asked at each rung whether to stop.
             log: Given every epoch's metrics; None: nobody is.
 
         Raises:
             TrialPruned: `report` said so.
             TrainingError: A loss is not finite.
         """
-        _broadcast(task)
-        return self._trial(task, report, log)
+        _broadcast((WorkerProcesses._trial, recipe, halving, export))
+        return self._trial(recipe, halving, export, report, log)
 
-    def final(self, task: FinalTask) -> RunResult:
-        """Train to the end; return the result.
+    def final(self, recipe: Recipe, seed: int, path: Path) -> float:
+        """Train to the end and test; return the target's top-1 in percent.
+
+        Args:
+            recipe: What to train.
+            seed: Its seed.
+            path: Directory of the run; a run that was begun there goes on.
 
         Raises:
             TrainingError: A loss is not finite.
         """
-        _broadcast(task)
-        return run_seed(task.recipe, task.seed, RunDirectory(task.directory))
+        _broadcast((WorkerProcesses._final, recipe, seed, path))
+        return self._final(recipe, seed, path)
 
     def check(self, recipe: Recipe) -> None:
         """Build the models of a recipe, and read its images.
@@ -106,7 +88,7 @@ class WorkerProcesses:
         Raises:
             RecipeError: All that is wrong.
         """
-        _broadcast(recipe)
+        _broadcast((WorkerProcesses._check, recipe))
         self._check(recipe)
 
     def dismiss(self) -> None:
@@ -115,75 +97,72 @@ class WorkerProcesses:
 
     def follow(self) -> None:
         """Train along until dismissed."""
-        while (task := _broadcast(None)) is not None:
+        while (call := _broadcast(None)) is not None:
+            method, *arguments = call
             with suppress(TrialPruned, TrainingError, RecipeError):  # as on all processes
-                if isinstance(task, FinalTask):
-                    run_seed(task.recipe, task.seed, RunDirectory(task.directory))
-                elif isinstance(task, TrialTask):
-                    self._trial(task, None, None)
-                else:
-                    self._check(task)
+                method(self, *arguments)
 
     def _check(self, recipe: Recipe) -> None:
         accelerator = create_accelerator(recipe)
         self._build(recipe, accelerator)
         accelerator.free_memory()
 
-    def _trial(self, task: TrialTask, report: Report | None, log: Log | None) -> float:
-        accelerator = create_accelerator(task.recipe)
+    def _final(self, recipe: Recipe, seed: int, path: Path) -> float:
+        return run_seed(recipe, seed, RunDirectory(path)).target_accuracy.top1
+
+    def _trial(
+        self,
+        recipe: Recipe,
+        halving: tuple[int, int] | None,
+        export: Path | None,
+        report: Report | None = None,
+        log: Log | None = None,
+    ) -> float:
+        accelerator, value = create_accelerator(recipe), 0.0
         try:
-            self.epochs = 0
-            return self._train(task, self._build(task.recipe, accelerator), report, log)
+            training = self._build(recipe, accelerator)
+            graph, epochs = training.graph, training.epochs
+            assert training.images.val is not None  # a search's recipe has validation images
+            at = rungs(epochs, *halving) if halving else ()
+            for epoch in range(1, epochs + 1):
+                metrics = train_epoch(training, start_epoch(training))
+                self.epochs = epoch
+                last = epoch == epochs
+                if epoch in at or last:
+                    metrics |= evaluate(training, training.images.val, "val")
+                    value = metrics[top1_name("val", graph.target)]
+                if log is not None:
+                    log(metrics)
+                if epoch in at and _stops(report, epoch, value, last):
+                    raise TrialPruned(f"after {epoch} epochs")
+            if export is not None and accelerator.is_main_process:
+                network = graph.network(graph.target)
+                export_node(network.model, export, network.mean, network.std)
+            return value
         finally:
             accelerator.free_memory()  # this collects garbage and empties the device's cache
 
-    def _train(
-        self, task: TrialTask, training: Training, report: Report | None, log: Log | None
-    ) -> float:
-        graph, value = training.graph, 0.0
-        assert training.images.val is not None  # a search's recipe has validation images
-        at = rungs(training.epochs, *task.halving) if task.halving else ()
-        for epoch in range(1, training.epochs + 1):
-            metrics = train_epoch(training, start_epoch(training))
-            self.epochs = epoch
-            last = epoch == training.epochs
-            if epoch in at or last:
-                metrics |= evaluate(training, training.images.val, "val")
-                value = metrics[top1_name("val", graph.target)]
-            if log is not None:
-                log(metrics)
-            if epoch in at and _stops(report, epoch, value, last):
-                raise TrialPruned(f"after {epoch} epochs")
-        if task.export is not None and training.accelerator.is_main_process:
-            network = graph.network(graph.target)
-            export_node(network.model, task.export, network.mean, network.std)
-        return value
-
     def _build(self, recipe: Recipe, accelerator: Accelerator) -> Training:
         """Build a training; the images are read once for all trials that see the same ones."""
-        images, known = _images_of(recipe), None
-        if self._data is not None and self._data[0] == images:
-            known = self._data[1]
-        training = build_training(recipe, accelerator, known)
-        self._data = (images, training.data)
+        images = _images_of(recipe)
+        training = build_training(recipe, accelerator, self._data.get(images))
+        self._data = {images: training.data}
         return training
 
 
 def _stops(report: Report | None, epoch: int, value: float, last: bool) -> bool:
-    """Return what the first process decides, on all of them."""
-    decided: bool | None = False
-    error: Exception | None = None
-    if report is not None:
-        try:
+    """Return what the first process decides, which alone has a `report`, on all of them."""
+    decided: bool | None = None
+    try:
+        if report is not None:
             decided = report(epoch, value, last)
-        except Exception as raised:  # anything that the study's storage may raise
-            error, decided = raised, None
+    except Exception:  # anything that the study's storage may raise
+        _broadcast(None)
+        raise
     decided = _broadcast(decided)
-    if error is not None:
-        raise error
     if decided is None:
         raise RuntimeError("The process that holds the study failed.")
-    return bool(decided)
+    return decided
 
 
 def _broadcast(value: Any) -> Any:

@@ -54,11 +54,7 @@ class SearchSpace:
     frozen: bool
 
     def __post_init__(self) -> None:
-        """Check that there is something to draw, and each only once."""
-        if self.nodes < 1:
-            raise ValueError(f"nodes should be 1 or more, the target included. Found {self.nodes}.")
-        if self.nodes > 1 and not self.models:
-            raise ValueError("models should name a candidate for the auxiliaries. Found none.")
+        """Check what `SearchConfig` does not: there is a gate to draw, and each thing only once."""
         if not set(self.gates) - {CUTOFF}:
             raise ValueError(f"gates should name one besides `{CUTOFF}`. Found no other.")
         for field, names in (("models", self.models), ("gates", self.gates)):
@@ -136,12 +132,9 @@ class Choices:
     def every(self) -> Iterator[Params]:
         """Yield all ways to choose, those that draw invalid or equal graphs too."""
         for nodes, space in self.spaces.items():
-            names = space.choices()
+            number, names = dict.fromkeys(self.nodes(), nodes), space.choices()
             for values in product(*names.values()):
-                yield {
-                    **dict.fromkeys(self.nodes(), nodes),
-                    **dict(zip(names, values, strict=True)),
-                }
+                yield number | dict(zip(names, values, strict=True))
 
 
 def build_choices(search: SearchConfig) -> Choices:
@@ -172,12 +165,7 @@ def canonical(space: SearchSpace, params: Mapping[str, str]) -> CanonicalGraph |
 
     Returns:
         The form, or None if the graph is invalid: its target has no incoming edge.
-
-    Raises:
-        ValueError: A parameter is missing or not one of the space's.
     """
-    for name, categories in space.choices().items():
-        check_candidate(name, params.get(name, ""), categories)
     models = {name: params[model_param(name)] for name in space.auxiliaries}
     frozen = [name for name in models if space.frozen and params[_role_param(name)] == FROZEN]
     drawn = {pair: params[gate_param(pair)] for pair in space.pairs if pair[1] not in frozen}
@@ -203,9 +191,9 @@ def params_of(space: SearchSpace, graph: CanonicalGraph) -> dict[str, str]:
     models = graph.models
     if len(models) > space.nodes:
         raise ValueError(f"the graph has {len(models)} nodes, but the space {space.nodes}.")
-    check_candidate(TARGET, models.pop(TARGET), [space.target_model])
+    _check_candidate(TARGET, models.pop(TARGET), [space.target_model])
     for name, model in models.items():
-        check_candidate(model_param(name), model, space.models)
+        _check_candidate(model_param(name), model, space.models)
     roles = {name: FROZEN if name in graph.frozen_nodes else LEARNS for name in space.auxiliaries}
     return {
         **{model_param(name): models.get(name, space.models[0]) for name in roles},
@@ -214,22 +202,16 @@ def params_of(space: SearchSpace, graph: CanonicalGraph) -> dict[str, str]:
     }
 
 
-def controls(
-    space: SearchSpace, auxiliaries: Sequence[str] | None = None
-) -> dict[str, CanonicalGraph]:
-    """Return what a found graph is compared with, by the name to show.
+def controls(space: SearchSpace) -> list[CanonicalGraph]:
+    """Return what a found graph is compared with: label-only, KD from each, all-through.
 
-    Args:
-        space: Names the target's model.
-        auxiliaries: Models of the auxiliaries, such as the best graph's; None: N - 1 of the
-            candidates, in their order, over and over.
+    The auxiliaries' models are the candidates, in their order, over and over.
     """
-    target = space.target_model
-    if auxiliaries is None:
-        auxiliaries = list(islice(cycle(space.models), space.nodes - 1))
-    found = {"label-only": all_through(target, ())}
-    found |= {f"KD from {model}": distillation(target, model) for model in auxiliaries}
-    return found | ({"all-through": all_through(target, auxiliaries)} if auxiliaries else {})
+    target, auxiliaries = space.target_model, islice(cycle(space.models), space.nodes - 1)
+    models = list(auxiliaries)
+    teachers = [distillation(target, model) for model in dict.fromkeys(models)]
+    through = [all_through(target, models)] if models else []
+    return [all_through(target, ()), *teachers, *through]
 
 
 def model_param(name: str) -> str:
@@ -242,7 +224,7 @@ def gate_param(pair: Pair) -> str:
     return f"gate/{pair[0]}->{pair[1]}"
 
 
-def check_candidate(where: str, name: str, names: Sequence[str] | Mapping[str, Any]) -> None:
+def _check_candidate(where: str, name: str, names: Sequence[str]) -> None:
     """Raise ValueError if a name is not among the candidates."""
     if name not in names:
         near = did_you_mean(name, names)
@@ -261,5 +243,5 @@ def _candidate(space: SearchSpace, graph: CanonicalGraph, pair: Pair) -> str:
     if pair[1] not in graph.models or pair[1] in ignored:
         alike += space.gates
     found = next((name for name in alike if name in space.gates), gate)
-    check_candidate(gate_param(pair), found, space.gates)
+    _check_candidate(gate_param(pair), found, space.gates)
     return found

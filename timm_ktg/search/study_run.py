@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,8 @@ from optuna import Study
 from ..draw.picture import draw_graph
 from ..errors import one_line
 from ..recipe.graph_config import GraphConfig
-from ..records.sample import Sample
 from ..tracking.wandb_run import WandbRun
-from .result import Result, Row
+from .result import Result
 from .tracking import StudyTracking
 
 COLUMNS = ("graph", "trial", "validation top-1", "test top-1", "std", "n", "edges")
@@ -40,10 +39,13 @@ def show_study(
     """
     rows, samples = result.rows, result.samples
     run = tracking.open_study({"best": str(rows[0].graph)})
-    found = [_cells(row, samples[row.name]) for row in rows]
-    run.table("leaderboard", COLUMNS, found)
-    for name, plot in _plots().items():
-        _chart(run, name, lambda plot=plot: plot(study))  # type: ignore[misc]
+    table = []
+    for row in rows:
+        sample = samples[row.name]
+        test = [None, None, None] if sample is None else [sample.mean, sample.std, sample.n]
+        table.append([row.name, row.trial, row.value, *test, str(row.graph)])
+    run.table("leaderboard", COLUMNS, table)
+    _show_plots(run, study)
     run.picture("best graph", lambda path: draw_graph(best, path))
     there = [path for path in files if path.is_file()]
     for path in set(files) - set(there):  # trained on another machine
@@ -56,25 +58,18 @@ def show_study(
     run.finish({**summary, "val/top1/best": rows[0].value, "state": "complete"}, exit_code=0)
 
 
-def _cells(row: Row, sample: Sample | None) -> list[Any]:
-    test = [None, None, None] if sample is None else [sample.mean, sample.std, sample.n]
-    return [row.name, row.trial, row.value, *test, str(row.graph)]
-
-
-def _plots() -> dict[str, Callable[[Study], Any]]:
+def _show_plots(run: WandbRun, study: Study) -> None:
+    """Log Optuna's plots, or why one is not there: there may be too few trials."""
     from optuna import visualization
 
-    return {
+    plots = {
         "optuna/history": visualization.plot_optimization_history,
         "optuna/epochs": visualization.plot_intermediate_values,
         "optuna/importances": visualization.plot_param_importances,
         "optuna/parallel": visualization.plot_parallel_coordinate,
     }
-
-
-def _chart(run: WandbRun, name: str, plot: Callable[[], Any]) -> None:
-    """Log one of Optuna's plots, or why there is none: there may be too few trials."""
-    try:
-        run.chart(name, plot())
-    except (ValueError, RuntimeError) as error:
-        _logger.warning("No plot %s: %s", name, one_line(error))
+    for name, plot in plots.items():
+        try:
+            run.chart(name, plot(study))
+        except (ValueError, RuntimeError) as error:
+            _logger.warning("No plot %s: %s", name, one_line(error))

@@ -23,7 +23,6 @@ from ..tracking.wandb_run import (
     CONNECT_TIMEOUT,
     RunInfo,
     WandbRun,
-    mode_of,
     wait_for_server,
     wandb_problems,
 )
@@ -55,11 +54,6 @@ class WandbRunIds:
     def trial_id(self, number: int) -> str:
         """Return the id of a trial's run."""
         return f"{self.id}-trial-{number}"
-
-    @property
-    def study_id(self) -> str:
-        """The id of the study's own run."""
-        return f"{self.id}-study"
 
 
 def make_run_ids(study: Study, sweep: str | None = None) -> None:
@@ -105,17 +99,15 @@ def create_sweep(
     not answer, wandb itself gives up after 20 s (n=1, wandb 0.31.0).
 
     Args:
-        tracking: Where to make it; offline there is none.
+        tracking: Where to make it.
         name: Name of the study.
         choices: What there is to draw.
         runs: Ids of runs that are there already and belong to it.
 
     Returns:
-        The id, or None if the runs are not shown, or only offline, or there is no server, which
-        is logged. `python -m timm_ktg.review wandb` makes the sweep later.
+        The id, or None if there is no server, which is logged. `python -m timm_ktg.review wandb`
+        makes the sweep later.
     """
-    if not tracking.wandb or mode_of(tracking) != "online":
-        return None
     import wandb
 
     config = sweep_config(name, choices)
@@ -215,16 +207,16 @@ class StudyTracking:
 
     def open_study(self, config: Mapping[str, Any]) -> WandbRun:
         """Return the study's own run, which shows its result."""
-        return self._run(self.run_ids.study_id, self.run_ids.name, "study", config, None)
+        ids = self.run_ids
+        return self._run(f"{ids.id}-study", ids.name, "study", config)
 
     def _open(self, number: int, graph: CanonicalGraph) -> WandbRun:
-        config = {**graph_config(graph, self.choices), "trial": number}
-        name = f"trial {number}"
-        return self._run(self.run_ids.trial_id(number), name, "trial", config, self.run_ids.sweep)
+        config, ids = {**graph_config(graph, self.choices), "trial": number}, self.run_ids
+        return self._run(ids.trial_id(number), f"trial {number}", "trial", config, ids.sweep)
 
     def _run(
-        self, id: str, name: str, job_type: str, config: Mapping[str, Any], sweep: str | None
+        self, id: str, name: str, kind: str, config: Mapping[str, Any], sweep: str | None = None
     ) -> WandbRun:
-        config = {**config, "study": self.run_ids.name}
-        info = RunInfo(id, name, job_type, self.run_ids.name, config, sweep, console=False)
+        study = self.run_ids.name
+        info = RunInfo(id, name, kind, study, {**config, "study": study}, sweep, console=False)
         return WandbRun(self.tracking, info, self.directory)

@@ -26,7 +26,7 @@ from ..train.metrics import TrainingError
 from .identity import identity_of, without_storage
 from .jobs import Jobs
 from .objective import GraphObjective
-from .processes import TrialTask, WorkerProcesses
+from .processes import WorkerProcesses
 from .pruning import build_pruner
 from .recipes import RecipeBuilder, candidates_recipe
 from .result import Row, best_and_controls
@@ -37,10 +37,6 @@ from .study import open_study, run_trials, say, wait_for_others
 from .tracking import StudyTracking, create_sweep, make_run_ids, run_ids_of
 from .trials import finished
 from .weights import NoWeightsError, SharedWeights
-
-# What fails a trial and not the worker.
-CATCH: tuple[type[Exception], ...] = (TrainingError, NoWeightsError)
-OUT_OF_MEMORY: tuple[type[Exception], ...] = (torch.OutOfMemoryError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,9 @@ class Worker:
         Memory that is exhausted is not among it under several processes, because it may be
         exhausted on one of them alone.
         """
-        return CATCH if PartialState().num_processes > 1 else (*CATCH, *OUT_OF_MEMORY)
+        alone = PartialState().num_processes == 1
+        memory = (torch.OutOfMemoryError, MemoryError) if alone else ()
+        return (TrainingError, NoWeightsError, *memory)
 
     def jobs(self, purpose: str, names: Sequence[str]) -> Jobs:
         """Return jobs that the study's workers share.
@@ -127,7 +125,7 @@ class Worker:
         builder = RecipeBuilder(self.recipe, shared.path)
 
         def train(model: str, path: Path) -> float:
-            return self.processes.trial(TrialTask(builder.label_only(model), export=path))
+            return self.processes.trial(builder.label_only(model), export=path)
 
         shared.train(train, self.catch)
         return shared
@@ -188,7 +186,7 @@ def _prepare(search: SearchConfig, choices: Choices, study: Study) -> None:
     make_run_ids(study)
     if not search.enqueue_controls:
         return
-    for graph in controls(choices.largest).values():
+    for graph in controls(choices.largest):
         try:
             study.enqueue_trial(choices.params(graph))
         except ValueError as error:
