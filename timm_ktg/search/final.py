@@ -16,7 +16,7 @@ from ..recipe.recipe import save_recipe
 from ..records.files import write_whole
 from ..records.sample import Sample
 from ..tracking.wandb_run import mode_of
-from .recipes import RecipeBuilder, on_all_images
+from .recipes import RecipeBuilder, label_only, on_all_images
 from .result import Result, Row, show_result, spent
 from .study import say
 from .study_run import show_study
@@ -72,18 +72,16 @@ def run_path(directory: Path, row: Row, seed: int) -> Path:
 def _teachers(worker: Worker, rows: Sequence[Row], digest: str) -> SharedWeights:
     """Return the weights of the rows' frozen nodes, trained on all training images."""
     models = {row.graph.models[name] for row in rows for name in row.graph.frozen_nodes}
-    shared = worker.weights(sorted(models), f"teachers-{digest}", "weights-all-images")
-    builder = RecipeBuilder(worker.recipe, shared.path)
 
     def train(model: str, path: Path) -> float:
-        recipe = on_all_images(builder.label_only(model))
+        recipe = on_all_images(label_only(worker.recipe, model))
         run = worker.directory / "final" / f"teacher-{file_name(model)}"
         value = worker.processes.final(recipe, recipe.train.seed, run)
         path.write_bytes((run / "nodes" / "target.safetensors").read_bytes())
         return value
 
-    shared.train(train, worker.catch)
-    return shared
+    name = f"teachers-{digest}"
+    return worker.weights(sorted(models), name, "weights-all-images", train)
 
 
 def _train(

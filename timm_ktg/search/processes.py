@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from optuna import TrialPruned
 
@@ -65,59 +65,7 @@ class WorkerProcesses:
             TrialPruned: `report` said so.
             TrainingError: A loss is not finite.
         """
-        _broadcast((WorkerProcesses._trial, recipe, halving, export))
-        return self._trial(recipe, halving, export, report, log)
-
-    def final(self, recipe: Recipe, seed: int, path: Path) -> float:
-        """Train to the end and test; return the target's top-1 in percent.
-
-        Args:
-            recipe: What to train.
-            seed: Its seed.
-            path: Directory of the run; a run that was begun there goes on.
-
-        Raises:
-            TrainingError: A loss is not finite.
-        """
-        _broadcast((WorkerProcesses._final, recipe, seed, path))
-        return self._final(recipe, seed, path)
-
-    def check(self, recipe: Recipe) -> None:
-        """Build the models of a recipe, and read its images.
-
-        Raises:
-            RecipeError: All that is wrong.
-        """
-        _broadcast((WorkerProcesses._check, recipe))
-        self._check(recipe)
-
-    def dismiss(self) -> None:
-        """Let the other processes go."""
-        _broadcast(None)
-
-    def follow(self) -> None:
-        """Train along until dismissed."""
-        while (call := _broadcast(None)) is not None:
-            method, *arguments = call
-            with suppress(TrialPruned, TrainingError, RecipeError):  # as on all processes
-                method(self, *arguments)
-
-    def _check(self, recipe: Recipe) -> None:
-        accelerator = create_accelerator(recipe)
-        self._build(recipe, accelerator)
-        accelerator.free_memory()
-
-    def _final(self, recipe: Recipe, seed: int, path: Path) -> float:
-        return run_seed(recipe, seed, RunDirectory(path)).target_accuracy.top1
-
-    def _trial(
-        self,
-        recipe: Recipe,
-        halving: tuple[int, int] | None,
-        export: Path | None,
-        report: Report | None = None,
-        log: Log | None = None,
-    ) -> float:
+        _lead(WorkerProcesses.trial, recipe, halving, export)
         accelerator, value = create_accelerator(recipe), 0.0
         try:
             training = self._build(recipe, accelerator)
@@ -142,6 +90,42 @@ class WorkerProcesses:
         finally:
             accelerator.free_memory()  # this collects garbage and empties the device's cache
 
+    def final(self, recipe: Recipe, seed: int, path: Path) -> float:
+        """Train to the end and test; return the target's top-1 in percent.
+
+        Args:
+            recipe: What to train.
+            seed: Its seed.
+            path: Directory of the run; a run that was begun there goes on.
+
+        Raises:
+            TrainingError: A loss is not finite.
+        """
+        _lead(WorkerProcesses.final, recipe, seed, path)
+        return run_seed(recipe, seed, RunDirectory(path)).target_accuracy.top1
+
+    def check(self, recipe: Recipe) -> None:
+        """Build the models of a recipe, and read its images.
+
+        Raises:
+            RecipeError: All that is wrong.
+        """
+        _lead(WorkerProcesses.check, recipe)
+        accelerator = create_accelerator(recipe)
+        self._build(recipe, accelerator)
+        accelerator.free_memory()
+
+    def dismiss(self) -> None:
+        """Let the other processes go."""
+        _broadcast(None)
+
+    def follow(self) -> None:
+        """Train along until dismissed."""
+        while (call := _broadcast(None)) is not None:
+            method, *arguments = call
+            with suppress(TrialPruned, TrainingError, RecipeError):  # as on all processes
+                method(self, *arguments)
+
     def _build(self, recipe: Recipe, accelerator: Accelerator) -> Training:
         """Build a training; the images are read once for all trials that see the same ones."""
         images = _images_of(recipe)
@@ -163,6 +147,12 @@ def _stops(report: Report | None, epoch: int, value: float, last: bool) -> bool:
     if decided is None:
         raise RuntimeError("The process that holds the study failed.")
     return decided
+
+
+def _lead(method: Callable[..., Any], *arguments: Any) -> None:
+    """Let the processes that follow call a method too, if this is the first process."""
+    if PartialState().is_main_process:
+        _broadcast((method, *arguments))
 
 
 def _broadcast(value: Any) -> Any:

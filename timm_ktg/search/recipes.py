@@ -39,13 +39,15 @@ class RecipeBuilder:
             section["nodes"][name]["checkpoint_path"] = str(weights)
         return _recipe(self.recipe, section)
 
-    def label_only(self, model: str) -> Recipe:
-        """Return the recipe that trains a model on the labels alone."""
-        return self.recipe_of(all_through(model, ()))
-
     def final(self, graph: CanonicalGraph, reduction: str) -> Recipe:
         """Return the recipe that trains a graph on all training images."""
         return on_all_images(self.recipe_of(graph, reduction))
+
+
+def label_only(recipe: SearchRecipe, model: str) -> Recipe:
+    """Return the recipe that trains a model on the labels alone, on the search's own split."""
+    graph = all_through(model, ())
+    return _recipe(recipe, graph_section(graph.models, graph.edges, recipe.search.reduction, {}))
 
 
 def on_all_images(recipe: Recipe) -> Recipe:

@@ -28,7 +28,7 @@ from .jobs import Jobs
 from .objective import GraphObjective
 from .processes import WorkerProcesses
 from .pruning import build_pruner
-from .recipes import RecipeBuilder, candidates_recipe
+from .recipes import RecipeBuilder, candidates_recipe, label_only
 from .result import Row, best_and_controls
 from .sampler import GraphSampler
 from .space import Choices, build_choices, controls
@@ -36,7 +36,7 @@ from .storage import open_artifacts, open_storage
 from .study import open_study, run_trials, say, wait_for_others
 from .tracking import StudyTracking, create_sweep, make_run_ids, run_ids_of
 from .trials import finished
-from .weights import NoWeightsError, SharedWeights
+from .weights import NoWeightsError, SharedWeights, Train
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class Worker:
             self.study, objective, lambda study: len(finished(study)) >= search.trials, self.catch
         )
         wait_for_others(self.study)
-        label_only = pretrained.value(search.target_model)
-        return best_and_controls(self.study, self.choices, search, label_only)
+        alone = pretrained.value(search.target_model)
+        return best_and_controls(self.study, self.choices, search, alone)
 
     @property
     def tracking(self) -> StudyTracking:
@@ -101,19 +101,24 @@ class Worker:
         """
         return Jobs(f"{self.study.study_name}/{purpose}", self.storage, names, self.identity)
 
-    def weights(self, models: Sequence[str], purpose: str, folder: str) -> SharedWeights:
-        """Return the weights of models; those that the recipe does not give are yet to be trained.
+    def weights(
+        self, models: Sequence[str], purpose: str, folder: str, train: Train
+    ) -> SharedWeights:
+        """Return the weights of models; those that the recipe does not give are trained.
 
         Args:
             models: The models.
             purpose: What they are for, different for each call.
             folder: Where in the directory this worker keeps its copies.
+            train: Trains one, where no other worker does.
         """
         given = self.recipe.search.weights
         missing = [model for model in models if model not in given]
         jobs = self.jobs(purpose, missing) if missing else None
         store = open_artifacts(self.recipe.search, self.directory)
-        return SharedWeights(jobs, store, self.directory / folder, given)
+        shared = SharedWeights(jobs, store, self.directory / folder, given)
+        shared.train(train, self.catch)
+        return shared
 
     def _pretrained(self) -> SharedWeights:
         """Return the weights of frozen nodes, trained on the search's own split."""
@@ -121,14 +126,11 @@ class Worker:
         can_freeze = max(search.nodes) > 1 and (
             search.frozen or CUTOFF in [gate.gate for gate in search.gates]
         )
-        shared = self.weights(search.models if can_freeze else (), "pretrained", "weights")
-        builder = RecipeBuilder(self.recipe, shared.path)
 
         def train(model: str, path: Path) -> float:
-            return self.processes.trial(builder.label_only(model), export=path)
+            return self.processes.trial(label_only(self.recipe, model), export=path)
 
-        shared.train(train, self.catch)
-        return shared
+        return self.weights(search.models if can_freeze else (), "pretrained", "weights", train)
 
     def _make_sweep(self) -> None:
         """Make the sweep of a study that is shown online, once for all workers."""
