@@ -1,33 +1,61 @@
-"""Saves and loads the state of a run."""
+"""Saves and loads the state of a run.
+
+A state holds the weights, the optimizer and the number of epochs done. Nothing more is needed,
+because timm's schedules and all generators depend on the epoch alone. Loading a state never runs
+code from its files: weights are safetensors, and the rest is JSON or is read by
+`torch.load(weights_only=True)`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from accelerate import Accelerator
+import torch
+from accelerate.checkpointing import load_accelerator_state
+from pydantic import PositiveInt, TypeAdapter
 
-from ..errors import RecipeError
+from ..errors import RecipeError, located
+from .training import Training
 
 _MANIFEST = "manifest.json"
 _KEPT = 2  # the newest, and the one before in case the newest is damaged
 
 
-def save_state(accelerator: Accelerator, folder: Path, epoch: int, run: str) -> None:
+@dataclass(frozen=True)
+class _Manifest:
+    """The manifest of a state.
+
+    Args:
+        run: Identifies the run.
+        epoch: The number of epochs done.
+        sha256: The checksum of each file.
+        seconds: The time that the epochs took; None if an earlier version wrote it elsewhere.
+    """
+
+    run: str
+    epoch: PositiveInt
+    sha256: Mapping[str, str]
+    seconds: float | None = None
+
+
+def save_state(training: Training, folder: Path, run: str) -> None:
     """Write the state of a run after an epoch; call it on all processes.
 
     The state is written elsewhere and then moved into place, so it is never half-written.
 
     Args:
-        accelerator: The accelerator that the graph, the optimizer and the rest are registered with.
+        training: The run.
         folder: The run's `checkpoint` folder.
-        epoch: The number of epochs done.
         run: Identifies the run.
     """
+    accelerator, epoch = training.accelerator, training.state.epochs
     partial, final = folder / f".epoch-{epoch:04d}", folder / f"epoch-{epoch:04d}"
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
@@ -36,13 +64,44 @@ def save_state(accelerator: Accelerator, folder: Path, epoch: int, run: str) -> 
     accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        manifest = {"run": run, "epoch": epoch, "sha256": _checksums(partial)}
+        manifest = {
+            **{"run": run, "epoch": epoch, "seconds": training.state.seconds},
+            "sha256": _checksums(partial),
+        }
         (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
-        for old in sorted(folder.glob("epoch-*"))[:-_KEPT]:
+        for old in _states(folder)[:-_KEPT]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
+
+
+def load_state(training: Training, state: Path) -> None:
+    """Load a state that `newest_state` found; call it on all processes.
+
+    Accelerate's own `load_state` would run code from a file `custom_checkpoint_<n>.pkl`.
+
+    Args:
+        training: The run.
+        state: The state's folder.
+
+    Raises:
+        RecipeError: The state does not fit the run, or holds more than tensors and numbers.
+    """
+    accelerator = training.accelerator
+    with located(f"resume: {state} cannot be loaded"):
+        manifest = _read_manifest(state)
+        load_accelerator_state(
+            str(state),
+            models=[training.model],
+            optimizers=[training.optimizer],
+            schedulers=[],
+            dataloaders=[],
+            process_index=accelerator.process_index,
+            scaler=accelerator.scaler,
+        )
+        seconds = _former_seconds(state) if manifest.seconds is None else manifest.seconds
+    training.state.epochs, training.state.seconds = manifest.epoch, seconds
 
 
 def newest_state(folder: Path, run: str) -> tuple[Path | None, list[str]]:
@@ -60,7 +119,7 @@ def newest_state(folder: Path, run: str) -> tuple[Path | None, list[str]]:
         RecipeError: There are states, but all are refused.
     """
     refused: list[str] = []
-    for state in sorted(folder.glob("epoch-*"), reverse=True):
+    for state in reversed(_states(folder)):
         problem = _state_problem(state, run)
         if problem is None:
             return state, refused
@@ -70,15 +129,32 @@ def newest_state(folder: Path, run: str) -> tuple[Path | None, list[str]]:
     return None, []
 
 
+def _states(folder: Path) -> list[Path]:
+    """Return the states in a folder; the newest comes last."""
+    found = {path: re.fullmatch(r"epoch-(\d+)", path.name) for path in folder.glob("epoch-*")}
+    numbers = {path: int(match[1]) for path, match in found.items() if match}
+    return sorted(numbers, key=lambda path: numbers[path])
+
+
 def _state_problem(state: Path, run: str) -> str | None:
     try:
-        manifest: dict[str, Any] = json.loads((state / _MANIFEST).read_text())
+        manifest = _read_manifest(state)
     except (OSError, ValueError):
         return "half-written (its manifest cannot be read)."
-    if manifest.get("run") != run:
+    if manifest.run != run:
         return "from another run (recipe.yaml or the data have changed)."
-    damaged = sorted(manifest["sha256"].items() ^ _checksums(state).items())
+    damaged = sorted(manifest.sha256.items() ^ _checksums(state).items())
     return f"damaged ({damaged[0][0]} is not what was written)." if damaged else None
+
+
+def _read_manifest(state: Path) -> _Manifest:
+    return TypeAdapter(_Manifest).validate_json((state / _MANIFEST).read_bytes())
+
+
+def _former_seconds(state: Path) -> float:
+    """Return the time that the epochs took, from a state that an earlier version wrote."""
+    progress = torch.load(state / "custom_checkpoint_1.pkl", weights_only=True)
+    return float(progress["seconds"])
 
 
 def _checksums(folder: Path) -> dict[str, str]:

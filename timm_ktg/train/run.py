@@ -17,7 +17,7 @@ from ..records.result import Accuracy, DataFacts, RunResult
 from ..records.run_directory import RunDirectory
 from ..terminal import progress
 from ..tracking.trackers import Trackers, open_trackers
-from .checkpoint import newest_state, save_state
+from .checkpoint import load_state, newest_state, save_state
 from .loop import evaluate, start_epoch, train_epoch
 from .pictures import RunPictures
 from .show import epoch_line
@@ -60,7 +60,7 @@ def run_training(
     with _trackers(training, directory) as trackers:
         for epoch in range(training.state.epochs, training.epochs):
             _run_epoch(training, directory, epoch + 1, trackers)
-            save_state(accelerator, directory.checkpoint, epoch + 1, identity)
+            save_state(training, directory.checkpoint, identity)
             pictures.go_on()
         if result is None:
             result = _finish(training, directory, start)
@@ -108,7 +108,7 @@ def _load_newest_state(training: Training, directory: RunDirectory, identity: st
     for line in refused:
         accelerator.print(f"Refused {line}")
     if state is not None:
-        accelerator.load_state(str(state))
+        load_state(training, state)
     if accelerator.is_main_process:
         directory.forget_after(training.state.epochs)
     accelerator.print(

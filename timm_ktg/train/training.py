@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,14 +48,6 @@ class RunState:
 
     epochs: int = 0
     seconds: float = 0.0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state for `load_state_dict`."""
-        return {"epochs": self.epochs, "seconds": self.seconds}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load a saved state."""
-        self.epochs, self.seconds = state["epochs"], state["seconds"]
 
 
 @dataclass(frozen=True)
@@ -160,9 +152,7 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
     if isinstance(model, DistributedDataParallel):
         # BatchNorm's statistics are averaged after an epoch instead of broadcast at every step.
         model.broadcast_buffers = False
-    state = RunState()
     # The scheduler is not prepared, because accelerate would step it once for every process.
-    accelerator.register_for_checkpointing(scheduler, state)
     make: Make = _as_they_are
     do: Do = plain_updates
     if recorded:
@@ -179,7 +169,7 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
         scheduler=scheduler,
         epochs=epochs,
         accelerator=accelerator,
-        state=state,
+        state=RunState(),
         meter=EpochMeter(graph, accelerator),
         make=make,
         do=do,
