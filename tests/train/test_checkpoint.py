@@ -189,15 +189,6 @@ def test_leftovers_of_a_killed_run_are_harmless(whole: Path, run: Path) -> None:
     assert states(run) == ["epoch-0003", "epoch-0004"]
 
 
-@pytest.mark.parametrize("more", [("--train.lr", "0.2"), ("digits",)])
-def test_run_goes_on_with_its_own_recipe_only(
-    more: tuple[str, ...], run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_main(*more, "--resume", run) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("resume: a resumed run keeps its recipe")
-
-
 def test_what_is_no_run_cannot_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main("--resume", tmp_path / "nothing") == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -166,26 +166,23 @@ def test_node_of_a_run_teaches_in_another_and_stays_as_it_is(run: Path, tmp_path
 
 
 @pytest.mark.parametrize("pipeline", ["memory", "timm"])
-def test_test_images_are_read_once_and_last(
+def test_test_images_are_checked_first_and_evaluated_once_and_last(
     pipeline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
     images, running = timm_ktg.recipe.images, timm_ktg.train.run
-    decode, check, epoch = images.decode, images.check_labels, running.train_epoch
-    transformed = images.TransformLoader
+    check, epoch, evaluate = images.check_labels, running.train_epoch, running.evaluate
 
     def spy(what: str, function: Any, *arguments: Any, **options: Any) -> Any:
-        events.append(what if what == "epoch" else f"{len(arguments[0])} {what}")
+        events.append(what or arguments[-1])
         return function(*arguments, **options)
 
-    monkeypatch.setattr(images, "decode", partial(spy, "pixels", decode))
-    monkeypatch.setattr(images, "TransformLoader", partial(spy, "pixels", transformed))
-    monkeypatch.setattr(images, "check_labels", partial(spy, "labels", check))
+    monkeypatch.setattr(images, "check_labels", partial(spy, "check", check))
     monkeypatch.setattr(running, "train_epoch", partial(spy, "epoch", epoch))
+    monkeypatch.setattr(running, "evaluate", partial(spy, "", evaluate))
     data = {"pipeline": "timm", "workers": 0, "img_size": 8, "pad": 4}
     train_run(tmp_path / "run", recipe_values(data=data if pipeline == "timm" else {}))
-    before = [f"{TRAIN} pixels", f"{VAL} pixels", "epoch", "epoch"]
-    assert events == [*before, f"{TEST} labels", f"{TEST} pixels"]
+    assert events == ["check", "epoch", "val", "epoch", "val", "test"]
 
 
 def test_without_a_test_split_validation_is_the_result(tmp_path: Path) -> None:

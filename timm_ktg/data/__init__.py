@@ -7,7 +7,7 @@ transforms them as timm does.
 
 from __future__ import annotations
 
-from .images import channel_stats, decode
+from .images import channel_stats, check_some, decode
 from .memory import MemoryLoader
 from .mixup import MixupLoader
 from .sampling import EpochSampler, EvalSampler, Loader, derive_seed
@@ -25,6 +25,7 @@ __all__ = [
     "TransformLoader",
     "channel_stats",
     "check_labels",
+    "check_some",
     "decode",
     "derive_seed",
     "load_splits",

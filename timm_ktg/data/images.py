@@ -74,6 +74,22 @@ def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]
     return tuple(mean.tolist()), tuple(variance.sqrt().tolist())
 
 
+def check_some(dataset: Dataset, input_key: str, count: int = 64) -> None:
+    """Check that some images of a split can be read: the first, the last, and others between them.
+
+    Args:
+        dataset: The split.
+        input_key: The column of images.
+        count: The number of images to read.
+
+    Raises:
+        ValueError: An image cannot be read.
+    """
+    stored = undecoded(dataset, input_key)
+    for row in np.unique(np.linspace(0, len(dataset) - 1, count).astype(int)).tolist():
+        read_image(stored[row][input_key], input_key, row)
+
+
 def undecoded(dataset: Dataset, input_key: str, *others: str) -> Dataset:
     """Return some columns of a split, with images as they are stored, for `read_image`."""
     from datasets import Image as ImageFeature

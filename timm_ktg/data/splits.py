@@ -24,13 +24,14 @@ class Splits:
     Args:
         train: The training images, without those held out.
         val: The validation images, if any.
-        test: The test images, if any; neither pixels nor labels have been read yet.
+        test: The test images, if any; their labels have not been checked yet.
         input_key: The column of images.
         target_key: The column of class indices.
         num_classes: Classes C.
         class_names: [C] names.
         fingerprint: SHA-256 of the sizes of all splits and of the indices and labels of train and
             val: two runs with the same fingerprint trained and validated on the same images.
+        without_test: The same without the size of the test split, which a resumed run may change.
     """
 
     train: Dataset
@@ -41,6 +42,7 @@ class Splits:
     num_classes: int
     class_names: tuple[str, ...]
     fingerprint: str
+    without_test: str
 
 
 def load_splits(
@@ -83,12 +85,14 @@ def load_splits(
     chosen = _choose(load_source(dataset, dataset_config), names)
     _check_columns(chosen, input_key, target_key)
     classes = _find_classes(chosen, names, target_key)
-    train, val, fingerprint = _divide(
+    train, val, record = _divide(
         chosen, target_key, len(classes), holdout, split_seed, images_per_class
     )
-    test = chosen.get("test_split")
+    sizes = {field: len(split) for field, split in chosen.items()}
     return Splits(
-        train, val, test, input_key, target_key, len(classes), classes, fingerprint=fingerprint
+        *(train, val, chosen.get("test_split"), input_key, target_key, len(classes), classes),
+        fingerprint=_fingerprint([*sizes.values()], record),
+        without_test=_fingerprint([n for f, n in sizes.items() if f != "test_split"], record),
     )
 
 
@@ -97,8 +101,8 @@ def check_labels(
 ) -> NDArray[np.int64]:
     """Read the labels of a split and check that each is a class.
 
-    `load_splits` does it for train and val. The test split stays unread until the test, which calls
-    this first, because many test splits on the hub have no labels (-1).
+    `load_splits` does it for train and val. Call it for the test split before training, because
+    many test splits on the hub have no labels (-1).
 
     Args:
         split: The split.
@@ -246,8 +250,8 @@ def _divide(
     holdout: int,
     seed: int,
     images_per_class: int | None,
-) -> tuple[Dataset, Dataset | None, str]:
-    """Check the labels, hold images out, and return train, val and the fingerprint."""
+) -> tuple[Dataset, Dataset | None, list[NDArray[np.int64]]]:
+    """Check labels, hold images out, and return train, val and the arrays that identify them."""
     labels = {
         field: check_labels(split, target_key, num_classes, field=f"data.{field}")
         for field, split in chosen.items()
@@ -266,7 +270,7 @@ def _divide(
         val = chosen["train_split"].select(val_rows)
     elif val is not None:
         record[2:] = [np.arange(len(val)), labels["val_split"]]
-    return train, val, _fingerprint([len(split) for split in chosen.values()], record)
+    return train, val, record
 
 
 def _hold_out(size: int, holdout: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -15,7 +15,14 @@ from ..records.run_directory import read_seeds
 from .flags import COMMON, Group, Options, Program, below, overridden, section_groups
 from .graph_config import EdgeConfig, NodeConfig, from_word
 from .images import data_problems
-from .recipe import Recipe, check_recipe, find_recipe, name_recipe, read_recipe
+from .recipe import (
+    Recipe,
+    check_recipe,
+    find_recipe,
+    name_recipe,
+    read_recipe,
+    resumed_recipe,
+)
 
 
 def _seeds(text: str) -> list[int]:
@@ -50,6 +57,7 @@ class Command:
         overwrite: Whether to replace the run at `output_dir`.
         dry_run: Whether to build and check only, without training.
         seeds: Seeds to train with, one after another; empty: the recipe's own.
+        overridden: Whether a flag changes a field of the recipe.
     """
 
     recipe: Recipe
@@ -59,6 +67,7 @@ class Command:
     overwrite: bool
     dry_run: bool
     seeds: tuple[int, ...] = ()
+    overridden: bool = False
 
 
 def parse_command(argv: Sequence[str], prog: str) -> Command:
@@ -84,21 +93,25 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
     if "help" in given:
         program.show_help(groups)
     changed = overridden(values, flags, groups)
-    if resume and (flags or given.keys() - {"resume", "dry_run"}):
+    more = [f"--{name.replace('_', '-')}" for name in given if name not in ("resume", "dry_run")]
+    if resume and more:
+        more = ["a recipe" if each == "--recipe" else each for each in more]
         raise RecipeError(
-            ["resume: a resumed run keeps its recipe and its directory; give no other flags."]
+            [f"resume: a resumed run keeps its recipe and directory. Found {', '.join(more)}."]
         )
     if len(set(seeds)) < len(seeds) or min(seeds, default=0) < 0:
         found = " ".join(map(str, seeds))
         raise RecipeError([f"seeds: should be 0 or more, each only once. Found {found}."])
+    recipe = _checked(changed)
     return Command(
-        _checked(changed),
+        resumed_recipe(values, recipe) if resume and flags else recipe,
         name_recipe(path),
         given.get("output_dir"),
         resume,
         given.get("overwrite", False),
         given.get("dry_run", False),
         read_seeds(resume) if resume else tuple(seeds),
+        bool(flags),
     )
 
 

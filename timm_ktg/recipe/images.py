@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -21,6 +21,7 @@ from ..data import (
     TransformLoader,
     channel_stats,
     check_labels,
+    check_some,
     decode,
     load_splits,
 )
@@ -31,6 +32,8 @@ from .recipe import Recipe
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+T = TypeVar("T")
 
 _INTERPOLATIONS = ("bicubic", "bilinear", "box", "hamming", "lanczos", "nearest", "random")
 
@@ -138,7 +141,9 @@ def _in_memory(recipe: Recipe, splits: Splits, target: nn.Module, process: Proce
     def decoded(split: Dataset) -> tuple[Tensor, Tensor]:
         return decode(split, splits.input_key, splits.target_key, data.img_size)
 
-    pixels, labels = decoded(splits.train)
+    every = {role: _checked(role, decoded, split) for role, split in _roles(splits).items()}
+    _check_sizes({role: images for role, (images, _) in every.items()})
+    pixels, labels = every["training"]
     mean, std = (data.mean, data.std) if data.mean and data.std else channel_stats(pixels)
 
     def loader(pixels: Tensor, labels: Tensor, train: bool = False) -> Loader:
@@ -159,8 +164,8 @@ def _in_memory(recipe: Recipe, splits: Splits, target: nn.Module, process: Proce
 
     return Images(
         train=_mixed(recipe, splits, loader(pixels, labels, train=True), process),
-        val=None if splits.val is None else loader(*decoded(splits.val)),
-        test=_test(splits, lambda split: loader(*decoded(split))),
+        val=loader(*every["validation"]) if "validation" in every else None,
+        test=(lambda: loader(*every["test"])) if "test" in every else None,
         size=(pixels.shape[-2], pixels.shape[-1]),
         mean=mean,
         std=std,
@@ -168,7 +173,9 @@ def _in_memory(recipe: Recipe, splits: Splits, target: nn.Module, process: Proce
 
 
 def _by_timm(recipe: Recipe, splits: Splits, target: nn.Module, process: ProcessInfo) -> Images:
-    data, config = recipe.data, resolve_model_data_config(target)
+    data, config, test = recipe.data, resolve_model_data_config(target), splits.test
+    for role, split in _roles(splits).items():
+        _checked(role, lambda split: check_some(split, splits.input_key), split)
     mean = data.mean or tuple(config["mean"])
     std = data.std or tuple(config["std"])
     size = data.img_size or int(config["input_size"][-1])
@@ -191,7 +198,7 @@ def _by_timm(recipe: Recipe, splits: Splits, target: nn.Module, process: Process
     return Images(
         train=_mixed(recipe, splits, loader(splits.train, train=True), process),
         val=None if splits.val is None else loader(splits.val),
-        test=_test(splits, loader),
+        test=None if test is None else lambda: loader(test),
         size=(size, size),
         mean=mean,
         std=std,
@@ -248,17 +255,35 @@ def _transform(
     return transform
 
 
-def _test(splits: Splits, loader: Callable[[Dataset], Loader]) -> Callable[[], Loader] | None:
-    """Return a function that makes the test batches; None: there is no test split."""
-    split = splits.test
-    if split is None:
-        return None
+def _roles(splits: Splits) -> dict[str, Dataset]:
+    """Return the splits by what they are for; the labels of the test split are checked here.
 
-    def test() -> Loader:
-        check_labels(split, splits.target_key, splits.num_classes)
-        return loader(split)
+    Raises:
+        ValueError: A label of the test split is missing or is not a class.
+    """
+    if splits.test is not None:
+        check_labels(splits.test, splits.target_key, splits.num_classes)
+    roles = {"training": splits.train, "validation": splits.val, "test": splits.test}
+    return {role: split for role, split in roles.items() if split is not None}
 
-    return test
+
+def _checked(role: str, read: Callable[[Dataset], T], split: Dataset) -> T:
+    """Read a split; an error says whose images are wrong."""
+    try:
+        return read(split)
+    except ValueError as error:
+        raise ValueError(f"{error} Found in the {role} images.") from error
+
+
+def _check_sizes(images: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if the images of one role have another size than the training images."""
+    sizes = {role: f"{each.shape[3]}x{each.shape[2]}" for role, each in images.items()}
+    for role, size in sizes.items():
+        if size != sizes["training"]:
+            raise ValueError(
+                f"data.img_size: images should be of one size. Found {sizes['training']} in the "
+                f"training images and {size} in the {role} images. Set data.img_size."
+            )
 
 
 def _mixed(recipe: Recipe, splits: Splits, loader: Loader, process: ProcessInfo) -> Loader:

@@ -13,7 +13,8 @@ from accelerate.utils import broadcast_object_list
 
 from ..errors import RecipeError
 from ..recipe.command_line import Command, parse_command
-from ..recipe.recipe import Recipe, save_recipe
+from ..recipe.recipe import Recipe, change_recipe, save_recipe
+from ..records.reader import runs_in
 from ..records.result import RunResult
 from ..records.run_directory import (
     RunDirectory,
@@ -109,6 +110,9 @@ def _build(command: Command, recipe: Recipe) -> Ready:
 def _open(command: Command, recipe: Recipe, accelerator: Accelerator) -> RunDirectory:
     """Return the directory of the run, which the main process creates and broadcasts."""
     if command.resume:
+        if command.overridden and accelerator.is_main_process:
+            _change(RunDirectory(command.resume), recipe)
+        accelerator.wait_for_everyone()
         return RunDirectory(command.resume)
     made: list[Any] = [None]
     if accelerator.is_main_process:
@@ -125,6 +129,14 @@ def _open(command: Command, recipe: Recipe, accelerator: Accelerator) -> RunDire
         raise made[0]
     assert isinstance(made[0], RunDirectory)
     return made[0]
+
+
+def _change(directory: RunDirectory, recipe: Recipe) -> None:
+    """Change the recipes of a run to resume, and drop results on another test split."""
+    seeds = [run for run in runs_in(directory.path) if run.recipe.is_file()]
+    for run in {directory, *seeds}:
+        if change_recipe(run.recipe, recipe):
+            run.summary.unlink(missing_ok=True)
 
 
 def _show(result: RunResult, directory: RunDirectory) -> None:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,12 +104,12 @@ def load_state(training: Training, state: Path) -> None:
     training.state.epochs, training.state.seconds = manifest.epoch, seconds
 
 
-def newest_state(folder: Path, run: str) -> tuple[Path | None, list[str]]:
+def newest_state(folder: Path, *runs: str) -> tuple[Path | None, list[str]]:
     """Return the newest good state of this run, and why newer ones are refused.
 
     Args:
         folder: The run's `checkpoint` folder.
-        run: The value given to `save_state`.
+        runs: The values of `run` that `save_state` may have been given.
 
     Returns:
         The state's folder, or None if the run was killed before it wrote one; and a line for each
@@ -120,7 +120,7 @@ def newest_state(folder: Path, run: str) -> tuple[Path | None, list[str]]:
     """
     refused: list[str] = []
     for state in reversed(_states(folder)):
-        problem = _state_problem(state, run)
+        problem = _state_problem(state, runs)
         if problem is None:
             return state, refused
         refused.append(f"{state}: {problem}")
@@ -136,12 +136,12 @@ def _states(folder: Path) -> list[Path]:
     return sorted(numbers, key=lambda path: numbers[path])
 
 
-def _state_problem(state: Path, run: str) -> str | None:
+def _state_problem(state: Path, runs: Sequence[str]) -> str | None:
     try:
         manifest = _read_manifest(state)
     except (OSError, ValueError):
         return "half-written (its manifest cannot be read)."
-    if manifest.run != run:
+    if manifest.run not in runs:
         return "from another run (recipe.yaml or the data have changed)."
     damaged = sorted(manifest.sha256.items() ^ _checksums(state).items())
     return f"damaged ({damaged[0][0]} is not what was written)." if damaged else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 import time
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from ..errors import RecipeError, collected
 from ..graph.weights import export_node
+from ..recipe.recipe import read_recipe, training_values
 from ..records.metrics import Metrics, top_name
 from ..records.reader import read_result
 from ..records.result import Accuracy, DataFacts, RunResult
@@ -45,12 +47,10 @@ def run_training(
         TrainingError: A loss is not finite, or an update cannot be recorded as asked.
     """
     accelerator = training.accelerator
-    identity = hashlib.sha256(
-        (directory.recipe.read_text() + training.splits.fingerprint).encode()
-    ).hexdigest()
+    identity, former = _identities(training, directory)
     result: RunResult | None = None
     if resume:
-        _load_newest_state(training, directory, identity)
+        _load_newest_state(training, directory, identity, former)
         # A run that was killed after it wrote its result lacks only pictures and trackers.
         if training.state.epochs == training.epochs:
             result = read_result(directory)
@@ -67,6 +67,15 @@ def run_training(
         pictures.end()
         trackers.complete(result)
     return result
+
+
+def _identities(training: Training, directory: RunDirectory) -> tuple[str, str]:
+    """Return what identifies a run's states, in this version and in earlier ones."""
+    values = training_values(read_recipe(directory.recipe))
+    now = json.dumps(values, default=str) + training.splits.without_test
+    former = directory.recipe.read_text(encoding="utf-8") + training.splits.fingerprint
+    first, second = (hashlib.sha256(each.encode()).hexdigest() for each in (now, former))
+    return first, second
 
 
 def _trackers(training: Training, directory: RunDirectory) -> Trackers:
@@ -101,10 +110,10 @@ def _run_epoch(training: Training, directory: RunDirectory, epoch: int, trackers
         trackers.log(metrics)
 
 
-def _load_newest_state(training: Training, directory: RunDirectory, identity: str) -> None:
+def _load_newest_state(training: Training, directory: RunDirectory, *identities: str) -> None:
     """Load the newest good state of a run, and drop the metrics of later epochs."""
     accelerator = training.accelerator
-    state, refused = newest_state(directory.checkpoint, identity)
+    state, refused = newest_state(directory.checkpoint, *identities)
     for line in refused:
         accelerator.print(f"Refused {line}")
     if state is not None:
@@ -117,17 +126,18 @@ def _load_newest_state(training: Training, directory: RunDirectory, identity: st
 
 
 def _finish(training: Training, directory: RunDirectory, start: float) -> RunResult:
-    """Evaluate the last epoch once on the test images, export the nodes, write the result."""
+    """Export the nodes, evaluate the last epoch once on the test images, write the result."""
     graph, images = training.graph, training.images
+    if training.accelerator.is_main_process:
+        for name, network in graph.networks.items():
+            path = directory.nodes / f"{name}.safetensors"
+            export_node(network.model, path, network.mean, network.std)
     split, loader = "test", images.test() if images.test else None
     if loader is None:
         split, loader = ("val", images.val) if images.val else ("train", images.train)
     metrics = evaluate(training, loader, split)
     result = _result(training, metrics, split, time.perf_counter() - start)
     if training.accelerator.is_main_process:
-        for name, network in graph.networks.items():
-            path = directory.nodes / f"{name}.safetensors"
-            export_node(network.model, path, network.mean, network.std)
         directory.write_result(result)
     return result
 

@@ -6,9 +6,10 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import RecipeError
-from ..recipe.recipe import Recipe, read_recipe, same_run, save_recipe
+from ..recipe.recipe import Recipe, check_recipe, read_recipe, same_run, save_recipe
 from ..records.files import write_whole
 from ..records.reader import read_result
 from ..records.result import RunResult, SeedsResult
@@ -71,7 +72,7 @@ def run_seed(
     accelerator = create_accelerator(recipe)
     recipe = resolved(with_seed(recipe, seed), accelerator)
     begun = directory.recipe.is_file()
-    if begun and not same_run(read_recipe(directory.recipe), recipe.model_dump(mode="json")):
+    if begun and not same_run(_recipe_of(directory), recipe.model_dump(mode="json")):
         raise RecipeError(
             [f"output-dir: {directory.path} holds a run of another recipe; choose another place."]
         )
@@ -115,6 +116,11 @@ def first_to_run(seeds: Sequence[int], path: Path | None) -> int | None:
         if path is None or read_result(_seed_directory(path, seed)) is None:
             return seed
     return None
+
+
+def _recipe_of(directory: RunDirectory) -> dict[str, Any]:
+    """Return a run's recipe, with the defaults of fields that its version did not have."""
+    return check_recipe(read_recipe(directory.recipe)).model_dump(mode="json")
 
 
 def _seed_directory(path: Path, seed: int) -> RunDirectory:
