@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -59,6 +59,7 @@ class Images:
 
     Args:
         train: Augmented training batches.
+        train_from: Makes the training batches of another seed, from the same images.
         val: Validation batches; None: there are no validation images.
         test: Makes the test batches, which are read only at the end; None: no test split.
         size: Height and width of the images.
@@ -67,11 +68,16 @@ class Images:
     """
 
     train: Loader
+    train_from: Callable[[int], Loader]
     val: Loader | None
     test: Callable[[], Loader] | None
     size: tuple[int, int]
     mean: Channels
     std: Channels
+
+    def with_seed(self, seed: int) -> Images:
+        """Return the same images in the order and with the augmentation of another seed."""
+        return replace(self, train=self.train_from(seed))
 
 
 def build_splits(data: DataConfig) -> Splits:
@@ -145,8 +151,9 @@ def _in_memory(recipe: Recipe, splits: Splits, target: nn.Module, process: Proce
     _check_sizes({role: images for role, (images, _) in every.items()})
     pixels, labels = every["training"]
     mean, std = (data.mean, data.std) if data.mean and data.std else channel_stats(pixels)
+    pixels, labels = pixels.to(process.device), labels.to(process.device)  # once for all seeds
 
-    def loader(pixels: Tensor, labels: Tensor, train: bool = False) -> Loader:
+    def loader(pixels: Tensor, labels: Tensor, train: bool = False, seed: int = 0) -> Loader:
         return MemoryLoader(
             pixels,
             labels,
@@ -156,14 +163,18 @@ def _in_memory(recipe: Recipe, splits: Splits, target: nn.Module, process: Proce
             train=train,
             pad=data.pad,
             hflip=data.hflip,
-            seed=recipe.train.seed,
+            seed=seed,
             device=process.device,
             rank=process.rank,
             world_size=process.world_size,
         )
 
+    def train_from(seed: int) -> Loader:
+        return _mixed(recipe, splits, loader(pixels, labels, True, seed), process, seed)
+
     return Images(
-        train=_mixed(recipe, splits, loader(pixels, labels, train=True), process),
+        train=train_from(recipe.train.seed),
+        train_from=train_from,
         val=loader(*every["validation"]) if "validation" in every else None,
         test=(lambda: loader(*every["test"])) if "test" in every else None,
         size=(pixels.shape[-2], pixels.shape[-1]),
@@ -180,7 +191,7 @@ def _by_timm(recipe: Recipe, splits: Splits, target: nn.Module, process: Process
     std = data.std or tuple(config["std"])
     size = data.img_size or int(config["input_size"][-1])
 
-    def loader(split: Dataset, train: bool = False) -> Loader:
+    def loader(split: Dataset, train: bool = False, seed: int = 0) -> Loader:
         return TransformLoader(
             split,
             splits.input_key,
@@ -190,13 +201,17 @@ def _by_timm(recipe: Recipe, splits: Splits, target: nn.Module, process: Process
             device=process.device,
             train=train,
             workers=data.workers,
-            seed=recipe.train.seed,
+            seed=seed,
             rank=process.rank,
             world_size=process.world_size,
         )
 
+    def train_from(seed: int) -> Loader:
+        return _mixed(recipe, splits, loader(splits.train, True, seed), process, seed)
+
     return Images(
-        train=_mixed(recipe, splits, loader(splits.train, train=True), process),
+        train=train_from(recipe.train.seed),
+        train_from=train_from,
         val=None if splits.val is None else loader(splits.val),
         test=None if test is None else lambda: loader(test),
         size=(size, size),
@@ -286,7 +301,9 @@ def _check_sizes(images: Mapping[str, Tensor]) -> None:
             )
 
 
-def _mixed(recipe: Recipe, splits: Splits, loader: Loader, process: ProcessInfo) -> Loader:
+def _mixed(
+    recipe: Recipe, splits: Splits, loader: Loader, process: ProcessInfo, seed: int
+) -> Loader:
     data = recipe.data
     if not data.mixes:
         return loader
@@ -301,6 +318,6 @@ def _mixed(recipe: Recipe, splits: Splits, loader: Loader, process: ProcessInfo)
         mixup_mode=data.mixup_mode,
         mixup_off_epoch=data.mixup_off_epoch,
         smoothing=recipe.train.smoothing,
-        seed=recipe.train.seed,
+        seed=seed,
         rank=process.rank,
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from optuna import Trial, TrialPruned
+from optuna import Study, Trial, TrialPruned
 from optuna.exceptions import UpdateFinishedTrialError
 
+from ..data import derive_seed
 from ..errors import one_line
 from ..recipe.recipe import Recipe
+from ..train.seeds import with_seed
 from .canonical import CanonicalGraph
 from .processes import WorkerProcesses
 from .recipes import RecipeBuilder
@@ -16,7 +18,7 @@ from .sampler import suggest
 from .space import Choices
 from .study import say
 from .tracking import StudyTracking, TrialRun
-from .trials import note, seen_graphs
+from .trials import DEAD, DUPLICATE, SEED, note, records, seen_graphs
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class GraphObjective:
         self.processes.epochs = 0
         try:
             with self.tracking.trial(trial.number, graph) as run:
-                recipe = self.builder.recipe_of(graph)
+                recipe = with_seed(self.builder.recipe_of(graph), trial.user_attrs[SEED])
                 run.draw(recipe.graph)
                 return self._trained(trial, recipe, run)
         except TrialPruned:
@@ -87,5 +89,29 @@ class GraphObjective:
             if graph.key in seen_graphs(trial.study, before=trial.number):
                 note(trial, duplicate=graph.key)
                 raise TrialPruned("The graph was seen before.")
+        if SEED not in trial.user_attrs:  # a trial that is tried again keeps its seed
+            seed = next_seed(trial.study, self.builder.recipe.train.seed, graph.key, trial.number)
+            note(trial, seed=seed)
         note(trial, models=graph.models, edges=[list(edge) for edge in graph.edges])
         return graph
+
+
+def next_seed(study: Study, seed: int, graph: str, number: int) -> int:
+    """Return the seed to train a graph from: another one each time that a study trains it.
+
+    The graph is part of it, so a search does not choose for a single seed. The authors draw anew
+    for each trial, too.
+
+    Args:
+        study: The study.
+        seed: The study's.
+        graph: Key of the graph.
+        number: Number of the trial; those before it count.
+    """
+    trials = [each for each in records(study) if each.state not in (DEAD, DUPLICATE)]
+    # Those of trials that wait to be tried again, too, which have no graph yet.
+    taken = {each.seed for each in trials}
+    times = sum(each.graph == graph and each.number < number for each in trials)
+    while (found := derive_seed(f"trial {graph}", seed, times) % 2**32) in taken:
+        times += 1
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +129,12 @@ class WorkerProcesses:
 
     def _build(self, recipe: Recipe, accelerator: Accelerator) -> Training:
         """Build a training; the images are read once for all trials that see the same ones."""
-        images = _images_of(recipe)
-        training = build_training(recipe, accelerator, self._data.get(images))
-        self._data = {images: training.data}
+        read = _images_of(recipe)
+        known = self._data.get(read)
+        if known is not None:
+            known = replace(known, images=known.images.with_seed(recipe.train.seed))
+        training = build_training(recipe, accelerator, known)
+        self._data = {read: training.data}
         return training
 
 
@@ -163,9 +167,9 @@ def _broadcast(value: Any) -> Any:
 
 
 def _images_of(recipe: Recipe) -> str:
-    """Return all that decides which images a training sees, and in which order."""
+    """Return all that decides which images a training sees, but for the seed of their order."""
     train, target = recipe.train, ""
     if recipe.data.pipeline == "timm":  # it asks the target how large its images are
         target = recipe.graph.nodes[recipe.graph.target].model
-    numbers = (train.batch_size, train.grad_accum_steps, train.seed, train.smoothing)
+    numbers = (train.batch_size, train.grad_accum_steps, train.smoothing)
     return f"{recipe.data.model_dump_json()} {numbers} {target}"

@@ -17,6 +17,8 @@ COMPLETE, PRUNED, FAILED = "complete", "pruned", "failed"
 RUNNING, WAITING = "running", "waiting"
 DUPLICATE, DEAD = "duplicate", "worker died"
 
+SEED = "seed"  # attribute that a trial keeps when it is tried again
+
 
 class Process(TypedDict):
     """What tells a process from all others, a later one with the same number included."""
@@ -35,6 +37,7 @@ class Attributes(TypedDict, total=False):
     worker: Process  # which works on the trial
     redrawn: dict[str, int]  # how many graphs were drawn in vain: `invalid`, or `seen` before
     graph: str  # key of the graph
+    seed: int  # that the graph is trained from
     duplicate: str  # key of a graph that was seen before, or `invalid`: the trial was not trained
     models: dict[str, str]  # the nodes' models by name
     edges: list[list[str]]  # source, destination and gate of each edge
@@ -83,6 +86,11 @@ class TrialRecord:
     def graph(self) -> str | None:
         """Key of its graph; None: it has not drawn any yet."""
         return self.attributes.get("graph")
+
+    @property
+    def seed(self) -> int | None:
+        """The seed that its graph is trained from; None: an earlier version did not note it."""
+        return self.attributes.get("seed")
 
     @property
     def models(self) -> dict[str, str]:
