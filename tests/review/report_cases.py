@@ -116,7 +116,7 @@ def _searched(recipe: SearchRecipe, folder: Path, failing: int, name: str) -> St
     weights = folder / "weights.safetensors"
     weights.write_text("")
     processes: Any = MadeUpProcesses(failing)
-    builder = RecipeBuilder(recipe, lambda model: weights)
+    builder = RecipeBuilder(recipe, lambda teacher: weights, seed=0)
     tracking = StudyTracking(recipe.tracking, WandbRunIds(name, "id", None), choices, folder)
     objective = GraphObjective(builder, choices, processes, tracking)
 

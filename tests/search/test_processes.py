@@ -89,10 +89,10 @@ def test_work_that_was_interrupted_is_done_at_the_next_start(tmp_path: Path) -> 
     recipe = write_recipe(tmp_path / "s.yaml", search_values(trials=1, top_k=0))
     flags = (recipe, "--output-dir", tmp_path / "run")
     assert finish(start(tmp_path / "log", interrupted, *flags)) == [130], logs(tmp_path)
-    (first, _) = study_in(tmp_path / "run", "s/pretrained").trials
+    (first, _) = study_in(tmp_path / "run", "s/teachers").trials
     assert first.state == TrialState.RUNNING
     assert run_search(*flags) == 0
-    states = [trial.state for trial in study_in(tmp_path / "run", "s/pretrained").trials]
+    states = [trial.state for trial in study_in(tmp_path / "run", "s/teachers").trials]
     assert states == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
 
 

@@ -264,7 +264,8 @@ def test_graph_is_written_as_a_recipe(tmp_path: Path) -> None:
     space = build_choices(recipe.search).largest
     edges = ("label->target:correct", *(f"aux{i}->target:breaking(factor=2.0)" for i in (1, 2)))
     graph = form(space, *edges, "label->aux1:linear", aux1=resnet, aux2=wrn)
-    save_recipe(RecipeBuilder(recipe, lambda model: weights).recipe_of(graph), tmp_path / "r.yaml")
+    builder = RecipeBuilder(recipe, lambda teacher: weights, seed=0)
+    save_recipe(builder.recipe_of(graph), tmp_path / "r.yaml")
     text = (tmp_path / "r.yaml").read_text()
     assert "&" not in text  # no anchors for the gate that is there twice
     found = load_recipe(str(tmp_path / "r.yaml")).graph.nodes

@@ -80,8 +80,9 @@ class SearchConfig(Section):
     """Epoch of the first rung; a later one suits gates that ramp up late."""
     reduction_factor: Annotated[int, Field(ge=2)] = 2
     """One in this many trials passes a rung, and the next rung has this many times the epochs."""
-    weights: dict[str, WeightsFile] = {}
-    """Weights of frozen nodes by model; missing ones are trained on the labels, once per study."""
+    weights: dict[str, Annotated[list[WeightsFile], BeforeValidator(_from_one)]] = {}
+    """Weights of frozen nodes by model: a file, or a list with one for each frozen node of the
+    model in a graph; missing ones are trained on the labels, once per study."""
     study: str | None = None
     """Name of the study; null: the recipe's name."""
     storage: str | None = None

@@ -25,7 +25,7 @@ from ..search.trials import DEAD, FAILED, TrialRecord, best_first, records
 RECIPE, RESULT = "search.yaml", "result.json"
 
 # What the studies beside a search's own are called; see `Worker.jobs`.
-_BESIDE = re.compile(r"(.+)/(pretrained|wandb-sweep|(final|teachers|wandb)-[0-9a-f]{8})")
+_BESIDE = re.compile(r"(.+)/(pretrained|teachers|wandb-sweep|(final|teachers|wandb)-[0-9a-f]{8})")
 
 
 @dataclass(frozen=True)

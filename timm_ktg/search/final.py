@@ -20,6 +20,7 @@ from .recipes import RecipeBuilder, label_only, on_all_images
 from .result import Result, Row, show_result, spent
 from .study import say
 from .study_run import show_study
+from .teachers import Teacher, teachers_of
 from .weights import SharedWeights, file_name
 from .worker import Worker
 
@@ -38,20 +39,22 @@ def finish(worker: Worker, rows: Sequence[Row]) -> None:
     if not rows or rows[0].trial is None:
         raise RecipeError(["search: no trial was completed, so there is no best graph."])
     digest = digest_of(rows, search.final_seeds)
-    builder = RecipeBuilder(worker.recipe, _teachers(worker, rows, digest).path)
+    seeds = search.final_seeds if search.top_k else []
+    first = seeds[0] if seeds else worker.recipe.train.seed
+    weights = _teachers(worker, rows, seeds or [first], digest)
+    builder = RecipeBuilder(worker.recipe, weights.path, first)
     for row in rows:
         if row.trial is not None:
             name = row.name.removesuffix("-1") + ".yaml"
             save_recipe(builder.final(row.graph, row.reduction), directory / name)
-    seeds = search.final_seeds if search.top_k else []
-    samples = _train(worker, rows, builder, seeds, digest)
+    samples = _train(worker, rows, weights, seeds, digest)
     result = Result(rows, samples, spent(worker.study, epochs_of(worker.recipe.train)))
     write_whole(directory / "result.json", json.dumps(result.as_json(), indent=2) + "\n")
     show_result(result, directory)
     if worker.recipe.tracking.wandb:
         runs = [run_path(directory, rows[0], seed) for seed in seeds[:1]]
-        weights = [run / "nodes" / "target.safetensors" for run in runs]
-        _show_study(worker, result, builder, [directory / "best.yaml", *weights])
+        files = [run / "nodes" / "target.safetensors" for run in runs]
+        _show_study(worker, result, builder, [directory / "best.yaml", *files])
 
 
 def digest_of(rows: Sequence[Row], seeds: Sequence[int]) -> str:
@@ -66,26 +69,33 @@ def digest_of(rows: Sequence[Row], seeds: Sequence[int]) -> str:
 def run_path(directory: Path, row: Row, seed: int) -> Path:
     """Return where a final run goes."""
     name = f"{row.name.replace(' ', '-')}-{row.graph.key[:6]}"
-    return directory / "final" / name / f"seed-{seed}"
+    # Earlier versions left runs there whose teachers had another seed.
+    taught = "-own-teachers" if row.graph.frozen_nodes else ""
+    return directory / "final" / f"{name}{taught}" / f"seed-{seed}"
 
 
-def _teachers(worker: Worker, rows: Sequence[Row], digest: str) -> SharedWeights:
-    """Return the weights of the rows' frozen nodes, trained on all training images."""
-    models = {row.graph.models[name] for row in rows for name in row.graph.frozen_nodes}
+def _teachers(
+    worker: Worker, rows: Sequence[Row], seeds: Sequence[int], digest: str
+) -> SharedWeights:
+    """Return the weights of the rows' frozen nodes, of each seed, trained on all images."""
+    teachers = {
+        each for row, seed in product(rows, seeds) for each in teachers_of(row.graph, seed).values()
+    }
 
-    def train(model: str, path: Path) -> float:
-        recipe = on_all_images(label_only(worker.recipe, model))
-        run = worker.directory / "final" / f"teacher-{file_name(model)}"
-        value = worker.processes.final(recipe, recipe.train.seed, run)
+    def train(teacher: Teacher, path: Path) -> float:
+        recipe = on_all_images(label_only(worker.recipe, teacher.model))
+        folder = f"teacher-{file_name(teacher.model)}-{teacher.number}"
+        run = worker.directory / "final" / folder / f"seed-{teacher.seed}"
+        value = worker.processes.final(recipe, teacher.training_seed, run)
         path.write_bytes((run / "nodes" / "target.safetensors").read_bytes())
         return value
 
     name = f"teachers-{digest}"
-    return worker.weights(sorted(models), name, "weights-all-images", train)
+    return worker.weights(sorted(teachers), name, "weights-all-images", train)
 
 
 def _train(
-    worker: Worker, rows: Sequence[Row], builder: RecipeBuilder, seeds: Sequence[int], digest: str
+    worker: Worker, rows: Sequence[Row], weights: SharedWeights, seeds: Sequence[int], digest: str
 ) -> dict[str, Sample | None]:
     """Train every row with every seed, here or by other workers.
 
@@ -98,6 +108,7 @@ def _train(
         row, seed = by_name[name]
         say(f"Training {name} on all training images.")
         path = run_path(worker.directory, row, seed)
+        builder = RecipeBuilder(worker.recipe, weights.path, seed)
         return worker.processes.final(builder.final(row.graph, row.reduction), seed, path)
 
     figures: dict[str, list[float]] = {row.name: [] for row in rows}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,19 @@ def identity_of(recipe: SearchRecipe) -> dict[str, Any]:
         for field, value in values[section].items()
         if field not in free
     }
-    files = {model: Path(path).read_bytes() for model, path in recipe.search.weights.items()}
     return {
         **fields,
         "search.gates": [_identity_of_gate(gate) for gate in recipe.search.gates],
-        "search.weights": {name: sha256(data).hexdigest()[:16] for name, data in files.items()},
+        "search.weights": {
+            model: _contents(files) for model, files in recipe.search.weights.items()
+        },
         "data (images and labels)": build_splits(recipe.data).fingerprint,
     }
+
+
+def _contents(paths: Sequence[str]) -> str:
+    """Return what tells files from others; a single file has the form of earlier versions."""
+    return " ".join(sha256(Path(path).read_bytes()).hexdigest()[:16] for path in paths)
 
 
 def _identity_of_gate(gate: GateConfig) -> str:

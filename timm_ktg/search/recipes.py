@@ -10,6 +10,7 @@ from typing import Any
 from ..recipe.recipe import Recipe
 from ..recipe.search_config import SearchRecipe
 from .canonical import TARGET, CanonicalGraph, GraphEdge, all_through
+from .teachers import Teacher, teachers_of
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,13 @@ class RecipeBuilder:
 
     Args:
         recipe: The search's.
-        weights: Returns a file of weights for the model of a frozen node.
+        weights: Returns a file of a teacher's weights.
+        seed: Seed of the trainings that the teachers belong to.
     """
 
     recipe: SearchRecipe
-    weights: Callable[[str], Path]
+    weights: Callable[[Teacher], Path]
+    seed: int
 
     def recipe_of(self, graph: CanonicalGraph, reduction: str | None = None) -> Recipe:
         """Return the recipe that trains a graph on the search's own split.
@@ -31,12 +34,11 @@ class RecipeBuilder:
             graph: The graph.
             reduction: How a node's losses from networks add up; None: as in the search.
         """
-        search, models = self.recipe.search, graph.models
+        search = self.recipe.search
         gates = {gate.shown: gate.model_dump() for gate in search.gates}
-        section = graph_section(models, graph.edges, reduction or search.reduction, gates)
-        for name in graph.frozen_nodes:
-            weights = self.weights(models[name]).resolve()
-            section["nodes"][name]["checkpoint_path"] = str(weights)
+        section = graph_section(graph.models, graph.edges, reduction or search.reduction, gates)
+        for name, teacher in teachers_of(graph, self.seed).items():
+            section["nodes"][name]["checkpoint_path"] = str(self.weights(teacher).resolve())
         return _recipe(self.recipe, section)
 
     def final(self, graph: CanonicalGraph, reduction: str) -> Recipe:

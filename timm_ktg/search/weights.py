@@ -1,8 +1,8 @@
-"""Weights of frozen nodes: each model is trained on the labels alone, once for all workers."""
+"""Weights of frozen nodes: each teacher is trained on the labels alone, once for all workers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,10 +14,11 @@ from optuna.artifacts._protocol import ArtifactStore
 from ..records.files import replace_whole
 from .jobs import Jobs
 from .study import say
+from .teachers import Teacher
 from .trials import note
 
-# Trains a model on the labels alone, leaves its weights in a file, and returns its top-1 in %.
-Train = Callable[[str, Path], float]
+# Trains a teacher on the labels alone, leaves its weights in a file, and returns its top-1 in %.
+Train = Callable[[Teacher, Path], float]
 
 
 class NoWeightsError(RuntimeError):
@@ -30,18 +31,25 @@ def file_name(model: str) -> str:
 
 
 class SharedWeights:
-    """The weights of the candidate models, each trained by the first worker that is free.
+    """The weights of teachers, each trained by the first worker that is free.
 
     Args:
-        jobs: A job for every model, by its name; None: all weights are given.
+        teachers: The teachers to train.
+        jobs: A job for each of them, by what it is called; None: all weights are given.
         store: Where workers share files.
         folder: Where this worker keeps its copies.
-        given: Files that the user has, by model.
+        given: Files that the user has, by model: the first is teacher 1, and so on.
     """
 
     def __init__(
-        self, jobs: Jobs | None, store: ArtifactStore, folder: Path, given: Mapping[str, str]
+        self,
+        teachers: Sequence[Teacher],
+        jobs: Jobs | None,
+        store: ArtifactStore,
+        folder: Path,
+        given: Mapping[str, Sequence[str]],
     ) -> None:
+        self.teachers = {str(teacher): teacher for teacher in teachers}
         self.jobs, self.store, self.folder, self.given = jobs, store, folder, dict(given)
 
     def train(self, train: Train, catch: tuple[type[Exception], ...]) -> None:
@@ -49,11 +57,11 @@ class SharedWeights:
         if self.jobs is None:
             return
 
-        def do(model: str, trial: Trial) -> float:
-            say(f"Training {model} on the labels alone.")
+        def do(name: str, trial: Trial) -> float:
+            say(f"Training {name} on the labels alone.")
             with TemporaryDirectory() as folder:
                 path = Path(folder, "weights.safetensors")
-                value = train(model, path)
+                value = train(self.teachers[name], path)
                 note(trial, digest=sha256(path.read_bytes()).hexdigest()[:16])
                 artifact = upload_artifact(
                     artifact_store=self.store, file_path=str(path), study_or_trial=trial
@@ -63,23 +71,24 @@ class SharedWeights:
 
         self.jobs.work(do, catch)
 
-    def path(self, model: str) -> Path:
-        """Return a file of a model's weights, named by what it holds.
+    def path(self, teacher: Teacher) -> Path:
+        """Return a file of a teacher's weights, named by what it holds.
 
         So the recipes of final runs stay the same when their teachers come from another job.
 
         Raises:
             NoWeightsError: There are none because their training failed.
         """
-        if model in self.given:
-            return Path(self.given[model])
-        assert self.jobs is not None  # there is a job for every model that is not given
-        done = self.jobs.done()
-        if model not in done:
-            why = self.jobs.failed()[model]
-            raise NoWeightsError(f"A frozen {model} needs weights, and there are none: {why}.")
-        attributes = done[model].attributes
-        path = self.folder / f"{file_name(model)}-{attributes['digest']}.safetensors"
+        given = self.given.get(teacher.model, ())
+        if teacher.number <= len(given):
+            return Path(given[teacher.number - 1])
+        assert self.jobs is not None  # there is a job for every teacher that is not given
+        name, done = str(teacher), self.jobs.done()
+        if name not in done:
+            why = self.jobs.failed()[name]
+            raise NoWeightsError(f"A frozen node needs the weights of {name}. Found none: {why}.")
+        attributes = done[name].attributes
+        path = self.folder / f"{file_name(teacher.model)}-{attributes['digest']}.safetensors"
         if path.is_file():
             return path
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +100,7 @@ class SharedWeights:
             )
         return path
 
-    def value(self, model: str) -> float | None:
-        """Return the top-1 in percent of a model trained on the labels alone, if it was."""
-        trial = self.jobs.done().get(model) if self.jobs else None
+    def value(self, teacher: Teacher) -> float | None:
+        """Return the top-1 in percent of a teacher on the validation images, if it was trained."""
+        trial = self.jobs.done().get(str(teacher)) if self.jobs else None
         return None if trial is None else trial.value

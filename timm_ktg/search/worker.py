@@ -23,6 +23,7 @@ from ..recipe.recipe import save_recipe
 from ..recipe.search_config import SearchConfig, SearchRecipe
 from ..tracking.wandb_run import mode_of
 from ..train.metrics import TrainingError
+from ..train.seeds import with_seed
 from .identity import identity_of, without_storage
 from .jobs import Jobs
 from .objective import GraphObjective
@@ -34,6 +35,7 @@ from .sampler import GraphSampler
 from .space import Choices, build_choices, controls
 from .storage import open_artifacts, open_storage
 from .study import open_study, run_trials, say, wait_for_others
+from .teachers import Teacher, teachers_for
 from .tracking import StudyTracking, create_sweep, make_run_ids, run_ids_of
 from .trials import finished
 from .weights import NoWeightsError, SharedWeights, Train
@@ -66,13 +68,13 @@ class Worker:
         search = self.recipe.search
         pretrained = self._pretrained()
         self._make_sweep()
-        builder = RecipeBuilder(self.recipe, pretrained.path)
+        builder = RecipeBuilder(self.recipe, pretrained.path, self.recipe.train.seed)
         objective = GraphObjective(builder, self.choices, self.processes, self.tracking)
         run_trials(
             self.study, objective, lambda study: len(finished(study)) >= search.trials, self.catch
         )
         wait_for_others(self.study)
-        alone = pretrained.value(search.target_model)
+        alone = pretrained.value(Teacher(search.target_model, 1, self.recipe.train.seed))
         return best_and_controls(self.study, self.choices, search, alone)
 
     @property
@@ -102,35 +104,42 @@ class Worker:
         return Jobs(f"{self.study.study_name}/{purpose}", self.storage, names, self.identity)
 
     def weights(
-        self, models: Sequence[str], purpose: str, folder: str, train: Train
+        self, teachers: Sequence[Teacher], purpose: str, folder: str, train: Train
     ) -> SharedWeights:
-        """Return the weights of models; those that the recipe does not give are trained.
+        """Return the weights of teachers; those that the recipe does not give are trained.
 
         Args:
-            models: The models.
+            teachers: The teachers.
             purpose: What they are for, different for each call.
             folder: Where in the directory this worker keeps its copies.
             train: Trains one, where no other worker does.
         """
         given = self.recipe.search.weights
-        missing = [model for model in models if model not in given]
-        jobs = self.jobs(purpose, missing) if missing else None
+        missing = [each for each in teachers if each.number > len(given.get(each.model, ()))]
+        jobs = self.jobs(purpose, [str(each) for each in missing]) if missing else None
         store = open_artifacts(self.recipe.search, self.directory)
-        shared = SharedWeights(jobs, store, self.directory / folder, given)
+        shared = SharedWeights(missing, jobs, store, self.directory / folder, given)
         shared.train(train, self.catch)
         return shared
 
     def _pretrained(self) -> SharedWeights:
         """Return the weights of frozen nodes, trained on the search's own split."""
-        search = self.recipe.search
-        can_freeze = max(search.nodes) > 1 and (
-            search.frozen or CUTOFF in [gate.gate for gate in search.gates]
-        )
+        search, seed = self.recipe.search, self.recipe.train.seed
+        can_freeze = search.frozen or CUTOFF in [gate.gate for gate in search.gates]
+        most = max(search.nodes) - 1 if can_freeze else 0
+        for model, files in search.weights.items():
+            if model in search.models and len(files) < most:
+                say(
+                    f"search.weights: a graph may have {most} frozen nodes of {model}. Found "
+                    f"{len(files)} file(s); the others are trained."
+                )
 
-        def train(model: str, path: Path) -> float:
-            return self.processes.trial(label_only(self.recipe, model), export=path)
+        def train(teacher: Teacher, path: Path) -> float:
+            recipe = with_seed(label_only(self.recipe, teacher.model), teacher.training_seed)
+            return self.processes.trial(recipe, export=path)
 
-        return self.weights(search.models if can_freeze else (), "pretrained", "weights", train)
+        teachers = teachers_for(search.models, most, seed)
+        return self.weights(teachers, "teachers", "weights", train)
 
     def _make_sweep(self) -> None:
         """Make the sweep of a study that is shown online, once for all workers."""
