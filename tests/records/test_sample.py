@@ -34,19 +34,30 @@ def test_difference_has_welchs_interval() -> None:
     )
 
 
-def test_difference_of_single_figures_has_no_interval() -> None:
-    gap, low, high = difference([1.0], [2.0, 3.0])
-    assert gap == 1.5 and math.isnan(low) and math.isnan(high)
+def test_difference_of_fewer_than_three_figures_has_no_interval() -> None:
+    for first in ([1.0], [1.0, 1.0]):  # two that are equal had an interval of zero width
+        gap, low, high = difference(first, [2.0, 3.0, 4.0])
+        assert gap == 2.0 and math.isnan(low) and math.isnan(high)
 
 
 def test_difference_of_samples_without_spread_is_exact() -> None:
-    assert difference([1.0, 1.0], [3.0, 3.0]) == (2.0, 2.0, 2.0)
+    assert difference([1.0, 1.0, 1.0], [3.0, 3.0, 3.0]) == (2.0, 2.0, 2.0)
+
+
+def test_error_of_a_test_set_is_that_of_a_share() -> None:
+    # 360 images, 90 % right: the standard deviation of a draw of 360 labels is 30 of 100 points.
+    assert Sample((88.0, 92.0)).error_of_test_set(360) == pytest.approx(30 / math.sqrt(360))
+    drawn = np.random.default_rng(0).binomial(360, 0.9, 100_000) / 3.6
+    assert Sample((90.0,)).error_of_test_set(360) == pytest.approx(drawn.std(), rel=0.01)
 
 
 def test_gain_is_shown_with_its_interval_where_there_is_one() -> None:
-    base, found = Sample((70.0, 71.0)), Sample((72.0, 73.0))
+    base, found = Sample((70.0, 71.0, 70.5)), Sample((72.0, 73.0, 72.5))
     gap, low, high = difference(base.values, found.values)
-    assert gain(base, found) == f"+{gap:.2f} [{low:.2f}, +{high:.2f}]"
-    assert gain(found, base) == f"{-gap:.2f} [{-high:.2f}, +{-low:.2f}]"
+    assert gain(base, found) == f"{gap:+.2f} [{low:+.2f}, {high:+.2f}]"
+    assert gain(found, base) == f"{-gap:+.2f} [{-high:+.2f}, {-low:+.2f}]"
     assert gain(base, Sample((69.0,))) == "-1.50 [n too small]"
+    errors = [each.error_of_test_set(100) for each in (base, found)]
+    shown = f"{gain(base, found)}, test set ± {math.hypot(*errors):.2f}"
+    assert gain(base, found, images=100) == shown
     assert gain(None, found) == gain(base, None) == "-"
