@@ -20,6 +20,7 @@ from timm_ktg.recipe.recipe import Recipe, check_section, save_recipe
 from timm_ktg.recipe.search_config import SearchRecipe
 from timm_ktg.records.run_directory import RunDirectory
 from timm_ktg.records.sample import Sample
+from timm_ktg.search.looks import Looks
 from timm_ktg.search.objective import GraphObjective
 from timm_ktg.search.processes import Log, Report
 from timm_ktg.search.pruning import build_pruner, rungs
@@ -85,13 +86,15 @@ def make_study(folder: Path, trials: int, failing: int = 29, name: str = "made-u
     recipe = search_recipe(trials)
     study = _searched(recipe, folder, failing, name)
     write_study(folder, recipe, study)
-    rows = best_and_controls(study, build_choices(recipe.search), recipe.search, label_only=71.5)
+    choices = build_choices(recipe.search)
+    rows = best_and_controls(study, choices, recipe, {MODELS[0]: 71.5})
     draw = random.Random(0)
     samples = {
         row.name: Sample(tuple(round(72 + index + draw.gauss(0, 0.5), 2) for _ in range(5)))
         for index, row in enumerate(reversed(rows))
     }
-    result = Result(rows, samples, spent(study, recipe.train.epochs))
+    looks = Looks((0, 1, 2, 3, 4), (0, 1, 2, 3, 4), 1)
+    result = Result(rows, samples, spent(study, recipe.train.epochs), looks, images=10_000)
     (folder / "result.json").write_text(json.dumps(result.as_json()))
     return study
 

@@ -1,7 +1,10 @@
 """The report of a search or of runs: read in a browser, and what cannot be shown."""
 
+import json
 import re
+import shutil
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -172,8 +175,26 @@ def test_winners_stand_beside_controls_with_intervals(folder: Path) -> None:
     text = (folder / "report.html").read_text()
     for name in ("best-1", "label-only", "all-through sum", "all-through mean"):
         assert f'<th scope="row">{name}</th>' in text
-    assert text.count('class="scroll graph"') == 6  # the best three, and three controls
-    assert re.search(r"[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\]", text)
+    assert text.count('class="scroll graph"') == 7  # the best three, and four controls
+    assert re.search(r"[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\], test set ± \d+\.\d\d<", text)
+
+
+def test_verdict_is_the_headline_where_the_result_has_one(folder: Path, tmp_path: Path) -> None:
+    result = json.loads((folder / "result.json").read_text())
+    text = (folder / "report.html").read_text()
+    assert text.index(result["verdict"]) < text.index("Which graph makes")
+    assert all(note in unescape(text) for note in result["notes"])
+    for row in result["rows"]:  # as an earlier version wrote it
+        for field in ("same as", "one teacher for all seeds", "temperature", "smoothing"):
+            del row[field]
+        del row["test top1"]["test set error"]
+    earlier = tmp_path / "earlier"
+    shutil.copytree(folder, earlier)
+    rest = {"rows": result["rows"], "spent": result["spent"]}
+    (earlier / "result.json").write_text(json.dumps(rest))
+    page = study_page.study_page(read_study(earlier))
+    assert page["gains"] == ["label-only", "all-through sum", "all-through mean"]
+    assert page["verdict"] == ""
 
 
 def test_importance_finds_what_was_made_to_matter(folder: Path) -> None:

@@ -134,7 +134,9 @@ def test_frozen_nodes_have_weights_that_are_trained_once(tmp_path: Path) -> None
     assert copy.name == f"ktg_tiny_wide-{digest}.safetensors"
 
 
-def test_two_frozen_nodes_of_the_best_graph_have_teachers_of_their_own(tmp_path: Path) -> None:
+def test_two_frozen_nodes_of_the_best_graph_have_teachers_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     gates = ["through", "linear"]
     values = search_values(nodes=3, frozen=True, gates=gates, trials=1, seed=24, final_seeds=[0])
     assert search(tmp_path, values) == 0
@@ -145,10 +147,27 @@ def test_two_frozen_nodes_of_the_best_graph_have_teachers_of_their_own(tmp_path:
         run = tmp_path / "run" / "final" / f"teacher-{model}-1/seed-0/nodes" / "target.safetensors"
         assert node.checkpoint_path and Path(node.checkpoint_path).read_bytes() == run.read_bytes()
     finals = {path: path.stat().st_mtime_ns for path in tmp_path.glob("run/final/*/seed-0/*.json")}
-    assert len(finals) == 6  # best, label-only, all-through sum and mean, and two teachers
+    # Best; label-only, smoothed; all-through sum, mean; KD at T = 1 and 4 from both, from one; and
+    # two teachers.
+    assert len(finals) == 11
+    capsys.readouterr()
     assert search(tmp_path, values, "--search.final_seeds", "[0, 1]") == 0  # one more seed
     assert {path: path.stat().st_mtime_ns for path in finals} == finals
-    assert [row["test top1"]["n"] for row in result_in(tmp_path / "run")["rows"]] == [2] * 4
+    result = result_in(tmp_path / "run")
+    assert [row["test top1"]["n"] for row in result["rows"]] == [2] * 9
+    assert (result["seeds"], result["planned seeds"], result["seen"]) == ([0, 1], [0], 2)
+    said = capsys.readouterr().out
+    assert "Added after a first look at test figures: 1." in said and "seen 2 times" in said
+    assert "[n" in said.partition("Best graphs and controls")[2]  # of `[n too small]`, wrapped
+    assert said.index(result["verdict"]) < said.index("Best graphs and controls")
+    runs = (tmp_path / "run" / "final").glob("KD-T=4-*/seed-*/recipe.yaml")
+    files = [
+        node.checkpoint_path
+        for run in runs
+        for node in load_recipe(str(run)).graph.nodes.values()
+        if node.checkpoint_path
+    ]
+    assert len(set(files)) == 4  # two teachers for each seed
 
 
 def test_weights_that_the_user_has_are_taken(tmp_path: Path) -> None:

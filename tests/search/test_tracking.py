@@ -84,6 +84,9 @@ def test_run_of_the_study_shows_its_result(shown: Path) -> None:
         "best.yaml",
         "target.safetensors",
     ]
+    for name in ("verdict", "control wins"):
+        assert log.summary[name] == result_in(shown)[name]
+    assert log.summary["verdict"]
     spent = result_in(shown)["spent"]
     assert {name: log.summary[f"spent/{name}"] for name in spent} == spent
 

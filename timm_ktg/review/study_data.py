@@ -38,7 +38,7 @@ class StudyData:
         trials: All trials, by number.
         epochs: Epochs of a whole trial.
         spent: What was spent; see `search.result.spent`.
-        tested: The rows of result.json; none if the search has not come to its end.
+        result: What result.json holds; no rows if the search has not come to its end.
     """
 
     name: str
@@ -46,7 +46,13 @@ class StudyData:
     trials: tuple[TrialRecord, ...]
     epochs: int
     spent: Mapping[str, int]
-    tested: Sequence[Mapping[str, Any]]
+    result: Mapping[str, Any]
+
+    @property
+    def tested(self) -> Sequence[Mapping[str, Any]]:
+        """The graphs that were trained again, and tested."""
+        rows: Sequence[Mapping[str, Any]] = self.result["rows"]
+        return rows
 
     @cached_property
     def stages(self) -> dict[int, tuple[TrialRecord, ...]]:
@@ -105,11 +111,14 @@ def read_study(path: Path, storage: str | None = None, name: str | None = None) 
         epochs = epochs_of(TrainConfig.model_validate(recipe["train"]))
     trials = tuple(records(study))
     _check_any(trials, f"{directory}: study `{study.study_name}`")
-    file, tested = directory / RESULT, []
+    file = directory / RESULT
+    result: dict[str, Any] = {"rows": []}
     if file.is_file():
         with located(f"{file} cannot be read"):
-            tested = json.loads(file.read_text(encoding="utf-8"))["rows"]
-    return StudyData(study.study_name, recipe, trials, epochs, spent(study, epochs), tested)
+            found = json.loads(file.read_text(encoding="utf-8"))
+            result = {**found, "rows": found["rows"]}
+    cost = spent(study, epochs)
+    return StudyData(study.study_name, recipe, trials, epochs, cost, result)
 
 
 def directory_of(path: Path) -> Path:

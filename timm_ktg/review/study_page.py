@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -12,7 +12,6 @@ from ..recipe.graph_config import from_word
 from ..records.sample import Sample, gain
 from ..search.canonical import GraphEdge, describe
 from ..search.recipes import graph_section
-from ..search.result import LABEL_ONLY, MEAN, SUM
 from ..search.trials import COMPLETE, RUNNING, TrialRecord
 from .figures import epochs_figure, importance_figure, parallel_figure, tested_figure
 from .pictures import picture
@@ -21,7 +20,7 @@ from .study_data import StudyData
 
 MANY = 5 * FEWEST  # trials; with fewer, importance is mostly noise
 DRAWN = 3  # how many of the best graphs are drawn, at least
-CONTROLS = (LABEL_ONLY, SUM, MEAN)
+EARLIER = ("label-only", "all-through sum", "all-through mean")  # without `compared with`
 
 # Title, and how the page sorts and filters: by number, by one of a few words, or by any text.
 COLUMNS = (
@@ -46,12 +45,16 @@ def study_page(study: StudyData) -> dict[str, Any]:
         for row in study.tested
         if row["test top1"]
     }
+    result = study.result
+    bases = [name for name in result.get("compared with", EARLIER) if name in samples]
     return {
         "title": f"Search {study.name}",
+        "verdict": result.get("verdict", ""),
+        "notes": result.get("notes", ()),
         "lead": _lead(study),
         "tiles": _tiles(study),
-        "rows": _rows(study, samples),
-        "gains": [name for name in CONTROLS if name in samples],
+        "rows": _rows(study, samples, bases),
+        "gains": bases,
         "trials": {"columns": COLUMNS, "rows": [_trial(trial) for trial in study.trials]},
         "stages": _stages(study),
         "few": FEWEST,
@@ -112,7 +115,9 @@ def _tiles(study: StudyData) -> list[tuple[str, str]]:
     return [*tiles, *((f"{spent[name]:,}", name) for name in again)]
 
 
-def _rows(study: StudyData, samples: Mapping[str, Sample]) -> list[dict[str, Any]]:
+def _rows(
+    study: StudyData, samples: Mapping[str, Sample], bases: Sequence[str]
+) -> list[dict[str, Any]]:
     """Return the best graphs and, after them, the controls, as far as they are known.
 
     They are rows of result.json, completed by what the page shows beside them.
@@ -140,15 +145,19 @@ def _rows(study: StudyData, samples: Mapping[str, Sample]) -> list[dict[str, Any
         with_arguments(spec["gate"], spec.get("gate_kwargs", {})): spec
         for spec in map(from_word, search.get("gates", ()))
     }
-    rows = [*winners, *untested, *controls]
+    rows, images = [*winners, *untested, *controls], study.result.get("test images")
     for row in rows:
+        if row.get("same as"):
+            row["what"] += f", the same training as {row['same as']}"
         row["test"] = samples.get(row["name"])
-        row["svg"] = picture(graph_section(row["models"], row["edges"], row["reduction"], gates))
+        row["error"] = (row.get("test top1") or {}).get("test set error")
+        edges, temperature = row["edges"], row.get("temperature", 1.0)
+        section = graph_section(row["models"], edges, row["reduction"], gates, temperature)
+        row["svg"] = picture(section)
         row["words"] = _words(row["edges"])
         row["gains"] = [
-            "-" if row["name"] == name else gain(samples[name], row["test"])
-            for name in CONTROLS
-            if name in samples
+            "-" if row["name"] == name else gain(samples[name], row["test"], images)
+            for name in bases
         ]
     return rows
 

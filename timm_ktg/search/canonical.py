@@ -114,15 +114,16 @@ def all_through(target_model: str, auxiliaries: Sequence[str]) -> CanonicalGraph
     return canonical_form(dict(zip(names, models, strict=True)), gates)
 
 
-def distillation(target_model: str, teacher: str) -> CanonicalGraph:
-    """Return the target with the label and a frozen teacher: KD, but at T = 1 (the paper's: 2).
+def distillation(target_model: str, *teachers: str) -> CanonicalGraph:
+    """Return the target with the label and frozen teachers: KD, but at T = 1 (the paper's: 2).
 
     Args:
         target_model: Model of the target.
-        teacher: Model of the teacher.
+        teachers: Model of each teacher.
     """
-    gates = {(LABEL, TARGET): THROUGH, ("teacher", TARGET): THROUGH}
-    return canonical_form({TARGET: target_model, "teacher": teacher}, gates)
+    models = {f"teacher{number}": model for number, model in enumerate(teachers, start=1)}
+    gates = {(source, TARGET): THROUGH for source in (LABEL, *models)}
+    return canonical_form({TARGET: target_model, **models}, gates)
 
 
 def node_names(count: int) -> tuple[str, ...]:

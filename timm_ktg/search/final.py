@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from optuna import Trial
 
 from ..errors import RecipeError
 from ..recipe.build import epochs_of
+from ..recipe.images import build_splits
 from ..recipe.recipe import save_recipe
 from ..records.files import write_whole
 from ..records.sample import Sample
 from ..tracking.wandb_run import mode_of
+from .looks import Looks, look, plan
 from .recipes import RecipeBuilder, label_only, on_all_images
-from .result import Result, Row, show_result, spent
+from .result import Result, Row, spent
+from .show import control_path, show_result
 from .study import say
 from .study_run import show_study
 from .teachers import Teacher, teachers_of
@@ -44,11 +48,15 @@ def finish(worker: Worker, rows: Sequence[Row]) -> None:
     weights = _teachers(worker, rows, seeds or [first], digest)
     builder = RecipeBuilder(worker.recipe, weights.path, first)
     for row in rows:
+        path = control_path(directory, row)
         if row.trial is not None:
-            name = row.name.removesuffix("-1") + ".yaml"
-            save_recipe(builder.final(row.graph, row.reduction), directory / name)
+            path = directory / (row.name.removesuffix("-1") + ".yaml")
+        path.parent.mkdir(exist_ok=True)
+        save_recipe(builder.final(row), path)
+    if seeds:
+        plan(worker.study, seeds, worker.seen)
     samples = _train(worker, rows, weights, seeds, digest)
-    result = Result(rows, samples, spent(worker.study, epochs_of(worker.recipe.train)))
+    result = _result(worker, rows, samples, seeds)
     write_whole(directory / "result.json", json.dumps(result.as_json(), indent=2) + "\n")
     show_result(result, directory)
     if worker.recipe.tracking.wandb:
@@ -102,24 +110,53 @@ def _train(
     Returns:
         The test figures of each row by its name; None where no training succeeded.
     """
-    by_name = {f"{row.name}, seed {seed}": (row, seed) for row, seed in product(rows, seeds)}
+    distinct = {row.training: row for row in reversed(rows)}  # the first of each training
+    by_name = {
+        f"{row.name}, seed {seed}": (row, seed)
+        for row, seed in product(rows, seeds)
+        if distinct[row.training] is row
+    }
 
     def do(name: str, trial: Trial) -> float:
         row, seed = by_name[name]
         say(f"Training {name} on all training images.")
         path = run_path(worker.directory, row, seed)
         builder = RecipeBuilder(worker.recipe, weights.path, seed)
-        return worker.processes.final(builder.final(row.graph, row.reduction), seed, path)
+        return worker.processes.final(builder.final(row), seed, path)
 
-    figures: dict[str, list[float]] = {row.name: [] for row in rows}
+    figures: dict[Any, list[float]] = {row.training: [] for row in rows}
     if by_name:
         jobs = worker.jobs(f"final-{digest}", list(by_name))
         jobs.work(do, worker.catch)
         done = jobs.done()
         for name, (row, _) in by_name.items():
             if name in done:
-                figures[row.name].append(done[name].value or 0.0)
-    return {name: Sample(tuple(each)) if each else None for name, each in figures.items()}
+                figures[row.training].append(done[name].value or 0.0)
+    samples = {training: Sample(tuple(each)) for training, each in figures.items() if each}
+    return {row.name: samples.get(row.training) for row in rows}
+
+
+def _result(
+    worker: Worker, rows: Sequence[Row], samples: Mapping[str, Sample | None], seeds: Sequence[int]
+) -> Result:
+    """Return the result, and count that its test figures are shown."""
+    recipe = worker.recipe
+    splits = build_splits(recipe.data.model_copy(update={"holdout": 0}))
+    images = next(len(each) for each in (splits.test, splits.val, splits.train) if each is not None)
+    given = recipe.search.weights
+    one_teacher = [
+        row.name
+        for row in rows
+        if any(
+            each.number <= len(given.get(each.model, ()))
+            for each in teachers_of(row.graph, 0).values()
+        )
+    ]
+    looks = Looks((), None, worker.seen)
+    if any(samples.values()):
+        looks = look(worker.study, seeds, worker.seen)
+    cost = spent(worker.study, epochs_of(recipe.train))
+    return Result(rows, samples, cost, looks, images, one_teacher)
 
 
 def _show_study(
@@ -127,7 +164,7 @@ def _show_study(
 ) -> None:
     """Show the result in Weights & Biases, once for all workers."""
     rows, tracking = result.rows, worker.tracking
-    best = builder.final(rows[0].graph, rows[0].reduction).graph
+    best = builder.final(rows[0]).graph
 
     def show(name: str, trial: Trial) -> float:
         show_study(tracking, worker.study, result, best, files)

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..graph.topology import LABEL
+from ..recipe.graph_config import from_word
 from ..recipe.recipe import Recipe
 from ..recipe.search_config import SearchRecipe
 from .canonical import TARGET, CanonicalGraph, GraphEdge, all_through
+from .result import Row
 from .teachers import Teacher, teachers_of
 
 
@@ -27,23 +30,31 @@ class RecipeBuilder:
     weights: Callable[[Teacher], Path]
     seed: int
 
-    def recipe_of(self, graph: CanonicalGraph, reduction: str | None = None) -> Recipe:
+    def recipe_of(
+        self, graph: CanonicalGraph, reduction: str | None = None, temperature: float = 1.0
+    ) -> Recipe:
         """Return the recipe that trains a graph on the search's own split.
 
         Args:
             graph: The graph.
             reduction: How a node's losses from networks add up; None: as in the search.
+            temperature: Of the edges between networks.
         """
         search = self.recipe.search
         gates = {gate.shown: gate.model_dump() for gate in search.gates}
-        section = graph_section(graph.models, graph.edges, reduction or search.reduction, gates)
+        reduction = reduction or search.reduction
+        section = graph_section(graph.models, graph.edges, reduction, gates, temperature)
         for name, teacher in teachers_of(graph, self.seed).items():
             section["nodes"][name]["checkpoint_path"] = str(self.weights(teacher).resolve())
         return _recipe(self.recipe, section)
 
-    def final(self, graph: CanonicalGraph, reduction: str) -> Recipe:
-        """Return the recipe that trains a graph on all training images."""
-        return on_all_images(self.recipe_of(graph, reduction))
+    def final(self, row: Row) -> Recipe:
+        """Return the recipe that trains a graph, or a control, on all training images."""
+        recipe = on_all_images(self.recipe_of(row.graph, row.reduction, row.temperature))
+        if row.smoothing is None:
+            return recipe
+        train = recipe.train.model_copy(update={"smoothing": row.smoothing})
+        return recipe.model_copy(update={"train": train})
 
 
 def label_only(recipe: SearchRecipe, model: str) -> Recipe:
@@ -74,7 +85,11 @@ def _recipe(recipe: SearchRecipe, graph: Mapping[str, Any]) -> Recipe:
 
 
 def graph_section(
-    models: Mapping[str, str], edges: Iterable[GraphEdge], reduction: str, gates: Mapping[str, Any]
+    models: Mapping[str, str],
+    edges: Iterable[GraphEdge],
+    reduction: str,
+    gates: Mapping[str, Any],
+    temperature: float = 1.0,
 ) -> dict[str, Any]:
     """Return the section `graph` of a recipe, as far as the search decides it.
 
@@ -83,8 +98,12 @@ def graph_section(
         edges: The edges that exist.
         reduction: How a node's losses from networks add up.
         gates: How a recipe writes each gate; a gate that is not here is written as it is.
+        temperature: Of the edges between networks.
     """
     nodes: dict[str, dict[str, Any]] = {name: {"model": model} for name, model in models.items()}
     for source, destination, gate in edges:
-        nodes[destination].setdefault("learns_from", {})[source] = gates.get(gate, gate)
+        edge = gates.get(gate, gate)
+        if source != LABEL and temperature != 1:
+            edge = {**from_word(edge), "temperature": temperature}
+        nodes[destination].setdefault("learns_from", {})[source] = edge
     return {"target": TARGET, "reduction": reduction, "nodes": nodes}

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
 from typing import Any
 
 from optuna import Study
-from rich.table import Table
 
-from ..recipe.search_config import SearchConfig
+from ..graph.topology import LABEL
+from ..recipe.search_config import SearchRecipe
 from ..records.sample import Sample, gain
-from ..terminal import console
-from .canonical import CanonicalGraph, all_through
+from .canonical import CanonicalGraph, all_through, distillation
+from .looks import Looks
 from .space import Choices
 from .trials import COMPLETE, DUPLICATE, FAILED, PRUNED, best_first, finished, records
 
 LABEL_ONLY = "label-only"
 SUM, MEAN = "all-through sum", "all-through mean"
+SMOOTHING = 0.1
+TEMPERATURES = (1.0, 4.0)
 
 
 @dataclass(frozen=True)
 class Row:
     """A graph to train again.
 
-    The jobs of the final trainings are named by its repr (see `final.digest_of`).
+    The jobs of the final trainings are named by its repr (see `final.digest_of`), in which the
+    name stands for what is left out of it.
 
     Args:
         name: What it is called in the table and on the disk.
@@ -34,6 +38,8 @@ class Row:
         reduction: How a node's losses from networks add up.
         trial: Number of the trial that found it; None: a control.
         value: Validation top-1 in percent of one training on the search's split, if there was one.
+        temperature: Of the edges between networks.
+        smoothing: Of the labels; None: as the recipe says.
     """
 
     name: str
@@ -41,6 +47,16 @@ class Row:
     reduction: str
     trial: int | None = None
     value: float | None = None
+    temperature: float = field(default=1.0, repr=False)
+    smoothing: float | None = field(default=None, repr=False)
+
+    @property
+    def training(self) -> tuple[Any, ...]:
+        """All that decides its training but the seed: rows that share it are trained once."""
+        sources = Counter(edge.destination for edge in self.graph.edges if edge.source != LABEL)
+        several = max(sources.values(), default=0) > 1  # else sum and mean are the same
+        reduction = self.reduction if several else "sum"
+        return self.graph.key, reduction, self.temperature, self.smoothing
 
 
 @dataclass(frozen=True)
@@ -51,55 +67,167 @@ class Result:
         rows: The best graphs and, after them, the controls.
         samples: Test top-1 in percent of each row by its name, over the seeds; None: no figure.
         spent: What the search cost.
+        looks: Which seeds the figures are of, and how often test figures were shown.
+        images: How many test images there are.
+        one_teacher: Names of rows with a teacher that is one network for all seeds.
     """
 
     rows: Sequence[Row]
     samples: Mapping[str, Sample | None]
     spent: Mapping[str, int]
+    looks: Looks
+    images: int
+    one_teacher: Sequence[str] = ()
+
+    @cached_property
+    def twins(self) -> dict[str, str]:
+        """The rows that are the same training as an earlier row, and that row, by name."""
+        first = {row.training: row.name for row in reversed(self.rows)}
+        pairs = [(row.name, first[row.training]) for row in self.rows]
+        return {name: twin for name, twin in pairs if name != twin}
+
+    @cached_property
+    def best_control(self) -> Row | None:
+        """The control with the best test figures, of those that are not the best graph itself."""
+        tested = [
+            (sample.mean, row)
+            for row in self.rows
+            if row.trial is None and row.training != self.rows[0].training
+            if (sample := self.samples[row.name]) is not None
+        ]
+        return max(tested, key=lambda each: each[0])[1] if tested else None
+
+    @property
+    def control_wins(self) -> bool:
+        """Whether a control has better test figures than the best graph."""
+        best, control = self.samples[self.rows[0].name], self.best_control
+        top = None if control is None else self.samples[control.name]
+        return best is not None and top is not None and top.mean > best.mean
+
+    @property
+    def verdict(self) -> str:
+        """What comes of it, in a sentence or two; empty if nothing was tested."""
+        best = self.rows[0]
+        itself = ", ".join(name for name, first in self.twins.items() if first == best.name)
+        said = f"The best graph, {best.name}, is itself a control: {itself}. " if itself else ""
+        sample, control = self.samples[best.name], self.best_control
+        if sample is None or control is None:
+            return said.strip()
+        top = self.samples[control.name]
+        if self.control_wins:
+            above = gain(sample, top, self.images)
+            return (
+                f"A control beats the best graph: {control.name} has {top} % on the test images, "
+                f"{best.name} {sample} %; {above}. {said}"
+            ).strip()
+        above = gain(top, sample, self.images)
+        return f"{said}No control beats the best graph; over the best, {control.name}: {above}."
+
+    @property
+    def bases(self) -> list[str]:
+        """Names of the controls that all rows are compared with."""
+        best = [] if self.best_control is None else [self.best_control.name]
+        tested = [LABEL_ONLY] if self.samples.get(LABEL_ONLY) else []
+        return list(dict.fromkeys([*tested, *best]))
+
+    @property
+    def notes(self) -> list[str]:
+        """What one must know to read the figures, a sentence each; none if nothing was tested."""
+        if not any(self.samples.values()):
+            return []
+        said = [
+            "[95 %]: Welch's interval over the seeds. Test set: the standard error that its size "
+            f"alone makes, {self.images:,} images; more seeds do not lower it.",
+            *self.looks.notes,
+        ]
+        if any(row.graph.frozen_nodes for row in self.rows):
+            said.append("Every seed has teachers of its own, so the spread includes theirs.")
+        if self.one_teacher:
+            names = ", ".join(self.one_teacher)
+            said.append(
+                "But a given teacher (search.weights) is one network for all seeds, so the spread "
+                f"leaves the teacher's out: {names}."
+            )
+        return said
 
     def as_json(self) -> dict[str, Any]:
         """Return the result as result.json holds it."""
-        tested = {name: sample and sample.as_json() for name, sample in self.samples.items()}
-        rows = [
-            {
-                "name": row.name,
-                "trial": row.trial,
-                "validation top1": row.value,
-                "test top1": tested[row.name],
-                "graph": row.graph.key,
-                "reduction": row.reduction,
-                "edges": row.graph.edges,
-                "models": row.graph.models,
-            }
-            for row in self.rows
-        ]
-        return {"rows": rows, "spent": dict(self.spent)}
+        return {
+            "verdict": self.verdict,
+            "control wins": self.control_wins,
+            "rows": [self._described(row) for row in self.rows],
+            "compared with": self.bases,
+            "notes": self.notes,
+            **self.looks.as_json(),
+            "test images": self.images,
+            "spent": dict(self.spent),
+        }
+
+    def _described(self, row: Row) -> dict[str, Any]:
+        found = self.samples[row.name]
+        error = None if found is None else found.error_of_test_set(self.images)
+        return {
+            "name": row.name,
+            "trial": row.trial,
+            "same as": self.twins.get(row.name),
+            "validation top1": row.value,
+            "test top1": None if found is None else {**found.as_json(), "test set error": error},
+            "one teacher for all seeds": row.name in self.one_teacher,
+            "graph": row.graph.key,
+            "reduction": row.reduction,
+            "temperature": row.temperature,
+            "smoothing": row.smoothing,
+            "edges": row.graph.edges,
+            "models": row.graph.models,
+        }
 
 
 def best_and_controls(
-    study: Study, choices: Choices, search: SearchConfig, label_only: float | None
+    study: Study, choices: Choices, recipe: SearchRecipe, values: Mapping[str, float]
 ) -> list[Row]:
     """Return the best graphs and, beside them, the controls on the same nodes as the best.
 
     Args:
         study: The study.
         choices: What there was to draw.
-        search: The section of the recipe.
-        label_only: Validation top-1 in percent of the target trained on the labels alone.
+        recipe: The search's.
+        values: Validation top-1 in percent of models that were trained on the labels alone.
     """
-    found = []
+    search, found = recipe.search, []
     best = best_first(trial for trial in records(study) if trial.state == COMPLETE)
     for rank, trial in enumerate(best[: max(1, search.top_k)], start=1):
         graph = choices.graph(trial.trial.params)
         assert graph is not None  # it was trained
         found.append(Row(f"best-{rank}", graph, search.reduction, trial.number, trial.value))
     target = search.target_model
-    controls = [Row(LABEL_ONLY, all_through(target, ()), "sum", value=label_only)]
-    auxiliaries = found[0].graph.nodes[1:] if found else ()
-    if auxiliaries:
-        graph = all_through(target, [node.model for node in auxiliaries])
-        controls += [Row(SUM, graph, "sum"), Row(MEAN, graph, "mean")]
+    alone = all_through(target, ())
+    controls = [Row(LABEL_ONLY, alone, "sum", value=values.get(target))]
+    if not recipe.train.smoothing:
+        controls.append(Row(f"label smoothing {SMOOTHING}", alone, "sum", smoothing=SMOOTHING))
+    if found:
+        controls += _with_networks(found[0].graph, search.reduction, values)
     return [*found, *controls]
+
+
+def _with_networks(graph: CanonicalGraph, reduction: str, values: Mapping[str, float]) -> list[Row]:
+    """Return the controls with the networks of a graph, and with its teachers."""
+    models, rows = graph.models, []
+    target, *auxiliaries = (node.model for node in graph.nodes)
+    if auxiliaries:
+        through = all_through(target, auxiliaries)
+        rows.append(Row(SUM, through, "sum"))
+        if len(auxiliaries) > 1:  # of one source, the sum is the mean
+            rows.append(Row(MEAN, through, "mean"))
+    teachers = [models[name] for name in graph.frozen_nodes]
+    kinds = {"KD": teachers} if teachers else {}
+    if len(teachers) > 1:
+        best = max(teachers, key=lambda model: values.get(model, 0.0))
+        kinds[f"KD from {best}"] = [best]
+    for (name, sources), temperature in product(kinds.items(), TEMPERATURES):
+        distilled = distillation(target, *sources)
+        full = f"{name} T={temperature:g}"
+        rows.append(Row(full, distilled, reduction, temperature=temperature))
+    return rows
 
 
 def spent(study: Study, epochs: int) -> dict[str, int]:
@@ -122,35 +250,3 @@ def spent(study: Study, epochs: int) -> dict[str, int]:
         "duplicates avoided": redrawn["seen"] + duplicates,
         "invalid graphs drawn again": redrawn["invalid"],
     }
-
-
-def show_result(result: Result, directory: Path) -> None:
-    """Print the best graphs beside the controls, what was spent, and where everything lies.
-
-    Args:
-        result: The search's result.
-        directory: Where everything lies.
-    """
-    samples = result.samples
-    table = Table(title="Best graphs and controls; the choice was made by validation images")
-    bases = [name for name in (LABEL_ONLY, SUM) if name in samples]
-    gains = [f"over {name} [95 %]" for name in bases]
-    for column in ("graph", "val top-1 %", "test top-1 %", *gains, "edges"):
-        table.add_column(column, justify="left" if column in ("graph", "edges") else "right")
-    for row in result.rows:
-        table.add_row(
-            row.name if row.trial is None else f"{row.name} (trial {row.trial})",
-            "-" if row.value is None else f"{row.value:.2f}",
-            str(samples[row.name] or "-"),
-            *(
-                "-" if row.name == base else gain(samples[base], samples[row.name])
-                for base in bases
-            ),
-            str(row.graph).replace("; ", "\n"),
-            style=None if row.trial is None else "bold",
-        )
-    console().print(table)
-    print("Spent: " + ", ".join(f"{what} {count:,}" for what, count in result.spent.items()) + ".")
-    print(f"result     {directory / 'result.json'}")
-    print(f"best graph {directory / 'best.yaml'}")
-    print(f"train it   accelerate launch -m timm_ktg.train {directory / 'best.yaml'}")

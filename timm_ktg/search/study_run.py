@@ -54,8 +54,10 @@ def show_study(
     summary: dict[str, Any] = {f"spent/{what}": count for what, count in result.spent.items()}
     sample = samples[rows[0].name]
     if sample is not None:
-        summary["test/top1/mean"] = sample.mean
-    run.finish({**summary, "val/top1/best": rows[0].value, "state": "complete"}, exit_code=0)
+        summary |= {"test/top1/mean": sample.mean, "test/seen": result.looks.seen}
+    summary |= {"val/top1/best": rows[0].value, "state": "complete"}
+    first = {"verdict": result.verdict, "control wins": result.control_wins}
+    run.finish({**first, **summary}, exit_code=0)
 
 
 def _show_plots(run: WandbRun, study: Study) -> None:

@@ -26,6 +26,7 @@ from ..train.metrics import TrainingError
 from ..train.seeds import with_seed
 from .identity import identity_of, without_storage
 from .jobs import Jobs
+from .looks import looks_before
 from .objective import GraphObjective
 from .processes import WorkerProcesses
 from .pruning import build_pruner
@@ -53,6 +54,7 @@ class Worker:
         study: The study.
         storage: Where the study is kept.
         identity: What must be the same for all workers of the study.
+        seen: How many times the study's test figures had been shown when this worker joined.
     """
 
     recipe: SearchRecipe
@@ -62,6 +64,7 @@ class Worker:
     study: Study
     storage: BaseStorage
     identity: Mapping[str, Any]
+    seen: int
 
     def search(self) -> list[Row]:
         """Run trials until all workers have run enough; return the best graphs and the controls."""
@@ -74,8 +77,12 @@ class Worker:
             self.study, objective, lambda study: len(finished(study)) >= search.trials, self.catch
         )
         wait_for_others(self.study)
-        alone = pretrained.value(Teacher(search.target_model, 1, self.recipe.train.seed))
-        return best_and_controls(self.study, self.choices, search, alone)
+        values = {
+            model: value
+            for model in search.models
+            if (value := pretrained.value(Teacher(model, 1, self.recipe.train.seed))) is not None
+        }
+        return best_and_controls(self.study, self.choices, self.recipe, values)
 
     @property
     def tracking(self) -> StudyTracking:
@@ -189,7 +196,8 @@ def join_search(
     save_recipe(without_storage(recipe), directory / "search.yaml")
     done = len(finished(study))
     say(f"Study {name}: {choices.size:,} ways to choose, {done} trials so far.")
-    return Worker(recipe, directory, processes, choices, study, storage, identity)
+    seen = looks_before(study)
+    return Worker(recipe, directory, processes, choices, study, storage, identity, seen)
 
 
 def _prepare(search: SearchConfig, choices: Choices, study: Study) -> None:

@@ -1,0 +1,137 @@
+"""Controls beside the best graph: which there are, each trained once, and what is said first."""
+
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import create_trial
+
+from tests.search_cases import search_values
+from timm_ktg.graph.topology import LABEL
+from timm_ktg.recipe.recipe import check_section
+from timm_ktg.recipe.search_config import SearchRecipe
+from timm_ktg.records.sample import Sample
+from timm_ktg.search.canonical import CanonicalGraph, all_through, canonical_form, distillation
+from timm_ktg.search.looks import Looks
+from timm_ktg.search.recipes import RecipeBuilder
+from timm_ktg.search.result import Result, Row, best_and_controls
+from timm_ktg.search.sampler import _distributions
+from timm_ktg.search.space import build_choices
+from timm_ktg.search.teachers import teachers_of
+
+TINY, WIDE = "ktg_tiny", "ktg_tiny_wide"
+ALONE = {"label-only", "label smoothing 0.1"}
+
+
+def recipe_with(**train: float) -> SearchRecipe:
+    values = search_values(nodes=3, frozen=True)
+    values["train"] |= train
+    return check_section(SearchRecipe, values)
+
+
+def rows_of(best: CanonicalGraph, recipe: SearchRecipe | None = None) -> dict[str, Row]:
+    """The rows of a search that has found a graph."""
+    recipe = recipe or recipe_with()
+    choices, study = build_choices(recipe.search), optuna.create_study(direction="maximize")
+    params = choices.params(best)
+    study.add_trial(
+        create_trial(
+            value=90.0, params=params, distributions=_distributions(choices.largest.choices())
+        )
+    )
+    values = {TINY: 80.0, WIDE: 85.0}
+    return {row.name: row for row in best_and_controls(study, choices, recipe, values)}
+
+
+def result_of(rows: dict[str, Row], **means: float) -> Result:
+    samples = {name: Sample((m, m + 1, m + 2)) for name, m in _by_name(rows, means).items()}
+    return Result(list(rows.values()), samples, {}, Looks((0, 1, 2), (0, 1, 2), 1), images=1000)
+
+
+def _by_name(rows: dict[str, Row], means: dict[str, float]) -> dict[str, float]:
+    return {name: means.get(name.replace("-", "_").replace(" ", "_"), 70.0) for name in rows}
+
+
+def taught(*models: str, gate: str = "linear") -> CanonicalGraph:
+    nodes = {"target": TINY, **{f"n{number}": model for number, model in enumerate(models)}}
+    gates = {(name, "target"): gate for name in list(nodes)[1:]}
+    return canonical_form(nodes, {(LABEL, "target"): "through", **gates})
+
+
+def test_best_graph_with_teachers_stands_beside_kd_from_its_own_teachers() -> None:
+    rows = rows_of(taught(TINY, WIDE))
+    kd = {name: row for name, row in rows.items() if name.startswith("KD")}
+    both, one = distillation(TINY, TINY, WIDE), distillation(TINY, WIDE)
+    assert {name: (row.graph, row.temperature) for name, row in kd.items()} == {
+        "KD T=1": (both, 1.0),
+        "KD T=4": (both, 4.0),
+        f"KD from {WIDE} T=1": (one, 1.0),  # the better one on the validation images
+        f"KD from {WIDE} T=4": (one, 4.0),
+    }
+    own = set(teachers_of(rows["best-1"].graph, 0).values())
+    assert set(teachers_of(both, 0).values()) == own > set(teachers_of(one, 0).values())
+    single = rows_of(taught(WIDE))
+    assert [name for name in single if name.startswith("KD")] == ["KD T=1", "KD T=4"]
+
+
+def test_recipes_of_controls_are_what_they_say(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    weights.touch()
+    builder = RecipeBuilder(recipe_with(), lambda teacher: weights, 0)
+    rows = rows_of(taught(WIDE, WIDE))
+    edges = {
+        name: builder.final(row).graph.nodes["target"].learns_from for name, row in rows.items()
+    }
+    for name, temperature in {"KD T=1": 1.0, "KD T=4": 4.0}.items():
+        assert {edge.gate for edge in edges[name].values()} == {"through"}
+        found = {source: edge.temperature for source, edge in edges[name].items()}
+        assert found == {LABEL: 1.0, "aux1": temperature, "aux2": temperature}
+    assert list(edges["label smoothing 0.1"]) == [LABEL]
+    smoothed = {name: builder.final(row).train.smoothing for name, row in rows.items()}
+    assert smoothed == dict.fromkeys(rows, 0.0) | {"label smoothing 0.1": 0.1}
+    assert "label smoothing 0.1" not in rows_of(taught(WIDE), recipe_with(smoothing=0.1))
+
+
+def test_two_nodes_have_one_all_through_control_and_three_have_sum_and_mean() -> None:
+    learning = rows_of(all_through(TINY, [WIDE]))
+    assert set(learning) == {"best-1", "all-through sum", *ALONE}
+    assert set(rows_of(all_through(TINY, [WIDE, WIDE]))) == {*learning, "all-through mean"}
+
+
+@pytest.mark.parametrize(
+    ("best", "twin"),
+    [
+        (all_through(TINY, ()), "label-only"),
+        (all_through(TINY, [WIDE, WIDE]), "all-through sum"),
+        (taught(WIDE, gate="through"), "KD T=1"),
+    ],
+)
+def test_best_graph_that_is_a_control_is_trained_once(best: CanonicalGraph, twin: str) -> None:
+    result = result_of(rows_of(best))
+    assert result.twins == {twin: "best-1"}
+    assert len({row.training for row in result.rows}) == len(result.rows) - 1
+    assert f"best-1, is itself a control: {twin}" in result.verdict
+    shown = {row["name"]: row["same as"] for row in result.as_json()["rows"]}
+    assert shown[twin] == "best-1"
+
+
+def test_control_that_beats_the_best_graph_is_said_first() -> None:
+    rows = rows_of(taught(WIDE))
+    result = result_of(rows, best_1=80.0, label_only=75.0)
+    assert not result.control_wins and "No control beats the best graph" in result.verdict
+    result = result_of(rows, best_1=80.0, label_only=81.0, **{"KD_T=4": 83.0})
+    assert result.control_wins and result.bases == ["label-only", "KD T=4"]
+    assert result.verdict.startswith("A control beats the best graph: KD T=4 has 84.00 ± 1.00")
+    said = result.as_json()
+    assert next(iter(said)) == "verdict" and said["control wins"]
+
+
+def test_result_says_how_far_its_figures_can_be_believed() -> None:
+    rows = rows_of(taught(WIDE))
+    result = result_of(rows)
+    notes = " ".join(result.notes)
+    assert "1,000 images" in notes and "teachers of its own" in notes and "leaves" not in notes
+    given = Result(result.rows, result.samples, {}, result.looks, 1000, one_teacher=["KD T=1"])
+    assert "leaves the teacher's out: KD T=1." in " ".join(given.notes)
+    nothing = Result(result.rows, dict.fromkeys(rows), {}, result.looks, 1000)
+    assert nothing.notes == [] and nothing.verdict == ""
