@@ -33,6 +33,10 @@ class RecipeError(ValueError):
         super().__init__("\n".join(self.problems))
 
 
+class StorageError(RuntimeError):
+    """A file cannot be written: the disk is full, permission is missing, or the folder is gone."""
+
+
 class ContractError(ValueError):
     """A gate or a loss broke its contract."""
 

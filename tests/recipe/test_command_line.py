@@ -389,7 +389,6 @@ def test_run_goes_on_with_its_own_recipe_only() -> None:
     for others in (
         ["digits"],
         ["--train.lr", "0.5"],
-        ["--train.lr=0.25"],
         [f"{STUDENT}.learns_from.label", "linear"],
         ["--output-dir", "elsewhere"],
         ["--overwrite"],

@@ -22,7 +22,6 @@ import timm_ktg.train.run
 from tests import training_cases as cases
 from tests.training_cases import (
     MUTUAL,
-    TEST,
     TRAIN,
     UPDATES,
     VAL,

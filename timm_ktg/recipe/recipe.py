@@ -129,7 +129,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise RecipeError([f"{path}: should be YAML. {one_line(error)}"]) from None
     if not isinstance(values, dict):
         raise RecipeError([f"{path}: should be a mapping of sections. Found {type(values)}."])

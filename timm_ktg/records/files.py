@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from safetensors import SafetensorError
+
+from ..errors import StorageError, one_line
+
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file so that a killed process leaves the old file or the new one.
@@ -15,9 +19,27 @@ def write_whole(path: Path, text: str) -> None:
     Args:
         path: The file; its content is replaced.
         text: The new content.
+
+    Raises:
+        StorageError: The file cannot be written.
     """
-    with replace_whole(path) as partial:
+    with writing(path), replace_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an error raised while a file or folder is written into a StorageError that names it.
+
+    Args:
+        path: The file or folder.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch raises RuntimeError
+        raise StorageError(f"{path}: cannot be written: {one_line(error)}") from error
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def read_epochs(run: RunDirectory) -> list[Metrics]:
     Raises:
         RecipeError: metrics.jsonl cannot be read.
     """
-    if not run.metrics.is_file():
+    if not run.metrics.exists():
         return []
     with located(f"{run.metrics}: cannot be read"):
         # A whole line ends in a newline.
@@ -42,7 +42,7 @@ def read_result(run: RunDirectory) -> RunResult | None:
     Raises:
         RecipeError: summary.json cannot be read.
     """
-    if not run.summary.is_file():
+    if not run.summary.exists():
         return None
     with located(f"{run.summary}: cannot be read"):
         return RunResult.from_json(json.loads(run.summary.read_text(encoding="utf-8")))

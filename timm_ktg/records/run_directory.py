@@ -7,10 +7,13 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..errors import RecipeError, located
-from .files import write_whole
-from .metrics import Metrics
+from pydantic import TypeAdapter, ValidationError
+
+from ..errors import RecipeError, located, one_line
+from .files import write_whole, writing
+from .metrics import EPOCH, Metrics
 from .result import RunResult
 
 RUNS = Path("runs")
@@ -92,19 +95,48 @@ class RunDirectory:
         files = (self.recipe, self.metrics, self.summary, self.seeds, self.nodes, self.checkpoint)
         shown = (self.graph, self.curves, self.report)
         tracked = (self.wandb_id, self.wandb, self.trackers)
-        return (*files, *shown, *tracked, *self.path.glob("seed-*"))
+        return (*files, *shown, *tracked, *self.path.glob("seed-*"), *self.leftovers)
+
+    @property
+    def leftovers(self) -> tuple[Path, ...]:
+        """Files that were being written when a process was killed."""
+        return tuple(self.path.glob(".*.partial"))
+
+    def check(self) -> None:
+        """Check that no file is a folder, and no folder a file.
+
+        Raises:
+            RecipeError: One is; lists all of them.
+        """
+        files = (self.recipe, self.metrics, self.summary, self.seeds, self.wandb_id)
+        problems = [f"{path}: should be a file. Found a folder." for path in files if path.is_dir()]
+        for path in (self.checkpoint, self.nodes):
+            if path.exists() and not path.is_dir():
+                problems.append(f"{path}: should be a folder. Found a file.")
+        if problems:
+            raise RecipeError(problems)
 
     def log(self, metrics: Metrics) -> None:
         """Append the line of an epoch."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
 
-    def forget_after(self, epoch: int) -> None:
-        """Drop the lines of later epochs, and a line that was only half written."""
-        if not self.metrics.exists():
-            return
-        lines = self.metrics.read_text(encoding="utf-8").splitlines()[:epoch]
-        write_whole(self.metrics, "".join(line + "\n" for line in lines))
+    def forget_after(self, epoch: int) -> list[int]:
+        """Drop the lines of later epochs, and lines that are damaged or only half written.
+
+        Returns:
+            The epochs up to this one whose line is lost or damaged.
+
+        Raises:
+            StorageError: metrics.jsonl cannot be written.
+        """
+        content = self.metrics.read_bytes() if self.metrics.exists() else b""
+        lines = {_epoch_of(line): line for line in content.splitlines()}
+        kept = {number: lines[number] for number in range(1, epoch + 1) if number in lines}
+        text = b"".join(line + b"\n" for line in kept.values())
+        if text != content:
+            write_whole(self.metrics, text.decode())
+        return [number for number in range(1, epoch + 1) if number not in kept]
 
     def write_result(self, result: RunResult) -> None:
         """Write summary.json."""
@@ -130,11 +162,12 @@ def create_run_directory(
     run = RunDirectory(output_dir)
     with located(f"output-dir: {output_dir} cannot be made"):
         output_dir.mkdir(parents=True, exist_ok=True)
-    for path in run.content:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    for path in reversed(run.content):  # recipe.yaml last: without it the rest would be no run
+        with writing(path):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
     return run
 
 
@@ -152,6 +185,7 @@ def check_output_dir(output_dir: Path, overwrite: bool) -> None:
         return
     run = RunDirectory(output_dir)
     found = list(output_dir.iterdir()) if output_dir.is_dir() else [output_dir]
+    found = [path for path in found if path not in run.leftovers]
     if found and not (run.recipe.is_file() and all(path in run.content for path in found)):
         raise RecipeError([f"output-dir: {output_dir} is there and is no run; choose another."])
     if found and not overwrite:
@@ -175,12 +209,30 @@ def read_seeds(path: Path) -> tuple[int, ...]:
         RecipeError: seeds.json does not name the seeds.
     """
     file = RunDirectory(path).seeds
-    if not file.is_file():
+    if not file.exists():
         return ()
     try:
-        return tuple(int(seed) for seed in json.loads(file.read_text(encoding="utf-8"))["seeds"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise RecipeError([f"resume: {file} should name the seeds. Found {error!r}."]) from None
+        seeds = TypeAdapter(_Seeds).validate_json(file.read_bytes(), strict=True).seeds
+    except (OSError, ValueError) as error:
+        raise RecipeError([f"resume: {file} should name the seeds. {one_line(error)}"]) from None
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        said = "should name seeds of 0 or more, each only once"
+        raise RecipeError([f"resume: {file} {said}. Found {list(seeds)}."])
+    return tuple(seeds)
+
+
+@dataclass(frozen=True)
+class _Seeds:
+    seeds: list[int]
+
+
+def _epoch_of(line: bytes) -> int | None:
+    """Return the epoch of a line of metrics.jsonl; None if the line is damaged."""
+    try:
+        epoch = TypeAdapter(dict[str, Any]).validate_json(line).get(EPOCH)
+    except ValidationError:
+        return None
+    return epoch if isinstance(epoch, int) else None
 
 
 def _next_free(path: Path) -> Path:

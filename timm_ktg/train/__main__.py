@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ..errors import RecipeError
+from ..errors import RecipeError, StorageError
 from ..recipe.command_line import Command, parse_command
 from ..recipe.recipe import Recipe, change_recipe, save_recipe
 from ..records.reader import runs_in
@@ -28,7 +28,7 @@ from .program import create_accelerator, resolved, run_program
 from .run import run_training
 from .seeds import Ready, first_to_run, run_seeds, with_seed
 from .show import show_graph, show_result, show_seeds
-from .training import build_training
+from .training import build_training, together
 
 PROGRAM = "accelerate launch -m timm_ktg.train"
 
@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parsed(argv: Sequence[str]) -> Command:
     command = parse_command(argv, PROGRAM)
+    for run in {RunDirectory(command.resume), *runs_in(command.resume)} if command.resume else ():
+        run.check()
     check_tracking(command.recipe.tracking, command.seeds)
     if command.output_dir and not (command.resume or command.dry_run):
         check_output_dir(command.output_dir, command.overwrite)
@@ -110,9 +112,9 @@ def _build(command: Command, recipe: Recipe) -> Ready:
 def _open(command: Command, recipe: Recipe, accelerator: Accelerator) -> RunDirectory:
     """Return the directory of the run, which the main process creates and broadcasts."""
     if command.resume:
-        if command.overridden and accelerator.is_main_process:
-            _change(RunDirectory(command.resume), recipe)
-        accelerator.wait_for_everyone()
+        with together():
+            if command.overridden and accelerator.is_main_process:
+                _change(RunDirectory(command.resume), recipe)
         return RunDirectory(command.resume)
     made: list[Any] = [None]
     if accelerator.is_main_process:
@@ -122,10 +124,10 @@ def _open(command: Command, recipe: Recipe, accelerator: Accelerator) -> RunDire
             if command.seeds:
                 write_seeds(directory.path, command.seeds)
             made = [directory]
-        except RecipeError as error:
+        except (RecipeError, StorageError) as error:
             made = [error]
     broadcast_object_list(made)
-    if isinstance(made[0], RecipeError):
+    if isinstance(made[0], Exception):
         raise made[0]
     assert isinstance(made[0], RunDirectory)
     return made[0]

@@ -22,7 +22,8 @@ from accelerate.checkpointing import load_accelerator_state
 from pydantic import PositiveInt, TypeAdapter
 
 from ..errors import RecipeError, located
-from .training import Training
+from ..records.files import writing
+from .training import RunState, Training, together
 
 _MANIFEST = "manifest.json"
 _KEPT = 2  # the newest, and the one before in case the newest is damaged
@@ -54,26 +55,35 @@ def save_state(training: Training, folder: Path, run: str) -> None:
         training: The run.
         folder: The run's `checkpoint` folder.
         run: Identifies the run.
+
+    Raises:
+        StorageError: The state cannot be written; the states before it stay as they are.
     """
     accelerator, epoch = training.accelerator, training.state.epochs
     partial, final = folder / f".epoch-{epoch:04d}", folder / f"epoch-{epoch:04d}"
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        manifest = {
-            **{"run": run, "epoch": epoch, "seconds": training.state.seconds},
-            "sha256": _checksums(partial),
-        }
-        (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        for old in _states(folder)[:-_KEPT]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
+    with together(), writing(partial):
+        if accelerator.is_main_process:
+            folder.mkdir(exist_ok=True)  # without parents, so that a run that is gone stays gone
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+    with together(), writing(partial):
+        accelerator.save_state(str(partial))
+    with together(), writing(final):
+        if accelerator.is_main_process:
+            _finish(partial, final, training.state, run)
+
+
+def _finish(partial: Path, final: Path, state: RunState, run: str) -> None:
+    """Write the manifest of a state, move the state into place, and drop old ones."""
+    manifest = {
+        **{"run": run, "epoch": state.epochs, "seconds": state.seconds},
+        "sha256": _checksums(partial),
+    }
+    (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+    for old in _states(final.parent)[:-_KEPT]:
+        shutil.rmtree(old)
 
 
 def load_state(training: Training, state: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from accelerate import Accelerator
 
-from ..errors import ContractError, RecipeError, collected, located
+from ..errors import ContractError, RecipeError, StorageError, collected, located, one_line
 from ..recipe.recipe import Recipe
 from ..recipe.search_config import SearchRecipe
 from ..terminal import fail
@@ -35,7 +35,8 @@ def run_program(
         group: Arguments of the process group; see `problems_everywhere`.
 
     Returns:
-        0, 1 after one of the failures, 2 if the command is wrong, 130 if interrupted.
+        0, 1 after one of the failures or if a file cannot be written, 2 if the command is wrong,
+        130 if interrupted.
     """
     problems: list[str] = []
     keep_freed_memory()
@@ -52,6 +53,8 @@ def run_program(
         return fail([str(error)], 2)
     except failures as error:
         return fail([str(error)], 1)
+    except (StorageError, OSError) as error:
+        return fail([str(error) if isinstance(error, StorageError) else one_line(error)], 1)
     except KeyboardInterrupt:
         return fail([f"Interrupted. {interrupted}"], 130)
     return 0

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ..errors import RecipeError, collected
 from ..graph.weights import export_node
 from ..recipe.recipe import read_recipe, training_values
+from ..records.files import writing
 from ..records.metrics import Metrics, top_name
 from ..records.reader import read_result
 from ..records.result import Accuracy, DataFacts, RunResult
@@ -23,7 +24,7 @@ from .checkpoint import load_state, newest_state, save_state
 from .loop import evaluate, start_epoch, train_epoch
 from .pictures import RunPictures
 from .show import epoch_line
-from .training import Training, problems_everywhere
+from .training import Training, problems_everywhere, together
 
 PACKAGES = ("timm_ktg", "torch", "timm", "accelerate", "datasets")
 
@@ -45,6 +46,7 @@ def run_training(
     Raises:
         RecipeError: There are states, but none is usable, or a tracker cannot be opened.
         TrainingError: A loss is not finite, or an update cannot be recorded as asked.
+        StorageError: A file cannot be written.
     """
     accelerator = training.accelerator
     identity, former = _identities(training, directory)
@@ -104,8 +106,10 @@ def _run_epoch(training: Training, directory: RunDirectory, epoch: int, trackers
     metrics = train_epoch(training, bar)
     if training.images.val is not None:
         metrics |= evaluate(training, training.images.val, "val")
+    with together():
+        if accelerator.is_main_process:
+            directory.log(metrics)
     if accelerator.is_main_process:
-        directory.log(metrics)
         tqdm.write(epoch_line(metrics, training.epochs, training.graph))
         trackers.log(metrics)
 
@@ -118,18 +122,27 @@ def _load_newest_state(training: Training, directory: RunDirectory, *identities:
         accelerator.print(f"Refused {line}")
     if state is not None:
         load_state(training, state)
-    if accelerator.is_main_process:
-        directory.forget_after(training.state.epochs)
+    with together():
+        if accelerator.is_main_process:
+            _forget_later_epochs(training, directory)
     accelerator.print(
         f"Resuming from {state or 'the start'}, epochs done: {training.state.epochs}."
     )
 
 
+def _forget_later_epochs(training: Training, directory: RunDirectory) -> None:
+    """Drop the metrics of epochs that are trained again, and say which of the others are lost."""
+    lost = directory.forget_after(training.state.epochs)
+    if lost:
+        epochs = f"epoch{'s' * (len(lost) > 1)} {', '.join(map(str, lost))}"
+        training.accelerator.print(f"{directory.metrics}: the lines of {epochs} are lost.")
+
+
 def _finish(training: Training, directory: RunDirectory, start: float) -> RunResult:
     """Export the nodes, evaluate the last epoch once on the test images, write the result."""
     graph, images = training.graph, training.images
-    if training.accelerator.is_main_process:
-        for name, network in graph.networks.items():
+    with together(), writing(directory.nodes):
+        for name, network in graph.networks.items() if training.accelerator.is_main_process else ():
             path = directory.nodes / f"{name}.safetensors"
             export_node(network.model, path, network.mean, network.std)
     split, loader = "test", images.test() if images.test else None
@@ -137,8 +150,9 @@ def _finish(training: Training, directory: RunDirectory, start: float) -> RunRes
         split, loader = ("val", images.val) if images.val else ("train", images.train)
     metrics = evaluate(training, loader, split)
     result = _result(training, metrics, split, time.perf_counter() - start)
-    if training.accelerator.is_main_process:
-        directory.write_result(result)
+    with together():
+        if training.accelerator.is_main_process:
+            directory.write_result(result)
     return result
 
 

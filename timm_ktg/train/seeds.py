@@ -10,13 +10,13 @@ from typing import Any
 
 from ..errors import RecipeError
 from ..recipe.recipe import Recipe, check_recipe, read_recipe, same_run, save_recipe
-from ..records.files import write_whole
+from ..records.files import write_whole, writing
 from ..records.reader import read_result
 from ..records.result import RunResult, SeedsResult
 from ..records.run_directory import RunDirectory
 from .program import create_accelerator, resolved
 from .run import run_training
-from .training import Training, build_training
+from .training import Training, build_training, together
 
 # Trainings by seed that were built ahead; each is removed when it runs.
 Ready = dict[int, Training]
@@ -80,10 +80,10 @@ def run_seed(
     accelerator.wait_for_everyone()  # all have looked before one writes it
     if done is not None:
         return done
-    if accelerator.is_main_process and not begun:
-        directory.path.mkdir(parents=True, exist_ok=True)
-        save_recipe(recipe, directory.recipe)
-    accelerator.wait_for_everyone()
+    with together(), writing(directory.path):
+        if accelerator.is_main_process and not begun:
+            directory.path.mkdir(parents=True, exist_ok=True)
+            save_recipe(recipe, directory.recipe)
     try:
         # No variable keeps the training, so that its memory can be freed.
         return run_training(

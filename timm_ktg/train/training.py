@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data import MemoryLoader, Splits, derive_seed
-from ..errors import RecipeError, collected
+from ..errors import RecipeError, StorageError, collected
 from ..graph.edge import Edge
 from ..graph.graph import KnowledgeTransferGraph
 from ..graph.node import Node
@@ -186,6 +187,19 @@ def problems_everywhere(problems: Sequence[str], **group: Any) -> list[str]:
     # The first PartialState fixes the kind of processes, and it does not read this flag itself.
     PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), **group)
     return list(dict.fromkeys(gather_object(list(problems))))
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Raise on all processes the StorageError that one of them raises; they wait for each other."""
+    problems: list[str] = []
+    try:
+        yield
+    except StorageError as error:
+        problems = [str(error)]
+    problems = problems_everywhere(problems)
+    if problems:
+        raise StorageError(problems[0])
 
 
 def _build_graph(
