@@ -90,6 +90,7 @@ TRAIN = {
     "clip_grad": ("1", 1.0),
     "clip_mode": ("agc", "agc"),
     "mixed_precision": ("bf16", "bf16"),
+    "sync_bn": ("true", True),
     "torchcompile": ("true", True),
     "cuda_graph": ("auto", "auto"),
     "channels_last": ("true", True),

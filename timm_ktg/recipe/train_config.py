@@ -77,6 +77,8 @@ class TrainConfig(Section):
         Literal["no", "bf16", "fp16"] | None, BeforeValidator(_no_is_a_word)
     ] = None
     """Precision of the forward passes (losses are always float32); null: accelerate's setting."""
+    sync_bn: bool = False
+    """Share BatchNorm's statistics of a batch among all processes, which need accelerators."""
     torchcompile: bool = False
     """Compile every node without taps with torch.compile."""
     cuda_graph: Literal["auto", "always", "never"] = "never"

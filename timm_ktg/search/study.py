@@ -24,6 +24,7 @@ from .trials import note
 
 READY = "ready"
 IDENTITY = "identity"
+LATER = {"train.sync_bn": False}  # what studies of versions without such a field were made with
 PATIENCE = 60.0  # seconds that a worker has to prepare a new study
 
 Objective = Callable[[Trial], float]
@@ -183,9 +184,9 @@ def _wait_until_ready(study: Study) -> None:
 def _check_identity(study: Study, identity: Identity) -> None:
     made: Identity = study.user_attrs[IDENTITY]
     raised = [
-        f"{where}: study `{study.study_name}` was made with {made.get(where)}. Found {found}."
+        f"{where}: study `{study.study_name}` was made with {before}. Found {found}."
         for where, found in identity.items()
-        if made.get(where) != found
+        if (before := made.get(where, LATER.get(where))) != found
     ]
     if raised:
         raise RecipeError(

@@ -14,6 +14,7 @@ from ..graph.graph import KnowledgeTransferGraph
 from ..graph.losses import NodeOutput
 from ..graph.registry import Bound, shown
 from ..recipe.recipe import Recipe
+from ..recipe.train_config import TrainConfig
 
 
 def check_batch_size(recipe: Recipe, processes: int) -> None:
@@ -25,6 +26,14 @@ def check_batch_size(recipe: Recipe, processes: int) -> None:
                 f"train.batch_size: should be a multiple of {parts}, the processes ({processes}) "
                 f"times grad_accum_steps. Found {recipe.train.batch_size}."
             ]
+        )
+
+
+def check_sync_bn(train: TrainConfig, device: torch.device) -> None:
+    """Raise RecipeError if `sync_bn` is on and torch cannot synchronize BatchNorm on the device."""
+    if train.sync_bn and device.type in ("cpu", "mps"):
+        raise RecipeError(
+            [f"train.sync_bn: should be off on this device, where torch has none. Found {device}."]
         )
 
 

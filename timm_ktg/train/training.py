@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
+from timm.layers import convert_sync_batchnorm
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -24,7 +25,7 @@ from ..recipe.build import build_edges, build_nodes, build_optimizer, build_sche
 from ..recipe.images import Images, ProcessInfo, build_images, build_splits
 from ..recipe.recipe import Recipe
 from ..recipe.train_config import TrainConfig
-from .checks import check_batch_size, check_outputs, check_processes_agree
+from .checks import check_batch_size, check_outputs, check_processes_agree, check_sync_bn
 from .cuda_graph import (
     Do,
     Make,
@@ -132,6 +133,8 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
     problems: list[str] = []
     with collected(problems):
         check_batch_size(recipe, process.world_size)
+    with collected(problems):
+        check_sync_bn(recipe.train, process.device)
     with collected(problems), accelerator.main_process_first():  # one process downloads for all
         splits = data.splits if data else build_splits(recipe.data)
         with collected(problems):
@@ -141,6 +144,8 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
     problems = problems_everywhere(problems)
     if problems:
         raise RecipeError(problems)
+    if recipe.train.sync_bn and process.world_size > 1:
+        nodes = synchronized(nodes, edges)
     target = next(node.model for node in nodes if node.name == recipe.graph.target)
     images = data.images if data else build_images(recipe, splits, target, process)
     data = Data(splits, images)
@@ -200,6 +205,23 @@ def together() -> Iterator[None]:
     problems = problems_everywhere(problems)
     if problems:
         raise StorageError(problems[0])
+
+
+def synchronized(nodes: Sequence[Node], edges: Sequence[Edge]) -> list[Node]:
+    """Return the nodes, with BatchNorm of learning ones synchronized; not tried on a GPU.
+
+    All processes together then normalize a batch as a single one would. BatchNorm of frozen nodes
+    has fixed statistics, so it stays as it is.
+
+    Args:
+        nodes: The nodes.
+        edges: The edges.
+    """
+    learning = {edge.destination for edge in edges}
+    return [
+        replace(node, model=convert_sync_batchnorm(node.model)) if node.name in learning else node
+        for node in nodes
+    ]
 
 
 def _build_graph(
