@@ -237,12 +237,12 @@ def raising(losses: Tensor, context: ktg.EdgeContext) -> Tensor:
 @pytest.mark.parametrize(
     ("gate", "said"),
     [
-        (wide, r"gate `wide` should return one loss per sample \[1\]\. Found \[1, 2\]"),
-        (scalar, r"gate `scalar` should return one loss per sample \[1\]\. Found \[\]"),
+        (wide, r"gate `wide` should return one loss per sample \[2\]\. Found \[2, 2\]"),
+        (scalar, r"gate `scalar` should return one loss per sample \[2\]\. Found \[\]"),
         (nothing, r"gate `nothing` should return a tensor\. Found NoneType"),
-        (nan, r"gate `nan` should return finite numbers\. Found \[nan\]"),
+        (nan, r"gate `nan` should return finite numbers\. Found \[nan, nan\]"),
         (detached, r"gate `detached` should return losses that gradients flow through"),
-        (raising, r"KeyError: .*two\\nlines"),
+        (raising, r"gate `raising` should .*It raised KeyError: .*two\\nlines"),
     ],
 )
 def test_gate_that_breaks_its_contract_costs_one_line(

@@ -138,7 +138,7 @@ class KnowledgeTransferGraph(nn.Module):
     @property
     def unbuilt(self) -> tuple[str, ...]:
         """Names of the edges that `build_edges` has yet to build."""
-        return tuple(edge.name for edge in self.edges if not self._edge(edge.name).is_built)
+        return tuple(edge.name for edge in self.edges if not self.edge_module(edge.name).is_built)
 
     def network(self, name: str) -> Network:
         """Return the module of the network `name`."""
@@ -155,7 +155,7 @@ class KnowledgeTransferGraph(nn.Module):
         return {
             name: (
                 self.model(name),
-                *(self._edge(edge.name) for edge in self.edges if edge.destination == name),
+                *(self.edge_module(edge.name) for edge in self.edges if edge.destination == name),
             )
             for name in self.learning
         }
@@ -188,9 +188,9 @@ class KnowledgeTransferGraph(nn.Module):
         for edge in self.edges:
             destination = outputs[edge.destination]
             label = destination.logits.new_zeros(len(destination.logits), dtype=torch.int64)
-            known = {LABEL: _label_output(label, destination.logits), **outputs}
+            known = {LABEL: label_output(label, destination.logits), **outputs}
             seed = seed_of(edge.name) if seed_of else None
-            self._edge(edge.name).build(known[edge.source], destination, seed)
+            self.edge_module(edge.name).build(known[edge.source], destination, seed)
 
     def speed_up_frozen(
         self, images: Tensor, dtype: torch.dtype | None = None, torchcompile: bool = False
@@ -231,12 +231,12 @@ class KnowledgeTransferGraph(nn.Module):
             ValueError: An edge is not built yet.
         """
         sources = {name: output.detach() for name, output in outputs.items()}
-        sources[LABEL] = _label_output(labels, next(iter(outputs.values())).logits)
+        sources[LABEL] = label_output(labels, next(iter(outputs.values())).logits)
         terms: dict[str, Tensor] = {}
         ungated: dict[str, Tensor] = {}
         passed: dict[str, Tensor] = {}
         for edge in self.edges:
-            module = self._edge(edge.name)
+            module = self.edge_module(edge.name)
             if not module.is_built:
                 raise ValueError(_unbuilt(edge.name))
             context = EdgeContext(sources[edge.source], outputs[edge.destination], labels, progress)
@@ -250,7 +250,8 @@ class KnowledgeTransferGraph(nn.Module):
         total = torch.stack(list(nodes.values())).sum()
         return GraphLosses(total, nodes, edges, ungated, passed)
 
-    def _edge(self, name: str) -> EdgeModule:
+    def edge_module(self, name: str) -> EdgeModule:
+        """Return the edge `name` at work."""
         module = self.edge_modules[name]
         assert isinstance(module, EdgeModule)
         return module
@@ -320,7 +321,7 @@ def _reduction_problem(reduction: str) -> list[str]:
     return [f"reduction: should be one of {', '.join(get_args(Reduction))}. Found `{reduction}`."]
 
 
-def _label_output(labels: Tensor, like: Tensor) -> NodeOutput:
+def label_output(labels: Tensor, like: Tensor) -> NodeOutput:
     """Return the labels as a node's output: the one-hot, or the mixed labels as they are."""
     if labels.ndim == 2:
         return NodeOutput(labels)

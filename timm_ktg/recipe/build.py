@@ -15,7 +15,7 @@ from torch import nn
 from ..data import derive_seed
 from ..errors import RecipeError, collected, located
 from ..graph.edge import Edge
-from ..graph.gates import check_gate, create_gate
+from ..graph.gates import create_gate
 from ..graph.graph import KnowledgeTransferGraph
 from ..graph.losses import create_loss
 from ..graph.node import Channels, Node
@@ -56,25 +56,21 @@ def build_nodes(
     return nodes
 
 
-def build_edges(recipe: Recipe, num_classes: int) -> list[Edge]:
-    """Return the edges of a recipe; each gate is checked against its contract.
+def build_edges(recipe: Recipe) -> list[Edge]:
+    """Return the edges of a recipe.
 
     Args:
         recipe: The recipe.
-        num_classes: Classes of the data.
 
     Raises:
-        RecipeError: Edges cannot be built, or gates break the contract; lists all.
+        RecipeError: Edges cannot be built; lists all.
     """
     edges: list[Edge] = []
     problems: list[str] = []
     for link, config in recipe.graph.edges.items():
         where = f"graph.nodes.{link.destination}.learns_from.{link.key}"
-        with collected(problems):
-            with located(where):
-                edges.append(_build_edge(link, config, recipe))
-            with located(f"{where}.gate"):
-                check_gate(edges[-1].gate, num_classes)
+        with collected(problems), located(where):
+            edges.append(_build_edge(link, config, recipe))
     if problems:
         raise RecipeError(problems)
     return edges
@@ -94,7 +90,7 @@ def build_graph(
         RecipeError: The nodes, the edges or the graph are wrong; lists all problems.
     """
     nodes = build_nodes(recipe, num_classes, given)
-    edges = build_edges(recipe, num_classes)
+    edges = build_edges(recipe)
     return connect(recipe, nodes, edges, recipe.data.mean, recipe.data.std)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from types import CodeType
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from accelerate.utils import gather_object
 
 from ..errors import RecipeError, one_line
+from ..graph.contract import contract_problems
 from ..graph.graph import KnowledgeTransferGraph
 from ..graph.losses import NodeOutput
 from ..graph.registry import Bound, shown
@@ -53,7 +55,8 @@ def check_outputs(
         RecipeError: Nodes do not map such images to logits [2, C]; lists all.
     """
     problems, outputs = [], dict[str, NodeOutput]()
-    images = torch.zeros(2, 3, *size, device=device)
+    # Not all the same, because the losses are tried on what comes out.
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
     graph.eval()
     for name in graph.topology.order:
         try:
@@ -72,6 +75,27 @@ def check_outputs(
     if problems:
         raise RecipeError(problems)
     return outputs
+
+
+def check_contracts(
+    graph: KnowledgeTransferGraph, outputs: Mapping[str, NodeOutput], mixed: bool
+) -> None:
+    """Call every loss and every gate once on the nodes' outputs.
+
+    Args:
+        graph: The graph, its edges built.
+        outputs: What `check_outputs` returned.
+        mixed: Whether the labels of the training are mixed.
+
+    Raises:
+        RecipeError: All losses and gates that break their contracts.
+    """
+    problems = [
+        f"graph.nodes.{link.destination}.learns_from.{link.key}.{part}: {problem}"
+        for link, part, problem in contract_problems(graph, outputs, mixed)
+    ]
+    if problems:
+        raise RecipeError(problems)
 
 
 def check_processes_agree(graph: KnowledgeTransferGraph) -> None:

@@ -25,7 +25,13 @@ from ..recipe.build import build_edges, build_nodes, build_optimizer, build_sche
 from ..recipe.images import Images, ProcessInfo, build_images, build_splits
 from ..recipe.recipe import Recipe
 from ..recipe.train_config import TrainConfig
-from .checks import check_batch_size, check_outputs, check_processes_agree, check_sync_bn
+from .checks import (
+    check_batch_size,
+    check_contracts,
+    check_outputs,
+    check_processes_agree,
+    check_sync_bn,
+)
 from .cuda_graph import (
     Do,
     Make,
@@ -140,7 +146,7 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
         with collected(problems):
             nodes = build_nodes(recipe, splits.num_classes)
         with collected(problems):
-            edges = build_edges(recipe, splits.num_classes)
+            edges = build_edges(recipe)
     problems = problems_everywhere(problems)
     if problems:
         raise RecipeError(problems)
@@ -237,6 +243,7 @@ def _build_graph(
     outputs = check_outputs(graph, images.size, data.splits.num_classes, device)
     # Each edge has its own seed, so that a new edge does not change the others.
     graph.build_edges(outputs, lambda name: derive_seed(f"init {name}", train.seed))
+    check_contracts(graph, outputs, recipe.data.mixes)
     check_processes_agree(graph)
     graph = graph.to(memory_format=_layout(train))
     some = torch.randn(2, 3, *images.size, generator=torch.Generator().manual_seed(0))
