@@ -2,9 +2,49 @@
 
 from __future__ import annotations
 
+import re
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import Any
+
+SECRET = frozenset({"storage", "password"})  # keys whose values no message shows
+
+# Where a text may hold a password: postgres://..., somebody:password@host.
+_PASSWORDS = (
+    (re.compile(r"\b(postgres\w*(?:\+\w+)?:/*)(?!/|\.\.\.)[^\s'\"`]+"), r"\1***"),
+    (re.compile(r"[^\s/'\"`:@=]+:[^\s'\"`]+@(?=[^\s@]*)"), "***@"),
+)
+
+
+def masked(text: str) -> str:
+    """Return a text without what looks like the credentials of a database."""
+    for pattern, without in _PASSWORDS:
+        text = pattern.sub(without, text)
+    return text
+
+
+class _Found(reprlib.Repr):
+    """Short forms of values of a user's; `reprlib` calls these methods by the value's type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxlong, self.maxother = 3, 100, 100, 100
+
+    def repr_str(self, value: str, level: int) -> str:
+        return super().repr_str(masked(value), level)
+
+    def repr_int(self, value: int, level: int) -> str:
+        digits = int(value.bit_length() * 0.30103)  # Python refuses to write very long ones
+        return f"a number of some {digits} digits" if digits > 100 else repr(value)
+
+    def repr_dict(self, value: dict[Any, Any], level: int) -> str:
+        known = {key: "***" if key in SECRET else each for key, each in value.items()}
+        return super().repr_dict(known, level)
+
+
+found = _Found().repr  # how every message shows a value: short, and without a password
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
@@ -29,7 +69,7 @@ class RecipeError(ValueError):
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = tuple(problems)
+        self.problems = tuple(map(masked, problems))
         super().__init__("\n".join(self.problems))
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterable, Sequence
-from typing import TextIO, TypeVar
+from typing import NoReturn, TextIO, TypeVar
 
 from accelerate import PartialState
 from rich.console import Console
 from tqdm import tqdm
+
+from .errors import masked
 
 T = TypeVar("T")
 
@@ -51,8 +54,16 @@ def fail(lines: Sequence[str], code: int) -> int:
     # All processes get here, but only one prints.
     if PartialState().is_main_process:
         for line in lines:
-            print(line, file=sys.stderr)
+            print(masked(line), file=sys.stderr)
     return code
+
+
+class Parser(ArgumentParser):
+    """A parser of arguments that may be passwords."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and exit."""
+        super().error(masked(message))
 
 
 class _Lines:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 
 import timm_ktg as ktg
@@ -10,7 +9,7 @@ from tests.search_cases import search_values
 from timm_ktg.graph import gates
 from timm_ktg.recipe.recipe import check_section
 from timm_ktg.recipe.search_config import SearchRecipe
-from timm_ktg.search.identity import identity_of, without_storage
+from timm_ktg.search.identity import identity_of
 
 
 def recipe(**search: object) -> SearchRecipe:
@@ -47,9 +46,3 @@ def test_weights_are_told_by_what_they_hold_not_by_where_they_lie(tmp_path: Path
         for name in "abc"
     )
     assert a == b != c
-
-
-@pytest.mark.parametrize("storage", [None, "my.journal", "postgresql://me:secret@host/db"])
-def test_password_of_a_database_is_not_written_down(storage: str | None) -> None:
-    kept = without_storage(recipe(storage=storage)).search.storage
-    assert kept == (None if storage and "://" in storage else storage)

@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 import yaml
 from pydantic_core import to_jsonable_python
 
-from ..errors import RecipeError, collected, did_you_mean, one_line
+from ..errors import RecipeError, collected, did_you_mean
 from .graph_config import EdgeConfig, from_word
-from .recipe import parse_yaml
+from .recipe import YAML_ERRORS, parse_yaml, yaml_said
 from .section import Section
 
 Options = Mapping[tuple[str, ...], Mapping[str, Any]]  # names to arguments of `add_argument`
@@ -283,8 +283,8 @@ def _read(name: str, text: str, field: Mapping[str, Any]) -> Any:
     words = kinds.get("array", {}).get("items", {}).get("type") == "string"
     try:
         return yaml.load(text, yaml.BaseLoader) if words else parse_yaml(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        said = f"argument --{name}: should be YAML. {one_line(error)}"
+    except YAML_ERRORS as error:
+        said = f"argument --{name}: should be YAML. {yaml_said(error)}"
         raise RecipeError([f"command line: {said}"]) from None
 
 
@@ -303,5 +303,7 @@ def _help(group: Group, key: str) -> str:
     value = group.values.get(key, field.get("default", _NOTHING))
     if value is _NOTHING:
         return f"{field['description']} (in every recipe)"
+    if field.get("writeOnly") and value is not None:
+        return f"{field['description']} (the recipe's is not shown)"
     plain = value if isinstance(value, str) else json.dumps(to_jsonable_python(value, fallback=str))
     return f"{field['description']} (default: {plain})"

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ..errors import RecipeError, did_you_mean, one_line
+from ..errors import RecipeError, did_you_mean, found, one_line
 from ..records.files import write_whole
 from .data_config import DataConfig
 from .graph_config import GraphConfig
@@ -100,7 +100,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc] # no type hints in PyYAML
     """YAML as people expect it: 1e-8 is a number, and duplicate keys are errors."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [key.value for key, _ in node.value]
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = {key for key in keys if keys.count(key) > 1}
         if twice:
             raise yaml.constructor.ConstructorError(
@@ -116,9 +116,28 @@ _Loader.add_implicit_resolver(
 )
 
 
+# What a text that is no YAML raises. RecursionError: it is nested too deeply; ValueError: a number
+# has thousands of digits, or a date does not exist.
+YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
+
+
 def parse_yaml(text: str) -> Any:
-    """Parse YAML."""
+    """Parse YAML.
+
+    Raises:
+        YAMLError, ValueError, RecursionError: The text is not YAML; see `yaml_said`.
+    """
     return yaml.load(text, _Loader)
+
+
+def yaml_said(error: BaseException) -> str:
+    """Return why a text is no YAML, and where, in one line that does not repeat the text."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if mark is None:
+        return one_line(error)
+    context, problem = getattr(error, "context", None), getattr(error, "problem", None)
+    what = ": ".join(each for each in (context, problem) if each)
+    return f"{what[:1].upper()}{what[1:]} (line {mark.line + 1}, column {mark.column + 1})."
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -129,10 +148,12 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise RecipeError([f"{path}: should be YAML. {one_line(error)}"]) from None
+    except YAML_ERRORS as error:
+        raise RecipeError([f"{path}: should be YAML. {yaml_said(error)}"]) from None
+    except OSError as error:
+        raise RecipeError([f"{path}: cannot be read. {error.strerror}."]) from None
     if not isinstance(values, dict):
-        raise RecipeError([f"{path}: should be a mapping of sections. Found {type(values)}."])
+        raise RecipeError([f"{path}: should be a mapping of sections. Found {found(values)}."])
     train = values.get("train")
     if isinstance(train, dict):
         for former, now in _FORMER.items():
@@ -273,8 +294,9 @@ def _line(section: type[BaseModel], details: Any) -> str:
         return f"{where}: unknown key.{hint}"
     if details["type"] == "missing":
         return f"{where}: should be given."
-    found = "" if details["type"] == "problem" else f". Found {details['input']!r}."
-    return f"{where}: {details['msg']}{found}"
+    if details["type"] == "problem":
+        return f"{where}: {details['msg']}"
+    return f"{where}: {details['msg']}. Found {found(details['input'])}."
 
 
 def _fields_at(section: Any, location: Location) -> list[str]:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_serializer
-from pydantic_core import InitErrorDetails
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    field_serializer,
+    model_serializer,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ..graph.gates import create_gate
 from ..graph.graph import Reduction
@@ -20,6 +28,33 @@ from .train_config import TrainConfig
 
 def _from_one(value: Any) -> Any:
     return [value] if isinstance(value, int | str) else value
+
+
+def storage_problem(where: object) -> str | None:
+    """Return what is wrong with where a study is kept, which is not repeated: it may be a secret.
+
+    Args:
+        where: As `search.storage` says.
+    """
+    said = "should be null, the path of a journal, or postgresql://... ."
+    if where is not None and not isinstance(where, str):
+        return f"{said} Found a {type(where).__name__}."
+    if where is None or not re.match(r"postgres|[^/]*://|[^/]*:.*@", where):
+        return None
+    from sqlalchemy import make_url
+
+    try:
+        name = make_url(where).drivername
+    except Exception:  # its message may repeat the password
+        return f"{said} Found a URL that cannot be read: user, password, host, port, name?"
+    return f"{said} Did you mean `postgresql`?" if name == "postgres" else None
+
+
+def _checked_storage(where: Any) -> Any:
+    said = storage_problem(where)
+    if said:
+        raise PydanticCustomError("problem", "{message}", {"message": said})
+    return where
 
 
 class GateConfig(Section):
@@ -85,7 +120,11 @@ class SearchConfig(Section):
     model in a graph; missing ones are trained on the labels, once per study."""
     study: str | None = None
     """Name of the study; null: the recipe's name."""
-    storage: str | None = None
+    storage: Annotated[
+        str | None,
+        BeforeValidator(_checked_storage),
+        Field(repr=False, json_schema_extra={"writeOnly": True}),
+    ] = None
     """Where to keep the study; null: a journal in output-dir (one host); or postgresql://... ."""
     artifacts: str | None = None
     """Where workers share weights; null: a folder in output-dir; or a folder, or s3://bucket."""
@@ -97,6 +136,11 @@ class SearchConfig(Section):
     """Number of best graphs to train again on all training images and to test."""
     final_seeds: list[NonNegativeInt] = [0, 1, 2, 3, 4]
     """Seeds of the final trainings of the best graphs and the controls."""
+
+    @field_serializer("storage")
+    def _without_url(self, storage: str | None) -> str | None:
+        """Leave the URL of a database out of what is written down, because it holds a password."""
+        return None if storage is not None and "://" in storage else storage
 
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:

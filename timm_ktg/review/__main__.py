@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import RecipeError
-from ..terminal import fail
+from ..terminal import Parser, fail
 from .compare import show_compare
 
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m timm_ktg.review", description=__doc__)
+    parser = Parser(prog="python -m timm_ktg.review", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     compare = commands.add_parser("compare", help="several runs in one table")
     compare.add_argument("runs", nargs="+", type=Path, help="directories of runs, or of seeds")

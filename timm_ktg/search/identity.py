@@ -1,4 +1,4 @@
-"""What must be the same for all workers of a study, and what of a recipe is not written down."""
+"""What must be the same for all workers of a study."""
 
 from __future__ import annotations
 
@@ -56,12 +56,3 @@ def _identity_of_gate(gate: GateConfig) -> str:
     bound = create_gate(gate.gate, **gate.gate_kwargs)
     ours = bound.function.__module__.startswith("timm_ktg.")
     return gate.shown if ours else f"{gate.shown} (code {code_of(bound)})"
-
-
-def without_storage(recipe: SearchRecipe) -> SearchRecipe:
-    """Return a recipe without the URL of a database, which may contain a password."""
-    search = recipe.search
-    if search.storage is None or "://" not in search.storage:
-        return recipe
-    without = search.model_copy(update={"storage": None})
-    return recipe.model_copy(update={"search": without})

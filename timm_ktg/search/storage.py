@@ -28,7 +28,7 @@ from sqlalchemy.exc import (
 )
 
 from ..errors import RecipeError, first_line, located
-from ..recipe.search_config import SearchConfig
+from ..recipe.search_config import SearchConfig, storage_problem
 from .liveness import retry
 
 JOURNAL = "study.journal"
@@ -73,6 +73,9 @@ def open_to_read(where: str | None, directory: Path) -> BaseStorage:
     Raises:
         RecipeError: There is none.
     """
+    problem = storage_problem(where)
+    if problem:
+        raise RecipeError([f"study: {problem}"])
     if where is None or "://" not in where:
         path = directory / JOURNAL if where is None else Path(where)
         if not path.is_file():  # Optuna would make it

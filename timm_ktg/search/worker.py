@@ -24,7 +24,7 @@ from ..recipe.search_config import SearchConfig, SearchRecipe
 from ..tracking.wandb_run import mode_of
 from ..train.metrics import TrainingError
 from ..train.seeds import with_seed
-from .identity import identity_of, without_storage
+from .identity import identity_of
 from .jobs import Jobs
 from .looks import looks_before
 from .objective import GraphObjective
@@ -193,7 +193,7 @@ def join_search(
     if must_exist and name not in get_all_study_names(storage):
         raise RecipeError([f"resume: there is no study `{name}`."])
     study = open_study(name, storage, sampler, pruner, identity, prepare)
-    save_recipe(without_storage(recipe), directory / "search.yaml")
+    save_recipe(recipe, directory / "search.yaml")
     done = len(finished(study))
     say(f"Study {name}: {choices.size:,} ways to choose, {done} trials so far.")
     seen = looks_before(study)
