@@ -17,6 +17,8 @@ _PASSWORDS = (
     (re.compile(r"[^\s/'\"`:@=]+:[^\s'\"`]+@(?=[^\s@]*)"), "***@"),
 )
 
+_TOO_LONG = re.compile(r"(\S{200})\S{200,}")  # such as a path that no system takes
+
 
 def masked(text: str) -> str:
     """Return a text without what looks like the credentials of a database."""
@@ -69,12 +71,16 @@ class RecipeError(ValueError):
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = tuple(map(masked, problems))
+        self.problems = tuple(_TOO_LONG.sub(r"\1...", masked(problem)) for problem in problems)
         super().__init__("\n".join(self.problems))
 
 
 class StorageError(RuntimeError):
     """A file cannot be written: the disk is full, permission is missing, or the folder is gone."""
+
+
+class DataError(RuntimeError):
+    """A run cannot go on, because an image cannot be read."""
 
 
 class ContractError(ValueError):
@@ -109,14 +115,38 @@ def one_line(error: BaseException) -> str:
 
 @contextmanager
 def located(where: str) -> Iterator[None]:
-    """Turn any error raised in the block into a one-line RecipeError at a place in the recipe.
+    """Turn any other error raised in the block into a one-line RecipeError at a place in the recipe.
 
     Args:
         where: The place, such as `train.opt_kwargs`.
     """
     try:
         yield
+    except RecipeError:
+        raise
     except Exception as error:  # other libraries raise all kinds of errors
+        raise RecipeError([f"{where}: {one_line(error)}"]) from error
+
+
+# What Python raises at a user's values that nothing has refused by name: a path that is too long, a
+# text that is not UTF-8, a number or a nesting beyond all bounds.
+_INPUT = (ValueError, OSError, OverflowError, RecursionError, MemoryError)
+
+
+@contextmanager
+def said(where: str) -> Iterator[None]:
+    """Make a RecipeError of one line of what a user's input raised inside; programs begin with it.
+
+    A ContractError says its own place. Errors of other kinds are those of the code.
+
+    Args:
+        where: What was read.
+    """
+    try:
+        yield
+    except (RecipeError, ContractError):
+        raise
+    except _INPUT as error:
         raise RecipeError([f"{where}: {one_line(error)}"]) from error
 
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -32,15 +34,17 @@ def decode(
         Images, uint8 [N, 3, H, W], and labels, int64 [N].
 
     Raises:
-        ValueError: An image cannot be read, or sizes differ and `img_size` is None.
+        ValueError: An image cannot be read, sizes differ and `img_size` is None, or the images do
+            not fit into memory.
     """
     pixels = np.empty((0, 3, 0, 0), dtype=np.uint8)
     for row, image in enumerate(_read(dataset, input_key)):
+        if row == 0:
+            width, height = image.size if img_size is None else (img_size, img_size)
+            pixels = _room_for(len(dataset), height, width)
         if img_size is not None and image.size != (img_size, img_size):
             image = image.resize((img_size, img_size), Image.Resampling.BICUBIC)
-        if row == 0:
-            pixels = np.empty((len(dataset), 3, image.height, image.width), dtype=np.uint8)
-        elif (image.height, image.width) != pixels.shape[2:]:
+        if (image.height, image.width) != pixels.shape[2:]:
             raise ValueError(
                 f"data.img_size: images should be of one size, found {pixels.shape[3]}x"
                 f"{pixels.shape[2]} and, at row {row}, {image.width}x{image.height}. "
@@ -49,6 +53,24 @@ def decode(
         pixels[row] = np.asarray(image).transpose(2, 0, 1)
     labels = dataset.with_format("numpy", columns=[target_key])[:][target_key]
     return torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64))
+
+
+def _room_for(count: int, height: int, width: int) -> NDArray[np.uint8]:
+    """Return an array for images, if there is memory for it.
+
+    Systems promise more memory than they have, and kill who uses it, so the size is compared first.
+    """
+    size = count * 3 * height * width
+    try:
+        if size > psutil.virtual_memory().total:
+            raise MemoryError
+        return np.empty((count, 3, height, width), dtype=np.uint8)
+    except MemoryError:
+        raise ValueError(
+            f"data.pipeline: {count:,} images of {width}x{height} take {size / 2**30:,.1f} GiB "
+            "of memory, more than there is. Say `pipeline: timm`, which reads them batch by batch, "
+            "or a smaller `img_size`."
+        ) from None
 
 
 def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -119,9 +141,9 @@ def read_image(stored: Any, input_key: str, row: int) -> Image.Image:
             raise ValueError("should hold an image, found none")
         return _to_rgb(ImageFeature().decode_example(stored))
     except Exception as error:  # Pillow's plugins raise all kinds of errors
-        raise ValueError(
-            f"data.input_key: row {row} of `{input_key}`: {first_line(error)}"
-        ) from error
+        path = stored.get("path") if isinstance(stored, dict) else None
+        where = f"row {row} of `{input_key}`" + (f" ({path})" if path else "")
+        raise ValueError(f"data.input_key: {where}: {first_line(error)}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -35,15 +35,20 @@ def load_source(dataset: str, dataset_config: str | None = None) -> Mapping[str,
     Raises:
         ValueError: There is no such data set or configuration, or it cannot be read.
     """
-    folder = Path(dataset).expanduser()
-    if dataset == DIGITS or _is_saved(folder):
+    try:
+        folder = Path(dataset).expanduser()
+        is_saved, is_folder = _is_saved(folder), folder.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, or ~nobody
+        what = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"data.dataset: `{dataset[:100]}` is no path: {what}") from error
+    if dataset == DIGITS or is_saved:
         if dataset_config is not None:
             raise ValueError(
                 f"data.dataset_config: should be left out, `{dataset}` has no configurations. "
                 f"Found `{dataset_config}`."
             )
         return _load_digits() if dataset == DIGITS else _load_saved(folder)
-    if folder.is_dir():
+    if is_folder:
         # The path is absolute because Datasets takes a folder named like a builder for the builder.
         return _load(dataset, str(folder.resolve()), dataset_config)
     if not HUB_ID.fullmatch(dataset):

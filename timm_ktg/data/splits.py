@@ -148,13 +148,20 @@ def _check_roles(names: Mapping[str, str], holdout: int) -> None:
         roles[name] = field
 
 
+_NO_TEST = (
+    " If there is no test, say `test_split: null`; `holdout: n` holds n training images out for "
+    "validation."
+)
+
+
 def _choose(source: Mapping[str, Dataset], names: Mapping[str, str]) -> dict[str, Dataset]:
     """Return the chosen splits by the field that names them."""
     for field, name in names.items():
         if name not in source:
+            alone = field == "test_split" and len(source) == 1
             raise ValueError(
                 f"data.{field}: `{name}` is no split. Splits: {', '.join(source)}."
-                f"{did_you_mean(name, source)}"
+                f"{did_you_mean(name, source)}{_NO_TEST if alone else ''}"
             )
         if not len(source[name]):
             raise ValueError(f"data.{field}: `{name}` should hold images, it is empty.")

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from ..errors import DataError
 from .images import read_image, undecoded
 from .sampling import create_sampler, derive_seed
 
@@ -91,11 +92,24 @@ class TransformLoader:
         """Yield normalized float32 [B, 3, H, W] and int64 [B], this rank's share of each batch."""
         # The loader seeds its workers with what it draws from here.
         self._generator.manual_seed(derive_seed("workers", self.seed, self.epoch, self.rank))
-        for images, labels in self._loader:
+        for images, labels in self._read():
             yield (
                 images.to(self.device, non_blocking=True),
                 labels.to(self.device, non_blocking=True),
             )
+
+    def _read(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches as the workers make them.
+
+        Raises:
+            DataError: An image cannot be read. torch gives the error of a worker with a traceback,
+                whose last line is the error.
+        """
+        try:
+            yield from self._loader
+        except ValueError as error:
+            line = str(error).strip().splitlines()[-1]
+            raise DataError(line.removeprefix("ValueError: ")) from error
 
 
 @dataclass(frozen=True)

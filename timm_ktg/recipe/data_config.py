@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic_core import InitErrorDetails
 
-from .section import RGB, Section, Share, problem
+from .section import RGB, Section, Share, checked, problem
 
 _ONLY_IN: dict[str, tuple[str, ...]] = {
     "memory": ("pad",),
@@ -25,8 +25,17 @@ def _is(given: Any, value: Any) -> bool:
         given = tuple(given)
     try:
         return float(given) == float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return bool(given == value)
+
+
+def _range_problem(ends: tuple[float, float] | None) -> str | None:
+    if ends is None or ends[0] <= ends[1]:
+        return None
+    return f"should be the lower end, then the upper. Found {list(ends)}."
+
+
+_InOrder = checked(_range_problem)
 
 
 class DataConfig(Section):
@@ -54,7 +63,7 @@ class DataConfig(Section):
     """Training images to keep per class, for small experiments; null: all."""
     pipeline: Literal["memory", "timm"] = "memory"
     """`memory`: small images, decoded once, augmented on the device. `timm`: timm's transforms."""
-    img_size: PositiveInt | None = None
+    img_size: Annotated[int, Field(ge=1, le=8192)] | None = None
     """Height and width of the images; null: unchanged (memory), or the target's (timm)."""
     mean: RGB | None = None
     """Mean to normalize with, in 0..1; null: measured (memory), or the target's (timm)."""
@@ -64,9 +73,9 @@ class DataConfig(Section):
     """Probability of a horizontal flip."""
     pad: NonNegativeInt = 4
     """Pixels to pad by reflection before the random crop (memory)."""
-    scale: tuple[Share, Share] = (0.08, 1.0)
+    scale: Annotated[tuple[Share, Share], _InOrder] = (0.08, 1.0)
     """Range of the random crop's share of the image (timm)."""
-    ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.3333333333333333)
+    ratio: Annotated[tuple[PositiveFloat, PositiveFloat], _InOrder] = (0.75, 1.3333333333333333)
     """Range of the random crop's aspect ratio (timm)."""
     vflip: Share = 0.0
     """Probability of a vertical flip (timm)."""
@@ -92,7 +101,7 @@ class DataConfig(Section):
     """Alpha of mixup; 0: off. The gate `correct` then looks at the dominant label."""
     cutmix: NonNegativeFloat = 0.0
     """Alpha of cutmix; 0: off."""
-    cutmix_minmax: tuple[Share, Share] | None = None
+    cutmix_minmax: Annotated[tuple[Share, Share] | None, _InOrder] = None
     """Range of cutmix's share of the image; overrides `cutmix`."""
     mixup_prob: Share = 1.0
     """Probability that mixup or cutmix is applied."""

@@ -16,7 +16,7 @@ from pydantic_core import to_jsonable_python
 
 from ..errors import RecipeError, collected, did_you_mean
 from .graph_config import EdgeConfig, from_word
-from .recipe import YAML_ERRORS, parse_yaml, yaml_said
+from .recipe import MEANT, YAML_ERRORS, parse_yaml, yaml_said
 from .section import Section
 
 Options = Mapping[tuple[str, ...], Mapping[str, Any]]  # names to arguments of `add_argument`
@@ -35,11 +35,6 @@ COMMON: Options = {
         "help": "build and check everything, but do not train",
     },
 }
-
-# Common names for fields that are called something else in a recipe.
-_MEANT = {"learning_rate": "lr", "optimizer": "opt", "scheduler": "sched"}
-_MEANT |= dict.fromkeys(("betas", "eps", "opt_betas", "opt_eps", "amsgrad"), "opt_kwargs")
-_MEANT |= dict.fromkeys(("dampening", "foreach", "fused", "maximize", "nesterov"), "opt_kwargs")
 
 _NOTHING = object()
 _SECTION = {"type": "object"}
@@ -252,7 +247,7 @@ def _find(name: str, groups: Groups) -> tuple[tuple[str, ...], Mapping[str, Any]
 def _unknown(flag: str, names: Collection[str]) -> RecipeError:
     """Return the error for an unknown flag, with the nearest valid one."""
     above, dot, key = flag.removeprefix("--").replace("-", "_").rpartition(".")
-    meant = above + dot + _MEANT.get(key, key)
+    meant = above + dot + MEANT.get(key, key)
     # `--lr` means `--train.lr`, which is not the nearest in spelling.
     ends = [name for name in names if f".{name[2:]}".endswith(f".{meant}")]
     nearest = min(ends, key=lambda name: name.count("."), default="")

@@ -10,7 +10,7 @@ import timm
 from pydantic import BeforeValidator, PositiveFloat, model_serializer
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from ..errors import did_you_mean, one_line
+from ..errors import did_you_mean, found, one_line
 from ..graph.edge import default_loss
 from ..graph.gates import create_gate
 from ..graph.graph import Reduction
@@ -43,10 +43,12 @@ def spread(learns_from: Any) -> Any:
     `{teacher: [{loss: a}, {loss: b}]}` becomes `{teacher/a: {loss: a}, teacher/b: {loss: b}}`.
 
     Raises:
-        PydanticCustomError: Two edges would have the same key.
+        PydanticCustomError: It is no mapping, or two edges would have the same key.
     """
     if not isinstance(learns_from, Mapping):
-        return learns_from
+        said = "should be a mapping of sources to gates, such as {label: through}."
+        said = f"{said} Found {found(learns_from)}."
+        raise PydanticCustomError("problem", "{message}", {"message": said})
     result: dict[Any, Any] = {}
     for source, edges in learns_from.items():
         if not isinstance(edges, list):
@@ -206,10 +208,10 @@ def _mapping(learns_from: Any) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for source, edges in learns_from.items() if isinstance(learns_from, Mapping) else ():
         try:
-            found = spread({source: edges})
+            spread_out = spread({source: edges})
         except PydanticCustomError:  # the field's own validator reports it
-            found = {source: edges[0]}
-        result |= {key: edge for key, edge in found.items() if isinstance(key, str)}
+            spread_out = {source: edges[0]}
+        result |= {key: edge for key, edge in spread_out.items() if isinstance(key, str)}
     return result
 
 

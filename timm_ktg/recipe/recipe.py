@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +34,11 @@ RESUMABLE = {**PLACE, "data": {*PLACE["data"], "test_split"}}
 
 # Former fields of `train` and their names now; None: dropped.
 _FORMER = {"capture": "cuda_graph", "node_threads": None}
+
+# Common names for fields that are called something else in a recipe.
+MEANT = {"learning_rate": "lr", "optimizer": "opt", "scheduler": "sched"}
+MEANT |= dict.fromkeys(("betas", "eps", "opt_betas", "opt_eps", "amsgrad"), "opt_kwargs")
+MEANT |= dict.fromkeys(("dampening", "foreach", "fused", "maximize", "nesterov"), "opt_kwargs")
 
 WANDB_SWEEP = "wandb-sweep.yaml"  # input of `wandb sweep`, not a recipe
 
@@ -72,14 +78,15 @@ def find_recipe(name: str, where: str = "recipe") -> Path:
         RecipeError: There is no such recipe.
     """
     for path in (Path(name), Path(name, "recipe.yaml")):
-        if path.is_file():
-            return path
+        with suppress(OSError):  # the name is too long for a path
+            if path.is_file():
+                return path
     bundled = bundled_recipes()
     if name in bundled:
         return bundled[name]
     raise RecipeError(
         [
-            f"{where}: `{name}` is neither a file nor a bundled recipe."
+            f"{where}: `{name[:100]}` is neither a file nor a bundled recipe."
             f"{did_you_mean(name, bundled)} Bundled: {', '.join(bundled)}."
         ]
     )
@@ -290,7 +297,7 @@ def _line(section: type[BaseModel], details: Any) -> str:
     where = ".".join(str(part) for part in location if part != "[key]")
     if details["type"] == "extra_forbidden":
         key, fields = str(location[-1]), _fields_at(section, location[:-1])
-        hint = did_you_mean(key, fields) or f" Keys: {', '.join(fields)}."
+        hint = did_you_mean(MEANT.get(key, key), fields) or f" Keys: {', '.join(fields)}."
         return f"{where}: unknown key.{hint}"
     if details["type"] == "missing":
         return f"{where}: should be given."

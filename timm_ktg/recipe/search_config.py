@@ -16,6 +16,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from ..errors import found
 from ..graph.gates import create_gate
 from ..graph.graph import Reduction
 from ..graph.registry import shown
@@ -154,9 +155,9 @@ class SearchConfig(Section):
         grace = data.get("grace_period", cls.model_fields["grace_period"].default)
         try:
             if float(grace) <= float(interval):
-                said = f"should be above heartbeat_interval, {interval}. Found {grace}."
+                said = f"should be above heartbeat_interval, {interval}. Found {found(grace)}."
                 yield problem(("grace_period",), said)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass  # pydantic reports it
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -16,7 +16,10 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from ..errors import found
+
 Location = tuple[int | str, ...]
+_LARGEST = 3.4e38  # of float32
 Share = Annotated[float, Field(ge=0, le=1)]
 RGB = tuple[float, float, float]
 
@@ -47,6 +50,8 @@ class Section(BaseModel):
             problems = _relay(error)
         if isinstance(data, Mapping):
             problems += cls.problems(data)
+        if section is not None:
+            problems += (each for name, value in section for each in _extremes(value, (name,)))
         if problems:
             raise ValidationError.from_exception_data(cls.__name__, problems)
         assert section is not None
@@ -57,6 +62,26 @@ def problem(location: Location, message: str) -> InitErrorDetails:
     """Return an error at a location below the section, for `Section.problems`."""
     kind = PydanticCustomError("problem", "{message}", {"message": message})
     return InitErrorDetails(type=kind, loc=location, input=None)
+
+
+def _extremes(value: Any, location: Location) -> Iterator[InitErrorDetails]:
+    """Yield the numbers in a value that no training can compute with.
+
+    Args:
+        value: A field's, checked; other sections have looked at their own.
+        location: Where it is.
+    """
+    if isinstance(value, int) and abs(value) >= 2**63:
+        yield problem(location, f"should be below 2**63. Found {found(value)}.")
+    elif isinstance(value, float) and not abs(value) < _LARGEST:
+        said = f"should be finite, and below {_LARGEST:.1e}. Found {value}."
+        yield problem(location, said)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from _extremes(each, (*location, str(key)))
+    elif isinstance(value, list | tuple):
+        for number, each in enumerate(value):
+            yield from _extremes(each, (*location, number))
 
 
 def _relay(error: ValidationError) -> list[InitErrorDetails]:
@@ -79,7 +104,10 @@ def checked(check: Callable[[Any], str | None]) -> AfterValidator:
     """Return a validator that raises the problem that `check` returns, if any."""
 
     def validate(value: Any) -> Any:
-        said = check(value)
+        try:
+            said = check(value)
+        except OSError as error:  # a path that no system takes
+            said = f"cannot be used: {error.strerror}."
         if said:
             raise PydanticCustomError("problem", "{message}", {"message": said})
         return value

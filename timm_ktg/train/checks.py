@@ -65,6 +65,7 @@ def check_outputs(
         except Exception as error:  # a model can raise anything for images it was not made for
             problems.append(
                 f"graph.nodes.{name}: cannot take images of {size[0]}x{size[1]}: {one_line(error)}"
+                f"{_size_hint(graph, name, size)}"
             )
             continue
         if shape != [2, num_classes]:
@@ -75,6 +76,15 @@ def check_outputs(
     if problems:
         raise RecipeError(problems)
     return outputs
+
+
+def _size_hint(graph: KnowledgeTransferGraph, name: str, size: tuple[int, int]) -> str:
+    """Return what to say of a model that timm builds for one size of images."""
+    network = graph.networks.get(name)
+    config = getattr(network.model, "pretrained_cfg", {}) if network else {}
+    if not config.get("fixed_input_size") or size[0] != size[1]:
+        return ""
+    return f" Did you mean `model_kwargs: {{img_size: {size[0]}}}`?"
 
 
 def check_contracts(

@@ -7,7 +7,16 @@ from typing import Any, TypeVar
 
 from accelerate import Accelerator
 
-from ..errors import ContractError, RecipeError, StorageError, collected, located, one_line
+from ..errors import (
+    ContractError,
+    DataError,
+    RecipeError,
+    StorageError,
+    collected,
+    located,
+    one_line,
+    said,
+)
 from ..recipe.recipe import Recipe
 from ..recipe.search_config import SearchRecipe
 from ..terminal import fail
@@ -39,9 +48,10 @@ def run_program(
         130 if interrupted.
     """
     problems: list[str] = []
+    stops: tuple[type[Exception], ...] = (DataError, *failures)
     keep_freed_memory()
     try:
-        with collected(problems):
+        with collected(problems), said("recipe"):
             command = parse()
         problems = problems_everywhere(problems, **group)
         if problems:
@@ -51,7 +61,7 @@ def run_program(
         return fail(error.problems, 2)
     except ContractError as error:
         return fail([str(error)], 2)
-    except failures as error:
+    except stops as error:
         return fail([str(error)], 1)
     except (StorageError, OSError) as error:
         return fail([str(error) if isinstance(error, StorageError) else one_line(error)], 1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data import MemoryLoader, Splits, derive_seed
-from ..errors import RecipeError, StorageError, collected
+from ..errors import RecipeError, StorageError, collected, said
 from ..graph.edge import Edge
 from ..graph.graph import KnowledgeTransferGraph
 from ..graph.node import Node
@@ -141,7 +141,8 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
         check_batch_size(recipe, process.world_size)
     with collected(problems):
         check_sync_bn(recipe.train, process.device)
-    with collected(problems), accelerator.main_process_first():  # one process downloads for all
+    # One process downloads for all.
+    with collected(problems), accelerator.main_process_first(), said("recipe"):
         splits = data.splits if data else build_splits(recipe.data)
         with collected(problems):
             nodes = build_nodes(recipe, splits.num_classes)
