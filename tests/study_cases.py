@@ -17,10 +17,11 @@ from optuna import Study, Trial, TrialPruned
 
 from timm_ktg.recipe.search_config import SearchConfig
 from timm_ktg.search.jobs import Jobs
+from timm_ktg.search.journal import JOURNAL
 from timm_ktg.search.pruning import build_pruner, rungs
 from timm_ktg.search.sampler import GraphSampler, suggest
 from timm_ktg.search.space import Choices, build_choices
-from timm_ktg.search.storage import JOURNAL, open_storage
+from timm_ktg.search.storage import open_storage
 from timm_ktg.search.study import Objective, open_study, run_trials
 from timm_ktg.search.trials import finished, note, seen_graphs
 from timm_ktg.train.metrics import TrainingError

@@ -45,7 +45,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tests.benchmarks.ratios import ROOT, provenance
 from timm_ktg.search import processes as worker_processes
 from timm_ktg.search.__main__ import main as search
-from timm_ktg.search.storage import JOURNAL
+from timm_ktg.search.journal import JOURNAL
 from timm_ktg.train import training
 
 COST = [

@@ -20,6 +20,7 @@ from timm_ktg.recipe.recipe import Recipe, check_section, save_recipe
 from timm_ktg.recipe.search_config import SearchRecipe
 from timm_ktg.records.run_directory import RunDirectory
 from timm_ktg.records.sample import Sample
+from timm_ktg.search.journal import JOURNAL
 from timm_ktg.search.looks import Looks
 from timm_ktg.search.objective import GraphObjective
 from timm_ktg.search.processes import Log, Report
@@ -28,7 +29,6 @@ from timm_ktg.search.recipes import RecipeBuilder
 from timm_ktg.search.result import Result, best_and_controls, spent
 from timm_ktg.search.sampler import GraphSampler
 from timm_ktg.search.space import build_choices
-from timm_ktg.search.storage import JOURNAL
 from timm_ktg.search.study import open_study, run_trials
 from timm_ktg.search.tracking import StudyTracking, WandbRunIds
 from timm_ktg.search.trials import finished, note

@@ -17,7 +17,7 @@ from tests.search.postgres_server import binaries, serve
 from timm_ktg.review import report
 from timm_ktg.review.__main__ import main
 from timm_ktg.review.study_data import read_study
-from timm_ktg.search.storage import JOURNAL
+from timm_ktg.search.journal import JOURNAL
 
 Refuse = Callable[..., str]
 

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -36,10 +37,27 @@ def section(url: str, grace_period: int = GRACE) -> SearchConfig:
     )
 
 
-def study_on(storage: BaseStorage, name: str = "study", **identity: Any) -> Study:
+def study_on(
+    storage: BaseStorage,
+    name: str = "study",
+    prepare: Callable[[Study], None] = lambda study: None,
+    **identity: Any,
+) -> Study:
     search = section("unused")
     sampler = GraphSampler(build_choices(search), "random", 0, unique=True)
-    return open_study(name, storage, sampler, build_pruner(search), identity)
+    pruner = build_pruner(search)
+    return open_study(name, storage, sampler, pruner, identity, prepare)
+
+
+def hang_while_making(url: str, hangs: Any) -> None:
+    """Be a worker that stays for ever in the middle of making a study."""
+
+    def prepare(study: Study) -> None:
+        study.enqueue_trial({"x": 1})
+        hangs.set()
+        time.sleep(600)
+
+    study_on(open_storage(section(url), Path()), prepare=prepare)
 
 
 def begun(study: Study) -> Trial:

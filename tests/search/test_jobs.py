@@ -75,11 +75,11 @@ def test_search_jobs_two_that_find_a_dead_worker_do_its_job_once(
     worker = start_all(tmp_path, (do_jobs, (tmp_path, "a")))
     kill(tmp_path)
     assert exit_codes(tmp_path, worker) == [-signal.SIGKILL]
-    monkeypatch.setattr(liveness, "_is_dead", lambda trial: False)
+    monkeypatch.setattr(liveness, "_is_dead", lambda trial, journal: False)
     first, second = jobs_of(tmp_path).study, jobs_of(tmp_path).study
 
-    def found_by_both(trial: Any) -> bool:
-        monkeypatch.setattr(liveness, "_is_dead", lambda trial: True)
+    def found_by_both(trial: Any, journal: Any) -> bool:
+        monkeypatch.setattr(liveness, "_is_dead", lambda trial, journal: True)
         assert fail_dead(second, again=True) == [0]
         return True
 

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from tests.search.postgres_worker import (
     TRIALS,
     Signals,
     begun,
+    hang_while_making,
     section,
     study_on,
     work,
@@ -156,6 +158,26 @@ def test_postgres_study_of_other_choices_is_refused_by_what_differs(storage: RDB
     with pytest.raises(RecipeError, match="train.epochs: .*made with 16. Found 8") as raised:
         study_on(storage, **{"train.epochs": 8, "data.holdout": 0.1})
     assert "data.holdout" not in str(raised.value)
+
+
+def test_postgres_study_whose_maker_was_killed_is_completed(server: Server, opened: Opened) -> None:
+    url = server.create("making")
+    hangs = PROCESSES.Event()
+    maker = PROCESSES.Process(target=hang_while_making, args=(url, hangs), daemon=True)
+    maker.start()
+    assert hangs.wait(timeout=120)
+    killer = threading.Timer(1.0, maker.kill)
+    killer.start()
+
+    def prepare(study: Study) -> None:
+        for value in (1, 2):
+            study.enqueue_trial({"x": value}, skip_if_exists=True)
+
+    study = study_on(opened(url), prepare=prepare)  # it waits for the one that is killed
+    assert not maker.is_alive()
+    assert [trial.system_attrs["fixed_params"]["x"] for trial in study.trials] == [1, 2]
+    maker.join()
+    killer.join()
 
 
 def test_postgres_sqlite_is_refused() -> None:

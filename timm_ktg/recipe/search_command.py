@@ -17,6 +17,11 @@ _OPTIONS: Options = {
         "action": BooleanOptionalAction,
         "help": "stop unless the study exists; without this flag, a missing study is created",
     },
+    ("--lost",): {
+        "action": "append",
+        "metavar": "HOST",
+        "help": "the workers of this host died; for a journal that several hosts see",
+    },
 }
 
 
@@ -30,6 +35,7 @@ class SearchCommand:
         output_dir: Directory of the search; None: `runs/<study>`.
         resume: Whether the study must exist already.
         dry_run: Whether to build and check only, without training.
+        lost: Hosts whose workers died.
     """
 
     recipe: SearchRecipe
@@ -37,6 +43,7 @@ class SearchCommand:
     output_dir: Path | None
     resume: bool
     dry_run: bool
+    lost: tuple[str, ...] = ()
 
 
 def parse_search(argv: Sequence[str], prog: str) -> SearchCommand:
@@ -62,4 +69,5 @@ def parse_search(argv: Sequence[str], prog: str) -> SearchCommand:
         given.get("output_dir"),
         given.get("resume", False),
         given.get("dry_run", False),
+        tuple(given.get("lost", ())),
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import RecipeError, located
 from ..records.files import write_whole
 from ..records.run_directory import RunDirectory
-from ..search.storage import JOURNAL
+from ..search.journal import JOURNAL
 from .run_data import read_run
 from .study_data import RECIPE, read_study
 

@@ -79,7 +79,7 @@ def run(command: SearchCommand) -> None:
             processes.check(candidates_recipe(recipe))
             say(f"Dry run: {build_choices(recipe.search).size:,} ways to choose, all models built.")
         else:
-            worker = join_search(recipe, name, directory, processes, must_exist=command.resume)
+            worker = join_search(recipe, name, directory, processes, command.resume, command.lost)
             finish(worker, worker.search())
     except (RecipeError, NoWeightsError):
         processes.dismiss()

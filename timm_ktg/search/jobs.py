@@ -14,7 +14,7 @@ from optuna.storages import BaseStorage
 
 from ..errors import one_line
 from .liveness import RETRIES, fail_dead, retry
-from .study import open_study, run_trials, say, until
+from .study import open_study, run_trials, say, say_doubtful, until
 from .trials import COMPLETE, DEAD, FAILED, RUNNING, WAITING, TrialRecord, records
 
 JOB = "job"
@@ -47,7 +47,7 @@ class Jobs:
 
         def prepare(study: Study) -> None:
             for each in self.names:
-                study.enqueue_trial({JOB: each})
+                study.enqueue_trial({JOB: each}, skip_if_exists=True)
 
         identity = {**identity, "jobs": self.names}
         with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
@@ -80,6 +80,7 @@ class Jobs:
                 run_trials(self.study, objective, lambda study: not self._waiting(), catch)
             elif running:
                 say(f"Waiting for other workers: {', '.join(running)}.")
+                say_doubtful(self.study)
                 until(self._one_ended)
             elif left := self._left(trials):
                 for each in left:  # if another worker does so too, the later one is pruned

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, ParamSpec, TypeVar
 
 import tenacity
 from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore
 from optuna.artifacts._protocol import ArtifactStore
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.storages.journal._file import BaseJournalFileLock
-from sqlalchemy import NullPool, create_engine, inspect
+from optuna.storages.journal._file import get_lock_file
+from sqlalchemy import Connection, Engine, NullPool, create_engine, inspect, text
 from sqlalchemy.exc import (
     IntegrityError,
     InterfaceError,
@@ -29,10 +27,11 @@ from sqlalchemy.exc import (
 
 from ..errors import RecipeError, first_line, located
 from ..recipe.search_config import SearchConfig, storage_problem
+from .journal import JOURNAL, Journal, journal_of
 from .liveness import retry
 
-JOURNAL = "study.journal"
 PATIENCE = 600.0  # seconds that a database may be away
+MAKING = 0x6B7467  # "ktg": the lock of a database under which a study is made
 CONNECT_TIMEOUT = 10  # seconds; without it, a host that drops what it is sent takes minutes to fail
 
 # What Optuna's cache calls on an RDBStorage, beside the methods that every storage has.
@@ -41,15 +40,19 @@ _CALLED = (
     *("_create_new_trial", "_set_trial_param", "_get_trials", "_get_best_trial_id"),
 )
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 _logger = logging.getLogger(__name__)
 
 
-def open_storage(search: SearchConfig, directory: Path) -> BaseStorage:
+def open_storage(search: SearchConfig, directory: Path, lost: Collection[str] = ()) -> BaseStorage:
     """Return the storage that a recipe asks for.
 
     Args:
         search: The section of the recipe.
         directory: The search's, for a journal.
+        lost: Hosts whose workers in a journal are dead, as the user says.
 
     Raises:
         RecipeError: There is no such storage.
@@ -57,7 +60,9 @@ def open_storage(search: SearchConfig, directory: Path) -> BaseStorage:
     where = search.storage
     if where is None or "://" not in where:
         with located("search.storage"):
-            return _journal(directory / JOURNAL if where is None else Path(where))
+            journal = Journal(str(directory / JOURNAL if where is None else where), lost)
+            journal.repair()
+            return JournalStorage(journal)
     return _database(where, search.heartbeat_interval, search.grace_period)
 
 
@@ -81,7 +86,7 @@ def open_to_read(where: str | None, directory: Path) -> BaseStorage:
         if not path.is_file():  # Optuna would make it
             raise RecipeError([f"study: should be a journal at {path}. Found none."])
         with located(f"study: {path} cannot be read"):
-            return _journal(path)
+            return JournalStorage(Journal(str(path)))
     with _opening():
         engine = {"poolclass": NullPool, "connect_args": {"connect_timeout": CONNECT_TIMEOUT}}
         url = _url(where)
@@ -123,38 +128,38 @@ def _bucket(name: str) -> ArtifactStore:
         return Boto3ArtifactStore(name, client=client)
 
 
-class _KernelLock(BaseJournalFileLock):
-    """A lock that the kernel gives back when its holder is killed.
+@contextmanager
+def making(storage: BaseStorage) -> Iterator[None]:
+    """Wait until no other worker makes a study in a storage, and let none do so in this block.
 
-    Optuna's `JournalFileOpenLock` is a file, which a killed holder leaves behind. The others then
-    wait for 30 s and take it by force, several of them at once.
+    The lock ends with the process that holds it, also when that process is killed.
 
     Args:
-        path: The journal.
+        storage: The storage, as `open_storage` returns it.
     """
-
-    def __init__(self, path: str) -> None:
-        self._path = f"{path}.lock"
-        self._file: IO[str] | None = None
-
-    def acquire(self) -> bool:
-        """Wait for the lock."""
-        import fcntl
-
-        self._file = open(self._path, "a", encoding="utf-8")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        return True
-
-    def release(self) -> None:
-        """Give the lock back."""
-        assert self._file is not None
-        self._file.close()
+    journal = journal_of(storage)
+    if journal is not None:
+        with get_lock_file(journal.making):
+            yield
+    elif isinstance(storage, RDBStorage) and storage.engine.dialect.name == "postgresql":
+        connection = _patient(_locked)(storage.engine)
+        try:
+            yield
+        finally:
+            with suppress(SQLAlchemyError):  # a connection that broke has given the lock back
+                connection.close()
+    else:  # in memory, where there is one worker
+        yield
 
 
-def _journal(path: Path) -> JournalStorage:
-    """Return the journal of one host's workers, with Optuna's lock where the kernel has none."""
-    lock = JournalFileOpenLock if sys.platform == "win32" else _KernelLock
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock(str(path))))
+def _locked(engine: Engine) -> Connection:
+    """Return a connection that holds the lock under which a study is made."""
+    try:
+        connection = engine.connect()
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MAKING})
+    except SQLAlchemyError as error:
+        raise StorageInternalError(first_line(error)) from error
+    return connection
 
 
 def _url(url: str) -> str:
@@ -218,16 +223,22 @@ def _database(url: str, heartbeat_interval: int, grace_period: int) -> RDBStorag
 
 def _patient_storage() -> type[RDBStorage]:
     """Return an RDBStorage whose calls wait up to 10 minutes for a database that is away."""
-    wait = tenacity.retry(
+    names = [*BaseStorage.__abstractmethods__, *_CALLED]
+    calls: dict[str, Callable[..., Any]] = {
+        name: _patient(getattr(RDBStorage, name)) for name in names
+    }
+    return type("PatientRDBStorage", (RDBStorage,), calls)
+
+
+def _patient(call: Callable[P, R]) -> Callable[P, R]:
+    """Return a call that waits up to 10 minutes for a database that is away."""
+    return tenacity.retry(
         retry=tenacity.retry_if_exception(_is_away),
         wait=tenacity.wait_exponential(multiplier=0.5, max=10),
         stop=tenacity.stop_after_delay(PATIENCE),
         before_sleep=tenacity.before_sleep_log(_logger, logging.WARNING),
         reraise=True,
-    )
-    names = [*BaseStorage.__abstractmethods__, *_CALLED]
-    calls: dict[str, Callable[..., Any]] = {name: wait(getattr(RDBStorage, name)) for name in names}
-    return type("PatientRDBStorage", (RDBStorage,), calls)
+    )(call)
 
 
 def _is_away(error: BaseException) -> bool:

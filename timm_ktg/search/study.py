@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import optuna
@@ -19,13 +19,13 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import RecipeError, one_line
-from .liveness import fail_dead, sign
+from .liveness import doubtful, fail_dead, sign
+from .storage import making
 from .trials import note
 
 READY = "ready"
 IDENTITY = "identity"
 LATER = {"train.sync_bn": False}  # what studies of versions without such a field were made with
-PATIENCE = 60.0  # seconds that a worker has to prepare a new study
 
 Objective = Callable[[Trial], float]
 Identity = Mapping[str, Any]
@@ -55,27 +55,26 @@ def open_study(
         sampler: Draws graphs.
         pruner: Stops trials.
         identity: What must not change as long as the study lasts, by its place in the recipe.
-        prepare: What else to do with a new study, once.
+        prepare: What else to do with a new study; if its worker dies meanwhile, another does it
+            again.
         again: Enqueue again the trials whose worker died.
 
     Raises:
         RecipeError: It was made with other choices, a line for each difference.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what fails is said by us
-    try:
-        storage.create_new_study([StudyDirection.MAXIMIZE], name)
-        is_new = True
-    except DuplicatedStudyError:
-        is_new = False
-    study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
-    if is_new:
-        study.set_user_attr(IDENTITY, dict(identity))
-        prepare(study)
-        study.set_user_attr(READY, True)
-    else:
-        _wait_until_ready(study)
-        _check_identity(study, identity)
-        fail_dead(study, again or is_heartbeat_enabled(storage))
+    with making(storage):
+        with suppress(DuplicatedStudyError):
+            storage.create_new_study([StudyDirection.MAXIMIZE], name)
+        study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=pruner)
+        if IDENTITY in study.user_attrs:
+            _check_identity(study, identity)
+        else:
+            study.set_user_attr(IDENTITY, dict(identity))
+        if READY not in study.user_attrs:  # new, or the worker that made it was killed
+            prepare(study)
+            study.set_user_attr(READY, True)
+    fail_dead(study, again or is_heartbeat_enabled(storage))
     return study
 
 
@@ -139,24 +138,20 @@ def wait_for_others(study: Study) -> None:
 
     if running():
         say(f"Waiting for {len(running())} trials of other workers.")
+        say_doubtful(study)
     until(lambda: not running())
 
 
-def until(over: Callable[[], bool], look: float = 2.0, patience: float = math.inf) -> None:
-    """Wait for something that other workers do.
+def say_doubtful(study: Study) -> None:
+    """Say which trials of dead workers could be waited for in vain, and the way out."""
+    for line in doubtful(study):
+        say(line)
 
-    Args:
-        over: Says whether it is done.
-        look: Seconds from one look to the next.
-        patience: Seconds to wait at most.
 
-    Raises:
-        tenacity.RetryError: It took longer.
-    """
+def until(over: Callable[[], bool]) -> None:
+    """Wait for something that other workers do, looking every 2 seconds."""
     tenacity.Retrying(
-        retry=tenacity.retry_if_result(lambda result: not result),
-        wait=tenacity.wait_fixed(look),
-        stop=tenacity.stop_after_delay(patience),
+        retry=tenacity.retry_if_result(lambda result: not result), wait=tenacity.wait_fixed(2)
     )(over)
 
 
@@ -166,19 +161,6 @@ class _Interrupted(BaseException):
 
 class _GivenAway(BaseException):
     """A trial has ended elsewhere. After an Exception, Optuna would try to end it once more."""
-
-
-def _wait_until_ready(study: Study) -> None:
-    """Wait for the worker that is making a study, which takes it no time at all."""
-    try:
-        until(lambda: READY in study.user_attrs, look=0.2, patience=PATIENCE)
-    except tenacity.RetryError:
-        raise RecipeError(
-            [
-                f"study: `{study.study_name}` was begun by a worker that died before it was ready. "
-                f"Delete it (optuna delete-study) or choose another name (--search.study)."
-            ]
-        ) from None
 
 
 def _check_identity(study: Study, identity: Identity) -> None:

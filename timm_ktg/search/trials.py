@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypedDict, Unpack, cast
+from typing import NotRequired, TypedDict, Unpack, cast
 
 from optuna import Study, Trial
 from optuna.trial import FrozenTrial, TrialState
@@ -26,6 +26,10 @@ class Process(TypedDict):
     host: str
     pid: int
     started: float  # seconds since 1970
+    since_boot: NotRequired[float]  # when it started, by a clock that nobody sets
+    kernel: NotRequired[str]  # id of the running kernel; containers on one host share it
+    namespace: NotRequired[str]  # in which `pid` is its number
+    lock: NotRequired[str]  # name of the file beside the journal that it holds locked
 
 
 class Attributes(TypedDict, total=False):

@@ -6,7 +6,7 @@ the sweep, the final trainings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -167,6 +167,7 @@ def join_search(
     directory: Path,
     processes: WorkerProcesses,
     must_exist: bool = False,
+    lost: Collection[str] = (),
 ) -> Worker:
     """Join the study of a search, or make it, once all models can be built.
 
@@ -176,6 +177,7 @@ def join_search(
         directory: Where everything that this worker writes goes.
         processes: Train.
         must_exist: Do not make the study.
+        lost: Hosts whose workers are dead, as the user says.
 
     Raises:
         RecipeError: What was asked for is wrong.
@@ -188,7 +190,7 @@ def join_search(
     processes.check(candidates_recipe(recipe))
     with located("output-dir"):
         directory.mkdir(parents=True, exist_ok=True)
-    storage, pruner = open_storage(search, directory), build_pruner(search)
+    storage, pruner = open_storage(search, directory, lost), build_pruner(search)
     prepare = partial(_prepare, search, choices)
     if must_exist and name not in get_all_study_names(storage):
         raise RecipeError([f"resume: there is no study `{name}`."])
@@ -207,6 +209,6 @@ def _prepare(search: SearchConfig, choices: Choices, study: Study) -> None:
         return
     for graph in controls(choices.largest):
         try:
-            study.enqueue_trial(choices.params(graph))
+            study.enqueue_trial(choices.params(graph), skip_if_exists=True)
         except ValueError as error:
             say(f"Not enqueued, because the space does not contain it: {error}")
