@@ -115,7 +115,7 @@ def one_line(error: BaseException) -> str:
 
 @contextmanager
 def located(where: str) -> Iterator[None]:
-    """Turn any other error raised in the block into a one-line RecipeError at a place in the recipe.
+    """Turn any other error raised in the block into a one-line RecipeError at a place in a recipe.
 
     Args:
         where: The place, such as `train.opt_kwargs`.
