@@ -72,22 +72,21 @@ def attach(
             f"The graph's target `{graph.target}` should be the attached model. "
             "Found another model; give Node() the same object."
         )
-    device = next(model.parameters()).device
-    for name in set(graph.members) - {graph.target}:
-        graph.members[name].to(device)
-    graph.edge_modules.to(device)
-    if graph.unbuilt:
-        _build_edges(graph, images, device)
+    _prepare(graph, next(model.parameters()).device, images)
     return Attachment(model, graph, optimizer, total_updates, group)
 
 
-def _build_edges(
-    graph: KnowledgeTransferGraph, images: Tensor | None, device: torch.device
-) -> None:
+def _prepare(graph: KnowledgeTransferGraph, device: torch.device, images: Tensor | None) -> None:
+    """Move all but the target to its device, and build what has to know shapes."""
+    for name in set(graph.members) - {graph.target}:
+        graph.members[name].to(device)
+    graph.edge_modules.to(device)
+    if not graph.unbuilt:
+        return
     if images is None:
         raise ValueError(
             f"{', '.join(graph.unbuilt)}: a loss or a gate has parameters. Give attach a few "
-            " images: attach(..., images=images)."
+            "images: attach(..., images=images)."
         )
     modes = {module: module.training for module in graph.modules()}
     graph.eval()  # BatchNorm's statistics stay as they are

@@ -66,13 +66,7 @@ def train_epoch(training: Training, batches: Iterable[Batch]) -> Metrics:
     training.state.epochs += 1
     training.state.seconds += seconds
     speed = meter.images * accelerator.num_processes / seconds
-    return {
-        EPOCH: epoch + 1,
-        LR: rate,
-        **metrics,
-        IMAGES_PER_SECOND: speed,
-        SECONDS: seconds,
-    }
+    return {EPOCH: epoch + 1, LR: rate, **metrics, IMAGES_PER_SECOND: speed, SECONDS: seconds}
 
 
 def start_epoch(training: Training) -> Iterable[Batch]:

@@ -135,32 +135,13 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
     Raises:
         RecipeError: The recipe does not work; lists all problems.
     """
-    process = ProcessInfo(accelerator.device, accelerator.process_index, accelerator.num_processes)
-    problems: list[str] = []
-    with collected(problems):
-        check_batch_size(recipe, process.world_size)
-    with collected(problems):
-        check_sync_bn(recipe.train, process.device)
-    # One process downloads for all.
-    with collected(problems), accelerator.main_process_first(), said("recipe"):
-        splits = data.splits if data else build_splits(recipe.data)
-        with collected(problems):
-            nodes = build_nodes(recipe, splits.num_classes)
-        with collected(problems):
-            edges = build_edges(recipe)
-    problems = problems_everywhere(problems)
-    if problems:
-        raise RecipeError(problems)
-    if recipe.train.sync_bn and process.world_size > 1:
-        nodes = synchronized(nodes, edges)
-    target = next(node.model for node in nodes if node.name == recipe.graph.target)
-    images = data.images if data else build_images(recipe, splits, target, process)
-    data = Data(splits, images)
+    nodes, edges, data = _build_parts(recipe, accelerator, data)
     graph = _build_graph(recipe, nodes, edges, data, accelerator)
     recorded = _is_recorded(recipe, accelerator)
     arguments = cuda_graph_arguments(recipe.train.opt) if recorded else None
     optimizer = build_optimizer(recipe.train, graph, arguments)
-    scheduler, epochs = build_scheduler(recipe.train, optimizer, len(images.train))
+    loader = data.images.train
+    scheduler, epochs = build_scheduler(recipe.train, optimizer, len(loader))
     model, prepared = accelerator.prepare(graph, optimizer)
     if isinstance(model, DistributedDataParallel):
         # BatchNorm's statistics are averaged after an epoch instead of broadcast at every step.
@@ -171,8 +152,8 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
     if recorded:
         required = recipe.train.cuda_graph == "always"
         do = RecordedUpdates(prepared, accelerator.device, required)
-        if isinstance(images.train, MemoryLoader):  # its augmentation is recorded, too
-            make = images.train.make
+        if isinstance(loader, MemoryLoader):  # its augmentation is recorded, too
+            make = loader.make
     return Training(
         recipe=recipe,
         data=data,
@@ -229,6 +210,33 @@ def synchronized(nodes: Sequence[Node], edges: Sequence[Edge]) -> list[Node]:
         replace(node, model=convert_sync_batchnorm(node.model)) if node.name in learning else node
         for node in nodes
     ]
+
+
+def _build_parts(
+    recipe: Recipe, accelerator: Accelerator, data: Data | None
+) -> tuple[list[Node], list[Edge], Data]:
+    """Build nodes and edges, and read the images; raises with all problems of all processes."""
+    process = ProcessInfo(accelerator.device, accelerator.process_index, accelerator.num_processes)
+    problems: list[str] = []
+    with collected(problems):
+        check_batch_size(recipe, process.world_size)
+    with collected(problems):
+        check_sync_bn(recipe.train, process.device)
+    # One process downloads for all.
+    with collected(problems), accelerator.main_process_first(), said("recipe"):
+        splits = data.splits if data else build_splits(recipe.data)
+        with collected(problems):
+            nodes = build_nodes(recipe, splits.num_classes)
+        with collected(problems):
+            edges = build_edges(recipe)
+    problems = problems_everywhere(problems)
+    if problems:
+        raise RecipeError(problems)
+    if recipe.train.sync_bn and process.world_size > 1:
+        nodes = synchronized(nodes, edges)
+    target = next(node.model for node in nodes if node.name == recipe.graph.target)
+    images = data.images if data else build_images(recipe, splits, target, process)
+    return nodes, edges, Data(splits, images)
 
 
 def _build_graph(
