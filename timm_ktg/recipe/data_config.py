@@ -87,7 +87,7 @@ class DataConfig(Section):
     """Probability of random erasing (timm)."""
     remode: Literal["const", "rand", "pixel"] = "pixel"
     """Fill of the erased regions (timm)."""
-    recount: PositiveInt = 1
+    recount: Annotated[int, Field(ge=1, le=1000)] = 1
     """Number of erased regions (timm)."""
     interpolation: str = "random"
     """Interpolation in training (timm)."""
@@ -95,7 +95,7 @@ class DataConfig(Section):
     """Share of the image that evaluation crops; null: the target's (timm)."""
     no_aug: bool = False
     """Switch off all augmentation (timm)."""
-    workers: NonNegativeInt = 4
+    workers: Annotated[int, Field(ge=0, le=1024)] = 4
     """Number of processes that decode and augment (timm)."""
     mixup: NonNegativeFloat = 0.0
     """Alpha of mixup; 0: off. The gate `correct` then looks at the dominant label."""

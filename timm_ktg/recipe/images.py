@@ -150,6 +150,7 @@ def _in_memory(recipe: Recipe, splits: Splits, target: nn.Module, process: Proce
     every = {role: _checked(role, decoded, split) for role, split in _roles(splits).items()}
     _check_sizes({role: images for role, (images, _) in every.items()})
     pixels, labels = every["training"]
+    image_size = (pixels.shape[-2], pixels.shape[-1])
     mean, std = (data.mean, data.std) if data.mean and data.std else channel_stats(pixels)
     pixels, labels = pixels.to(process.device), labels.to(process.device)  # once for all seeds
 
@@ -170,14 +171,14 @@ def _in_memory(recipe: Recipe, splits: Splits, target: nn.Module, process: Proce
         )
 
     def train_from(seed: int) -> Loader:
-        return _mixed(recipe, splits, loader(pixels, labels, True, seed), process, seed)
+        return _mixed(recipe, splits, loader(pixels, labels, True, seed), process, seed, image_size)
 
     return Images(
         train=train_from(recipe.train.seed),
         train_from=train_from,
         val=loader(*every["validation"]) if "validation" in every else None,
         test=(lambda: loader(*every["test"])) if "test" in every else None,
-        size=(pixels.shape[-2], pixels.shape[-1]),
+        size=image_size,
         mean=mean,
         std=std,
     )
@@ -207,7 +208,7 @@ def _by_timm(recipe: Recipe, splits: Splits, target: nn.Module, process: Process
         )
 
     def train_from(seed: int) -> Loader:
-        return _mixed(recipe, splits, loader(splits.train, True, seed), process, seed)
+        return _mixed(recipe, splits, loader(splits.train, True, seed), process, seed, (size, size))
 
     return Images(
         train=train_from(recipe.train.seed),
@@ -302,11 +303,23 @@ def _check_sizes(images: Mapping[str, Tensor]) -> None:
 
 
 def _mixed(
-    recipe: Recipe, splits: Splits, loader: Loader, process: ProcessInfo, seed: int
+    recipe: Recipe,
+    splits: Splits,
+    loader: Loader,
+    process: ProcessInfo,
+    seed: int,
+    size: tuple[int, int],
 ) -> Loader:
     data = recipe.data
     if not data.mixes:
         return loader
+    if data.cutmix_minmax is not None:
+        low, high = (int(min(size) * share) for share in data.cutmix_minmax)
+        if low >= high:  # timm draws from low .. high - 1
+            raise ValueError(
+                "data.cutmix_minmax: should span a pixel of the shorter side or more. Found "
+                f"{low} to {high} pixels of {min(size)}."
+            )
     return MixupLoader(
         loader,
         num_classes=splits.num_classes,
