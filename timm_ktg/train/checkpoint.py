@@ -103,7 +103,7 @@ def load_state(training: Training, state: Path) -> None:
         manifest = _read_manifest(state)
         load_accelerator_state(
             str(state),
-            models=[training.model],
+            models=[training.graph],  # accelerate saves it without the wrapper of DDP
             optimizers=[training.optimizer],
             schedulers=[],
             dataloaders=[],
