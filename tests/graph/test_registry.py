@@ -234,6 +234,7 @@ BROKEN = {
     "number": ("ktg_broken_number", "number = 3", r"should be a function\. Found int"),
     "syntax": ("ktg_broken_syntax", "def (", r"SyntaxError: "),
     "raises": ("ktg_broken_raises", "1 / 0", r"ZeroDivisionError: "),
+    "exits": ("ktg_broken_exits", "raise SystemExit(3)", r"SystemExit: 3"),
     "form": ("ktg_broken_form", "def form(losses): ...", r"should have the form form\(losses, con"),
 }
 
@@ -280,3 +281,30 @@ def test_function_may_be_decorated_and_an_entry_point(install: Install) -> None:
     install("ktg_both", {"half": "ktg_both:half"}, source, group="timm_ktg.gates")
     assert ktg.create_gate("half", share=0.25)(torch.ones(1), None).tolist() == [0.25]
     assert ktg.list_gates().count("half") == 1
+
+
+def test_entry_points_that_cannot_be_read_stop_only_who_asks_for_them(
+    registry: Registry, install: Install
+) -> None:
+    site = install("ktg_bytes", {"lost": "ktg_bytes:lost"})
+    install("ktg_half", {"half": "ktg_half:half"}, HALF, where="other")
+    info = site / "ktg_bytes-1.0.dist-info"
+    (info / "entry_points.txt").write_bytes(b"[timm_ktg.tests]\nlost = ktg_\xff\xfe:lost\n")
+    assert registry.names() == ["half"]
+    assert registry.create("half")(torch.ones(1), None).tolist() == [0.5]
+    with pytest.raises(ValueError, match=r"`lost` is not a gate\..*cannot be read: .*ktg_bytes"):
+        registry.create("lost")
+
+
+def test_gate_of_another_distribution_that_is_called_as_ours_is_left_out(
+    install: Install, caplog: pytest.LogCaptureFixture
+) -> None:
+    entries = {"correct": "ktg_claims:half", "half": "ktg_claims:half"}
+    install("ktg_claims", entries, HALF, group="timm_ktg.gates")
+    assert ktg.create_gate("correct").function is gates.correct
+    assert ktg.list_gates().count("correct") == 1
+    assert caplog.messages == [
+        "`correct` of distribution `ktg_claims` (ktg_claims:half) is left out: timm_ktg has one of "
+        "that name."
+    ]
+    assert ktg.create_gate("half")(torch.ones(1), None).tolist() == [0.5]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, distributions
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,8 @@ from ..errors import did_you_mean
 
 Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
+
+_logger = logging.getLogger(__name__)
 
 EXAMPLES = ("source", "destination")  # the arguments of a module class's constructor
 
@@ -138,7 +141,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """Return the names in alphabetical order, without importing any entry point."""
-        names = _installed(self.group, tuple(sys.path)).names
+        names = _installed(self.group, tuple(sys.path))[0].names
         return sorted(names | self._decorated.keys())
 
     def get(self, name: str) -> Function:
@@ -152,9 +155,11 @@ class Registry:
             return self._decorated[name]
         entries = self._entries(name)
         if not entries:
+            unreadable = _installed(self.group, tuple(sys.path))[1]
+            but = f" Entry points that cannot be read: {', '.join(unreadable)}." * bool(unreadable)
             raise ValueError(
                 f"`{name}` is not a {self.kind}. Registered: {', '.join(self.names())}."
-                f"{did_you_mean(name, self.names())}"
+                f"{did_you_mean(name, self.names())}{but}"
             )
         if len(entries) > 1:
             owners = " and ".join(sorted(_distribution(entry) for entry in entries))
@@ -182,13 +187,13 @@ class Registry:
         return Bound(name, function, arguments)
 
     def _entries(self, name: str) -> list[EntryPoint]:
-        return list(_installed(self.group, tuple(sys.path)).select(name=name))
+        return list(_installed(self.group, tuple(sys.path))[0].select(name=name))
 
     def _load(self, entry: EntryPoint) -> Function:
         where = f"{self.kind} `{entry.name}` of {_distribution(entry)} ({entry.value})"
         try:
             function = entry.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ValueError(
                 f"{where} cannot be loaded: {type(error).__name__}: {error}"
             ) from error
@@ -230,9 +235,34 @@ class Registry:
 
 
 @lru_cache(maxsize=4)
-def _installed(group: str, path: tuple[str, ...]) -> EntryPoints:
-    """Return a group's entry points; cached per search path, because a scan reads many files."""
-    return entry_points(group=group)
+def _installed(group: str, path: tuple[str, ...]) -> tuple[EntryPoints, tuple[str, ...]]:
+    """Return a group's entry points, and the places whose entry points cannot be read.
+
+    They are kept for a search path, because a scan reads many files.
+    """
+    found: dict[str, list[EntryPoint]] = {}
+    unreadable: list[str] = []
+    for distribution in distributions():
+        try:
+            entries = list(distribution.entry_points.select(group=group))
+            if entries:  # the first of a distribution that is found twice
+                found.setdefault(distribution.name, entries)
+        except Exception as error:  # a distribution may hold anything
+            unreadable.append(f"{getattr(distribution, '_path', distribution)} ({error})")
+    everything = [entry for entries in found.values() for entry in entries]
+    ours = {entry.name for entry in everything if _is_ours(entry)}
+    kept = [entry for entry in everything if _is_ours(entry) or entry.name not in ours]
+    for entry in everything:
+        if entry not in kept:
+            _logger.warning(
+                "`%s` of %s (%s) is left out: timm_ktg has one of that name.",
+                *(entry.name, _distribution(entry), entry.value),
+            )
+    return EntryPoints(kept), tuple(unreadable)
+
+
+def _is_ours(entry: EntryPoint) -> bool:
+    return entry.value.startswith(f"{__package__.partition('.')[0]}.")
 
 
 def _origin(function: Function) -> str:
