@@ -1,12 +1,17 @@
 """A search on a disk that is full: nothing is lost, and it goes on once there is room."""
 
+import errno
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import optuna
 import pytest
+from optuna import Trial
+from optuna.storages import JournalStorage
 
+from tests.search_cases import run_search, search_values
 from tests.study_cases import (
     exit_codes,
     joined,
@@ -16,7 +21,9 @@ from tests.study_cases import (
     start_all,
     work,
 )
-from timm_ktg.search.journal import JOURNAL
+from tests.training_cases import write_recipe
+from timm_ktg.search.journal import JOURNAL, Journal
+from timm_ktg.search.study import run_trials
 from timm_ktg.search.trials import finished
 
 pytestmark = pytest.mark.slow
@@ -31,7 +38,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("a small disk can only be mounted by root")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # its lock is held here
 
 
 def resize(disk: Path, size: str) -> None:
@@ -57,3 +64,37 @@ def test_search_on_a_full_disk_goes_on_when_there_is_room(
     assert 100 <= len(finished(study)) < 102
     ran = [int(number) for numbers in lines(tmp_path, "numbers") for number in numbers]
     assert len(ran) == len(set(ran)) and set(ran) <= set(range(len(study.trials)))
+
+
+def searched(tmp_path: Path, disk: Path) -> int:
+    values = search_values(storage=str(disk / JOURNAL), trials=4, final_seeds=[0], top_k=0)
+    recipe = write_recipe(tmp_path / "s.yaml", values)
+    return run_search(recipe, "--output-dir", tmp_path / "run")
+
+
+def test_search_program_on_a_full_disk_is_one_line_and_goes_on_when_there_is_room(
+    tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resize(disk, "8k")
+    assert searched(tmp_path, disk) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"{disk / JOURNAL}: No space left on device. "
+        "The same command again goes on with the search."
+    )
+    resize(disk, "1m")
+    assert searched(tmp_path, disk) == 0
+    study = optuna.load_study(study_name="s", storage=JournalStorage(Journal(str(disk / JOURNAL))))
+    assert len(finished(study)) == 4
+    assert all(trial.state != "failed" for trial in finished(study))
+
+
+def test_search_trial_in_which_the_disk_is_full_is_done_again(tmp_path: Path) -> None:
+    study = joined(tmp_path, search_of(2), lambda study: None)
+
+    def full(trial: Trial) -> float:
+        raise OSError(errno.ENOSPC, "No space left on device", "weights")
+
+    with pytest.raises(OSError, match="weights"):
+        run_trials(study, full, lambda study: bool(finished(study)))
+    assert [trial.state.name for trial in study.trials] == ["RUNNING"]
+    assert finished(study) == []

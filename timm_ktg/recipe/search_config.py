@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -22,7 +23,7 @@ from ..graph.graph import Reduction
 from ..graph.registry import shown
 from .data_config import DataConfig
 from .graph_config import ModelName, WeightsFile, from_word, gate_problems
-from .section import Section, problem
+from .section import Section, checked, problem
 from .tracking_config import TrackingConfig
 from .train_config import TrainConfig
 
@@ -56,6 +57,17 @@ def _checked_storage(where: Any) -> Any:
     if said:
         raise PydanticCustomError("problem", "{message}", {"message": said})
     return where
+
+
+def _study_problem(name: str) -> str | None:
+    """Return why a name cannot be that of a study, which is also a folder's below `runs`."""
+    parts = PurePath(name).parts
+    if not parts or ".." in parts or PurePath(name).is_absolute() or "\0" in name:
+        return f"should name a folder below runs, without `..`. Found {name!r}."
+    return None
+
+
+StudyName = Annotated[str, checked(_study_problem)]
 
 
 class GateConfig(Section):
@@ -119,7 +131,7 @@ class SearchConfig(Section):
     weights: dict[str, Annotated[list[WeightsFile], BeforeValidator(_from_one)]] = {}
     """Weights of frozen nodes by model: a file, or a list with one for each frozen node of the
     model in a graph; missing ones are trained on the labels, once per study."""
-    study: str | None = None
+    study: StudyName | None = None
     """Name of the study; null: the recipe's name."""
     storage: Annotated[
         str | None,

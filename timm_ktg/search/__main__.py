@@ -11,7 +11,7 @@ from pathlib import Path
 
 from optuna.exceptions import StorageInternalError
 
-from ..errors import RecipeError
+from ..errors import RecipeError, one_line
 from ..recipe.search_command import SearchCommand, parse_search
 from ..records.run_directory import RUNS
 from ..train.program import create_accelerator, resolved, run_program
@@ -19,13 +19,14 @@ from .final import finish
 from .processes import WorkerProcesses
 from .recipes import candidates_recipe
 from .space import build_choices
-from .study import say
+from .study import StoppedError, say
 from .tracking import search_tracking_problems
 from .weights import NoWeightsError
-from .worker import join_search
+from .worker import check_candidates, join_search
 
 # While the first process waits for other workers, the rest wait for it.
 PATIENCE = timedelta(days=30)
+GOES_ON = "The same command again goes on with the search."
 PROGRAM = "accelerate launch -m timm_ktg.search"
 
 
@@ -41,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     return run_program(
         lambda: _parsed(sys.argv[1:] if argv is None else argv),
-        run,
-        "The same command again goes on with the search.",
-        (NoWeightsError, StorageInternalError),
+        _run,
+        GOES_ON,
+        (NoWeightsError, StorageInternalError, StoppedError),
         timeout=PATIENCE,
     )
 
@@ -54,6 +55,14 @@ def _parsed(argv: Sequence[str]) -> SearchCommand:
     if problems:
         raise RecipeError(problems)
     return command
+
+
+def _run(command: SearchCommand) -> None:
+    try:
+        run(command)
+    except OSError as error:  # no room, no permission, or a folder that is gone
+        where = f"{error.filename}: " if error.filename else ""
+        raise StoppedError(f"{where}{error.strerror or one_line(error)}. {GOES_ON}") from error
 
 
 def run(command: SearchCommand) -> None:
@@ -76,7 +85,7 @@ def run(command: SearchCommand) -> None:
     directory = command.output_dir or Path(RUNS, name)
     try:
         if command.dry_run:
-            processes.check(candidates_recipe(recipe))
+            check_candidates(recipe, processes)
             say(f"Dry run: {build_choices(recipe.search).size:,} ways to choose, all models built.")
         else:
             worker = join_search(recipe, name, directory, processes, command.resume, command.lost)

@@ -33,6 +33,10 @@ Identity = Mapping[str, Any]
 _logger = logging.getLogger(__name__)
 
 
+class StoppedError(RuntimeError):
+    """A search cannot go on for now."""
+
+
 def say(line: str) -> None:
     """Print a line at once, even into a file."""
     print(line, flush=True)
@@ -106,6 +110,8 @@ def run_trials(
         except (TrialPruned, UpdateFinishedTrialError):
             raise
         except Exception as error:
+            if isinstance(error, OSError) and not isinstance(error, catch):
+                raise _Stopped from error
             note(trial, reason=one_line(error))
             raise
 
@@ -125,6 +131,13 @@ def run_trials(
             return
         except _Interrupted:
             raise KeyboardInterrupt from None
+        except _Stopped as stopped:
+            assert isinstance(stopped.__cause__, OSError)
+            raise stopped.__cause__ from None
+        except AssertionError as error:  # what Optuna makes of it where it ends a trial
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         except (_GivenAway, UpdateFinishedTrialError) as error:
             _logger.warning("A trial was given to another worker meanwhile: %s", error)
 
@@ -157,6 +170,10 @@ def until(over: Callable[[], bool]) -> None:
 
 class _Interrupted(BaseException):
     """Ctrl-C. Optuna would fail the trial for good; this way it is done again."""
+
+
+class _Stopped(BaseException):
+    """A full disk, say, which is no fault of the trial: as after Ctrl-C, it is done again."""
 
 
 class _GivenAway(BaseException):

@@ -17,7 +17,8 @@ from accelerate import PartialState
 from optuna import Study, Trial, get_all_study_names
 from optuna.storages import BaseStorage
 
-from ..errors import RecipeError, located
+from ..errors import RecipeError, collected, located
+from ..graph.gates import check_gate, create_gate
 from ..graph.topology import CUTOFF
 from ..recipe.recipe import save_recipe
 from ..recipe.search_config import SearchConfig, SearchRecipe
@@ -187,7 +188,7 @@ def join_search(
         choices = build_choices(search)
         sampler = GraphSampler(choices, search.sampler, search.seed, search.unique)
     identity = identity_of(recipe)
-    processes.check(candidates_recipe(recipe))
+    check_candidates(recipe, processes)
     with located("output-dir"):
         directory.mkdir(parents=True, exist_ok=True)
     storage, pruner = open_storage(search, directory, lost), build_pruner(search)
@@ -200,6 +201,27 @@ def join_search(
     say(f"Study {name}: {choices.size:,} ways to choose, {done} trials so far.")
     seen = looks_before(study)
     return Worker(recipe, directory, processes, choices, study, storage, identity, seen)
+
+
+def check_candidates(recipe: SearchRecipe, processes: WorkerProcesses) -> None:
+    """Build every candidate model, and call every candidate gate, before anything is trained.
+
+    Args:
+        recipe: The search's recipe.
+        processes: Build the models.
+
+    Raises:
+        RecipeError: All that is wrong.
+    """
+    problems: list[str] = []
+    for number, gate in enumerate(recipe.search.gates):
+        with collected(problems), located(f"search.gates.{number}"):
+            if gate.gate != CUTOFF:  # it has no edge to pass on
+                check_gate(create_gate(gate.gate, **gate.gate_kwargs))
+    with collected(problems):
+        processes.check(candidates_recipe(recipe))
+    if problems:
+        raise RecipeError(problems)
 
 
 def _prepare(search: SearchConfig, choices: Choices, study: Study) -> None:

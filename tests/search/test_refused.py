@@ -1,0 +1,54 @@
+"""What a search refuses before its first trial."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+import timm_ktg as ktg
+from tests.search_cases import run_search, search_values
+from tests.training_cases import write_recipe
+from timm_ktg.errors import RecipeError
+from timm_ktg.graph import gates
+from timm_ktg.recipe.search_command import parse_search
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def bad_gates() -> Iterator[None]:
+    def hollow(losses: Tensor, context: ktg.EdgeContext) -> Tensor:
+        return losses * float("nan")
+
+    def scalar(losses: Tensor, context: ktg.EdgeContext) -> Tensor:
+        return losses.mean()
+
+    with gates.registry.isolated():
+        ktg.register_gate(hollow)
+        ktg.register_gate(scalar)
+        yield
+
+
+@pytest.mark.parametrize("flag", [[], ["--dry-run"]])
+def test_search_calls_every_gate_before_its_first_trial(
+    tmp_path: Path, bad_gates: None, flag: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = search_values(gates=["through", "cutoff", "hollow", "scalar"])
+    recipe = write_recipe(tmp_path / "s.yaml", values)
+    assert run_search(recipe, "--output-dir", tmp_path / "run", *flag) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(": ")[0] for line in said] == ["search.gates.2", "search.gates.3"]
+    assert "hollow" in said[0] and "scalar" in said[1]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "a/../../x", "..", "", ".", "a\0b"])
+def test_search_study_name_that_leaves_the_directory_is_refused(name: str) -> None:
+    with pytest.raises(RecipeError, match="search.study: should name a folder below runs"):
+        parse_search(["digits-search", "--search.study", name], "prog")
+
+
+def test_search_study_name_may_be_a_path_below(tmp_path: Path) -> None:
+    command = parse_search(["digits-search", "--search.study", "mine/first..try"], "prog")
+    assert command.recipe.search.study == "mine/first..try"
