@@ -232,7 +232,7 @@ def test_images_are_decoded_once_for_all_trials(
 
     monkeypatch.setattr(recipe_images, "decode", spy)
     assert search(tmp_path, search_values(trials=5, top_k=0)) == 0
-    assert len(decoded) == 2  # training and validation
+    assert len(decoded) == 3  # training, validation and test, which is checked before training
 
 
 def test_controls_can_be_tried_first(tmp_path: Path) -> None:
