@@ -3,6 +3,7 @@
 import errno
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from tests.study_cases import (
     start_all,
     work,
 )
-from tests.training_cases import write_recipe
+from tests.training_cases import DEADLINE, finish, start, write_recipe
 from timm_ktg.search.journal import JOURNAL, Journal
 from timm_ktg.search.study import run_trials
 from timm_ktg.search.trials import finished
@@ -66,23 +67,26 @@ def test_search_on_a_full_disk_goes_on_when_there_is_room(
     assert len(ran) == len(set(ran)) and set(ran) <= set(range(len(study.trials)))
 
 
-def searched(tmp_path: Path, disk: Path) -> int:
+def run_on(folder: Path, disk: Path) -> None:
+    """Be a search whose journal lies on the disk."""
     values = search_values(storage=str(disk / JOURNAL), trials=4, final_seeds=[0], top_k=0)
-    recipe = write_recipe(tmp_path / "s.yaml", values)
-    return run_search(recipe, "--output-dir", tmp_path / "run")
+    recipe = write_recipe(folder / "s.yaml", values)
+    sys.exit(run_search(recipe, "--output-dir", folder / "run"))
 
 
 def test_search_program_on_a_full_disk_is_one_line_and_goes_on_when_there_is_room(
-    tmp_path: Path, disk: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, disk: Path
 ) -> None:
+    log = tmp_path / "log"
     resize(disk, "8k")
-    assert searched(tmp_path, disk) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == (
+    assert finish(start(log, run_on, tmp_path, disk), deadline=DEADLINE) == [1]
+    assert log.read_text().splitlines()[-1] == (
         f"{disk / JOURNAL}: No space left on device. "
         "The same command again goes on with the search."
     )
+    assert "Traceback" not in log.read_text()
     resize(disk, "1m")
-    assert searched(tmp_path, disk) == 0
+    assert finish(start(log, run_on, tmp_path, disk), deadline=DEADLINE) == [0], log.read_text()
     study = optuna.load_study(study_name="s", storage=JournalStorage(Journal(str(disk / JOURNAL))))
     assert len(finished(study)) == 4
     assert all(trial.state != "failed" for trial in finished(study))
