@@ -308,6 +308,25 @@ def test_timm_workers_leave_the_global_generators_alone() -> None:
     assert not same(first, epoch(timm_loader(workers=1, seed=1, augment=True)))
 
 
+@pytest.mark.parametrize("number", ["epoch", "rank", "seed"])
+def test_timm_workers_augment_anew_for_every_epoch_rank_and_seed(number: str) -> None:
+    def images(value: int) -> Tensor:
+        rows = {"image": [pixels(1, 10, 12)[0].permute(1, 2, 0).numpy()] * 4, "label": [0] * 4}
+        features = Features({"image": ImageFeature(), "label": ClassLabel(num_classes=1)})
+        transform = create_transform(8, is_training=True, mean=MEAN, std=STD, **AUGMENTATION)
+        options = {"rank": value if number == "rank" else 0, "world_size": 2, "workers": 1}
+        loader = TransformLoader(
+            *(Dataset.from_dict(rows, features), "image", "label", transform),
+            **{"batch_size": 4, "device": "cpu", "train": True, **options},
+            seed=value if number == "seed" else 0,
+        )
+        # All images are the same, so that batches differ by their augmentation alone.
+        return epoch(loader, value if number == "epoch" else 0)[0][0]
+
+    assert torch.equal(images(0), images(0))
+    assert not torch.equal(images(0), images(1))
+
+
 def test_timm_evaluation_is_exact_over_ranks() -> None:
     found = [epoch(timm_loader(train=False, rank=rank, world_size=3)) for rank in range(3)]
     rows = [label for batches in found for _, labels in batches for label in labels.tolist()]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tests.nets import ConvNet, edge, graph_of, hard_labels, images, same
 from tests.training_cases import TinyNet, build, recipe_values, same_state, state_of
 from timm_ktg import KnowledgeTransferGraph, Node
-from timm_ktg.graph.inference import inference_copy
+from timm_ktg.graph.inference import fold_batch_norm, inference_copy
 from timm_ktg.graph.weights import export_node
 from timm_ktg.train.loop import evaluate, start_epoch, train_epoch
 
@@ -124,6 +124,28 @@ class Faint(ByMode):
 
     def forward(self, x: Tensor) -> Tensor:
         return 1e-6 * super().forward(x)
+
+
+class Twice(nn.Module):
+    """A convolution that runs twice, and a BatchNorm that does, each beside one of its own."""
+
+    def __init__(self, shared: str) -> None:
+        super().__init__()
+        first, second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        norms = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.conv1, self.conv2 = (first, first) if shared == "conv" else (first, second)
+        self.norm1, self.norm2 = (norms[0], norms[0]) if shared == "norm" else norms
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm2(self.conv2(self.norm1(self.conv1(x)))).mean((2, 3))
+
+
+@pytest.mark.parametrize("shared", ["conv", "norm"])
+def test_module_that_runs_twice_is_not_folded(shared: str) -> None:
+    torch.manual_seed(0)
+    model = trained(Twice(shared))
+    x = images()
+    torch.testing.assert_close(fold_batch_norm(model)(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [ByValue, ByMode, Faint])

@@ -98,6 +98,14 @@ def test_two_nodes_have_one_all_through_control_and_three_have_sum_and_mean() ->
     assert set(rows_of(all_through(TINY, [WIDE, WIDE]))) == {*learning, "all-through mean"}
 
 
+def test_mean_and_sum_are_trained_as_such() -> None:
+    recipe = recipe_with()
+    builder = RecipeBuilder(recipe, lambda teacher: Path("none"), 0)
+    rows = rows_of(all_through(TINY, [WIDE, WIDE]), recipe)
+    found = {name: builder.final(rows[name]).graph.reduction for name in rows if "all-" in name}
+    assert found == {"all-through sum": "sum", "all-through mean": "mean"}
+
+
 @pytest.mark.parametrize(
     ("best", "twin"),
     [

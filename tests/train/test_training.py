@@ -287,6 +287,31 @@ def test_node_may_have_a_seed_of_its_own() -> None:
     assert same_state(state_of(graph.model("a")), state_of(graph.model("b")))
 
 
+# The schedule.
+
+
+def test_schedule_falls_to_min_lr() -> None:
+    training = build(recipe_values(epochs=3, sched="cosine", lr=0.05, min_lr=0.02))
+    rates = [metrics["lr"] for metrics in train(training, 3)]
+    assert rates[0] == 0.05 and 0.02 < rates[2] < rates[1] < 0.05
+    assert training.optimizer.param_groups[0]["lr"] == pytest.approx(0.02)
+
+
+def test_schedule_on_updates_steps_at_every_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = build(recipe_values(sched_on_updates=True))
+    rates: list[float] = []
+    losses = training.graph.losses
+
+    def spy(*arguments: Any) -> GraphLosses:
+        rates.append(training.optimizer.param_groups[0]["lr"])
+        return losses(*arguments)
+
+    monkeypatch.setattr(training.graph, "losses", spy)
+    train(training)
+    assert len(rates) == UPDATES
+    assert rates == sorted(set(rates), reverse=True), "every update has a lower rate"
+
+
 # The clock.
 
 
