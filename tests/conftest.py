@@ -8,25 +8,16 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
+from tests.recipe_cases import Refused, Values, write
 from timm_ktg.graph import gates, losses
 from timm_ktg.train.__main__ import main
 
 from . import training_cases
-from .recipe_cases import Refused, Values, rows, write
 
 
 @pytest.fixture(scope="session")
 def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("datasets")
-
-
-@pytest.fixture(scope="session")
-def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved data set of 12 images to train on and 6 to test on, of 8x8 and 3 classes."""
-    datasets.disable_progress_bars()
-    folder = tmp_path_factory.mktemp("data") / "pets"
-    datasets.DatasetDict(train=rows(12), test=rows(6)).save_to_disk(str(folder))
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -39,11 +30,10 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workplace(
-    tmp_path: Path, pets: Path, datasets_cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, datasets_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
-    """A working directory with `pets`, on the CPU, off the network and out of the user's cache."""
+    """An empty working directory, on the CPU, off the network and out of the user's cache."""
     monkeypatch.chdir(tmp_path)
-    Path("pets").symlink_to(pets)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", datasets_cache)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

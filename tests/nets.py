@@ -1,43 +1,63 @@
-"""Tiny networks and data without timm, and reference losses in numpy and float64."""
+"""The tiny net of all tests, graphs and batches for it, and reference losses in float64."""
 
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from timm.models import register_model
 from torch import Tensor, nn
 
 from timm_ktg import Edge, KnowledgeTransferGraph, Node, NodeOutput, create_gate
 
 CLASSES = 4
-SIZE = 6
+SIZE = 8
 
 Array = npt.NDArray[np.float64]
 
 
-class LinearNet(nn.Module):
-    def __init__(self, seed: int = 0, num_classes: int = CLASSES) -> None:
+class TinyNet(nn.Module):
+    """Patches, an activation, dropout, a classifier, for images of 8x8; drawn by torch's generator.
+
+    Args:
+        seed: Seeds the generator first; None leaves it alone.
+        norm: Whether BatchNorm follows the patches.
+    """
+
+    def __init__(
+        self,
+        seed: int | None = 0,
+        num_classes: int = CLASSES,
+        *,
+        width: int = 8,
+        drop_rate: float = 0.0,
+        norm: bool = True,
+    ) -> None:
         super().__init__()
-        torch.manual_seed(seed)
+        if seed is not None:
+            torch.manual_seed(seed)
         self.num_classes = num_classes
-        self.flat = nn.Flatten()
-        self.head = nn.Linear(3 * SIZE * SIZE, num_classes)
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 4, stride=4), nn.BatchNorm2d(width) if norm else nn.Identity()
+        )
+        self.act = nn.GELU()
+        self.drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(4 * width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.flat(x))
+        return self.head(self.drop(self.act(self.stem(x)).flatten(1)))
 
 
-class ConvNet(nn.Module):
-    def __init__(self, seed: int = 0, num_classes: int = CLASSES) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.num_classes = num_classes
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
-        self.act = nn.ReLU()
-        self.head = nn.Linear(8, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.act(self.stem(x)).mean((2, 3)))
+@register_model
+def ktg_tiny(
+    pretrained: bool = False,
+    num_classes: int = 10,
+    width: int = 8,
+    drop_rate: float = 0.0,
+    norm: bool = False,
+    **_: Any,
+) -> TinyNet:
+    return TinyNet(None, num_classes, width=width, drop_rate=drop_rate, norm=norm)
 
 
 def images(batch: int = 8, seed: int = 0) -> Tensor:
@@ -63,11 +83,11 @@ def edge(source: str, destination: str, gate: str = "through", **options: Any) -
 
 
 def graph_of(*edges: Edge, frozen: tuple[str, ...] = (), **options: Any) -> KnowledgeTransferGraph:
-    """A graph of small ConvNets, one with its own seed per name on an edge; the target is a."""
+    """A graph of small TinyNets, one with its own seed per name on an edge; the target is a."""
     ends = {end for edge in edges for end in edge.pair} - {"label"}
     names = sorted(ends | set(options.get("keep", ())))
     nodes = [
-        Node(name, ConvNet(seed), pretrained=name in frozen) for seed, name in enumerate(names)
+        Node(name, TinyNet(seed), pretrained=name in frozen) for seed, name in enumerate(names)
     ]
     return KnowledgeTransferGraph(nodes, edges, "a", **options)
 

@@ -14,15 +14,9 @@ from optuna.storages.journal import JournalFileBackend
 from timm.models import register_model
 from torch import nn
 
-from tests.training_cases import (
-    VAL,
-    TinyNet,
-    Values,
-    register_cases,
-    reset_accelerate,
-    small_digits,
-    write_recipe,
-)
+from tests.nets import ktg_tiny
+from tests.recipe_cases import Values, recipe_values, write_recipe
+from tests.training_cases import register_cases, reset_accelerate
 from timm_ktg.graph import gates
 from timm_ktg.search.__main__ import main
 from timm_ktg.search.tracking import make_run_ids
@@ -30,7 +24,7 @@ from timm_ktg.search.tracking import make_run_ids
 
 @register_model
 def ktg_tiny_wide(pretrained: bool = False, num_classes: int = 10, **_: Any) -> nn.Module:
-    return TinyNet(num_classes, 12, 0.0, False)
+    return ktg_tiny(num_classes=num_classes, width=12)
 
 
 SEARCH: Values = {
@@ -44,11 +38,9 @@ SEARCH: Values = {
 
 
 def search_values(**search: Any) -> dict[str, Values]:
-    return {
-        "search": {**copy.deepcopy(SEARCH), **search},
-        "data": {"dataset": small_digits(), "holdout": VAL, "pad": 1},
-        "train": {"epochs": 4, "batch_size": 64, "lr": 0.05, "sched": "cosine"},
-    }
+    values = recipe_values(epochs=4)
+    del values["graph"]
+    return {"search": {**copy.deepcopy(SEARCH), **search}, **values}
 
 
 def run_search(*argv: str | Path) -> int:

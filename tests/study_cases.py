@@ -15,6 +15,7 @@ from typing import Any
 
 from optuna import Study, Trial, TrialPruned
 
+from tests.training_cases import DEADLINE, finish, start
 from timm_ktg.recipe.search_config import SearchConfig
 from timm_ktg.search.jobs import Jobs
 from timm_ktg.search.journal import JOURNAL
@@ -25,8 +26,6 @@ from timm_ktg.search.storage import open_storage
 from timm_ktg.search.study import Objective, open_study, run_trials
 from timm_ktg.search.trials import finished, note, seen_graphs
 from timm_ktg.train.metrics import TrainingError
-
-from .training_cases import DEADLINE, finish, start
 
 EPOCHS = 40
 MODELS = [f"resnet{layers}_cifar" for layers in (8, 14, 20, 32, 44, 56, 110)]

@@ -1,19 +1,14 @@
-"""Recipes that train in a second, and runs of them: in this process, in another one, in two."""
+"""Runs of recipes: in this process, in another one, in two."""
 
-import atexit
-import copy
 import json
 import multiprocessing
 import os
 import runpy
-import shutil
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from itertools import islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,71 +16,20 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import patch_environment
-from datasets import DatasetDict, disable_progress_bars
-from timm.models import register_model
 from torch import Tensor, nn
 
 import timm_ktg as ktg
 from tests import edge_modules
-from timm_ktg.data.sources import load_source
+from tests.recipe_cases import Values, write_recipe
 from timm_ktg.graph import gates, losses
 from timm_ktg.recipe.recipe import check_recipe
 from timm_ktg.train.training import Training, build_training
 
-Values = dict[str, Any]
-
 TIMES = ("seconds", "images_per_second")
 DEADLINE = 240  # seconds, to catch hangs; generous, for a busy machine
-
-# Some of the bundled digits: 266 to train on, in 4 batches of 64 and one of 10. The validation and
-# test images cannot be split evenly between two processes.
-TRAIN, VAL, TEST = 266, 61, 63
-UPDATES = 5  # per epoch
-
-
-@cache
-def small_digits() -> str:
-    folder = tempfile.mkdtemp(prefix="digits-")
-    atexit.register(shutil.rmtree, folder)
-    digits = load_source("digits")
-    train, test = digits["train"].select(range(TRAIN + VAL)), digits["test"].select(range(TEST))
-    disable_progress_bars()
-    DatasetDict({"train": train, "test": test}).save_to_disk(folder)
-    return folder
-
-
-class TinyNet(nn.Module):
-    """Patches, a nonlinearity, dropout, a classifier; BatchNorm only if `norm` is set."""
-
-    def __init__(self, num_classes: int, width: int, drop_rate: float, norm: bool) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.stem = nn.Conv2d(3, width, 4, stride=4)
-        self.norm = nn.BatchNorm2d(width) if norm else nn.Identity()
-        self.act = nn.GELU()
-        self.drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(4 * width, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        features = self.act(self.norm(self.stem(x))).flatten(1)
-        return self.head(self.drop(features))
-
-
-@register_model
-def ktg_tiny(
-    pretrained: bool = False,
-    num_classes: int = 10,
-    width: int = 8,
-    drop_rate: float = 0.0,
-    norm: bool = False,
-    **_: Any,
-) -> nn.Module:
-    return TinyNet(num_classes, width, drop_rate, norm)
-
 
 # Gates and losses that show their inputs, or fail at some point of a run.
 
@@ -149,30 +93,6 @@ def one_process_group(tmp_path: Path) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-# Recipes.
-
-MUTUAL: Values = {
-    "a": {"model": "ktg_tiny", "learns_from": {"label": "through", "b": "correct"}},
-    "b": {
-        "model": "ktg_tiny",
-        "model_kwargs": {"width": 6},
-        "learns_from": {"label": "linear", "a": {"gate": "through", "temperature": 2.0}},
-    },
-}
-PLAIN: Values = {"a": {"model": "ktg_tiny", "learns_from": {"label": "through"}}}
-NO_AUGMENTATION: Values = {"pad": 0, "hflip": 0.0}
-
-
-def recipe_values(
-    nodes: Values = MUTUAL, data: Values | None = None, **train: Any
-) -> dict[str, Values]:
-    return {
-        "graph": {"target": "a", "nodes": copy.deepcopy(nodes)},
-        "data": {"dataset": small_digits(), "holdout": VAL, "pad": 1, **(data or {})},
-        "train": {"epochs": 2, "batch_size": 64, "lr": 0.05, "sched": "cosine", **train},
-    }
-
-
 def build(values: Values) -> Training:
     """Build a recipe in this single process."""
     reset_accelerate()
@@ -211,11 +131,6 @@ def run_main(*argv: str | Path) -> int:
     reset_accelerate()
     with patch_environment(accelerate_use_cpu="true"):
         return main([str(argument) for argument in argv])
-
-
-def write_recipe(path: Path, values: Values) -> Path:
-    path.write_text(yaml.safe_dump(values), encoding="utf-8")
-    return path
 
 
 def train_run(path: Path, values: Values, *flags: str) -> Path:

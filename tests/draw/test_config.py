@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 import timm_ktg as ktg
-from tests.nets import ConvNet, edge
+from tests.nets import TinyNet, edge
 from timm_ktg.draw.config import config_of
 from timm_ktg.draw.scene import scene_of
 
 
 def by_hand() -> ktg.KnowledgeTransferGraph:
-    nodes = [ktg.Node(name, ConvNet(seed)) for seed, name in enumerate(("a", "b", "idle"))]
-    nodes.append(ktg.Node("old", ConvNet(9), pretrained=True))
+    nodes = [ktg.Node(name, TinyNet(seed)) for seed, name in enumerate(("a", "b", "idle"))]
+    nodes.append(ktg.Node("old", TinyNet(9), pretrained=True))
     edges = [
         edge("label", "a"),
         edge("b", "a", temperature=2.0),
@@ -28,9 +28,9 @@ def by_hand() -> ktg.KnowledgeTransferGraph:
 def test_graph_by_hand_is_drawn_with_its_roles_and_words() -> None:
     scene = scene_of(config_of(by_hand()))
     assert {node.name: (node.role, node.model) for node in scene.nodes} == {
-        "a": ("target", "ConvNet"),
-        "b": ("", "ConvNet"),
-        "old": ("frozen", "ConvNet"),
+        "a": ("target", "TinyNet"),
+        "b": ("", "TinyNet"),
+        "old": ("frozen", "TinyNet"),
         "idle": ("left out", ""),
     }
     assert {edge.link.name: edge.word for edge in scene.edges} == {
@@ -56,6 +56,6 @@ def test_function_for_a_gate_and_a_loss_is_shown_by_its_name() -> None:
     def half(losses, context):  # type: ignore[no-untyped-def]
         return losses / 2
 
-    nodes = [ktg.Node("a", ConvNet()), ktg.Node("b", ConvNet(1), pretrained=True)]
+    nodes = [ktg.Node("a", TinyNet()), ktg.Node("b", TinyNet(1), pretrained=True)]
     graph = ktg.KnowledgeTransferGraph(nodes, [ktg.Edge("b", "a", gate=half)], "a")
     assert [edge.word for edge in scene_of(config_of(graph)).edges] == ["half"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import timm_ktg as ktg
 from tests import edge_modules
 from tests.nets import (
-    ConvNet,
+    TinyNet,
     array,
     ce_reference,
     edge,
@@ -191,7 +191,7 @@ class CrowdModule(nn.Module):
 
 
 def crowded(target: str = "a") -> ktg.KnowledgeTransferGraph:
-    nodes = [Crowd("crowd", ("a", "b")), *(ktg.Node(n, ConvNet(i)) for i, n in enumerate("ab"))]
+    nodes = [Crowd("crowd", ("a", "b")), *(ktg.Node(n, TinyNet(i)) for i, n in enumerate("ab"))]
     edges = [edge("label", "a"), edge("crowd", "a"), edge("label", "b")]
     return ktg.KnowledgeTransferGraph(nodes, edges, target)
 
@@ -219,7 +219,7 @@ def test_node_that_is_made_from_others_may_be_the_target() -> None:
 
 
 def test_node_that_shares_a_parameter_with_another_is_refused() -> None:
-    first, second = ConvNet(0), ConvNet(1)
+    first, second = TinyNet(0), TinyNet(1)
     second.head.weight = first.head.weight
     nodes = [ktg.Node("a", first), ktg.Node("b", second, pretrained=True)]
     with pytest.raises(ValueError, match="^nodes.b: should have a model of its own. Found head."):
@@ -227,7 +227,7 @@ def test_node_that_shares_a_parameter_with_another_is_refused() -> None:
 
 
 def test_node_that_contains_another_one_is_refused() -> None:
-    inner = ConvNet(0)
+    inner = TinyNet(0)
     outer = nn.Sequential(inner)
     nodes = [ktg.Node("a", inner), ktg.Node("b", outer, pretrained=True)]
     with pytest.raises(ValueError, match="^nodes.b: should have a model of its own. Found 0."):

@@ -7,7 +7,7 @@ import pytest
 from torch import Tensor
 
 import timm_ktg as ktg
-from tests.nets import ConvNet, edge, graph_of, hard_labels, images
+from tests.nets import TinyNet, edge, graph_of, hard_labels, images
 
 A_B = ("a", "b")
 
@@ -15,7 +15,7 @@ A_B = ("a", "b")
 def build(
     *edges: ktg.Edge, names: tuple[str, ...] = A_B, target: str = "a", **options: Any
 ) -> ktg.KnowledgeTransferGraph:
-    nodes = [ktg.Node(name, ConvNet()) for name in names]
+    nodes = [ktg.Node(name, TinyNet()) for name in names]
     return ktg.KnowledgeTransferGraph(nodes, edges, target, **options)
 
 
@@ -95,7 +95,7 @@ def test_unknown_reduction_is_refused() -> None:
 
 
 def test_nodes_of_different_numbers_of_classes_are_refused() -> None:
-    nodes = [ktg.Node("a", ConvNet(num_classes=10)), ktg.Node("b", ConvNet(num_classes=100))]
+    nodes = [ktg.Node("a", TinyNet(num_classes=10)), ktg.Node("b", TinyNet(num_classes=100))]
     with pytest.raises(ValueError) as raised:
         ktg.KnowledgeTransferGraph(nodes, SOUND, "a")
     assert str(raised.value) == (
@@ -104,7 +104,7 @@ def test_nodes_of_different_numbers_of_classes_are_refused() -> None:
 
 
 def test_everything_that_is_wrong_is_said_at_once() -> None:
-    nodes = [ktg.Node(name, ConvNet(num_classes=c)) for name, c in (("a", 10), ("3d", 100))]
+    nodes = [ktg.Node(name, TinyNet(num_classes=c)) for name, c in (("a", 10), ("3d", 100))]
     edges = [edge("a", "a"), edge("x", "a"), edge("x", "a"), edge("a", "label")]
     with pytest.raises(ValueError) as raised:
         ktg.KnowledgeTransferGraph(nodes, edges, "y", reduction="max", keep=("z",))  # type: ignore[arg-type]
@@ -132,9 +132,9 @@ def test_every_frozen_node_without_weights_is_said_at_once() -> None:
 
 
 def test_tap_of_no_module_is_refused() -> None:
-    with pytest.raises(ValueError, match="`stem.O` is not a module of ConvNet. Did you mean `stem"):
+    with pytest.raises(ValueError, match="`stem.O` is not a module of TinyNet. Did you mean `stem"):
         ktg.KnowledgeTransferGraph(
-            [ktg.Node("a", ConvNet(), taps=("stem.O",))], [edge("label", "a")], "a"
+            [ktg.Node("a", TinyNet(), taps=("stem.O",))], [edge("label", "a")], "a"
         )
 
 

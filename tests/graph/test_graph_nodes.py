@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import timm_ktg as ktg
-from tests.nets import ConvNet, edge, gradients, graph_of, hard_labels, images, same
+from tests.nets import TinyNet, edge, gradients, graph_of, hard_labels, images, same
 
 FROZEN_B = [edge("label", "a"), edge("b", "a")]
 
@@ -24,7 +24,7 @@ def state(module: nn.Module) -> list[Tensor]:
 
 
 def test_models_are_the_very_ones_that_were_given_and_keep_their_weights() -> None:
-    models = {name: ConvNet(seed) for seed, name in enumerate("ab")}
+    models = {name: TinyNet(seed) for seed, name in enumerate("ab")}
     before = {name: state(model) for name, model in models.items()}
     nodes = [ktg.Node(name, model) for name, model in models.items()]
     graph = ktg.KnowledgeTransferGraph(nodes, [*FROZEN_B, edge("label", "b")], "a")
@@ -219,7 +219,7 @@ class Seen(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = ConvNet()
+        self.net = TinyNet()
 
     def forward(self, x: Tensor) -> Tensor:
         self.seen = x
@@ -231,7 +231,7 @@ def one_node(node: ktg.Node, **options: tuple[float, ...]) -> ktg.KnowledgeTrans
 
 
 def test_node_sees_the_images_normalized_as_it_expects() -> None:
-    raw = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    raw = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     model = Seen()
     node = ktg.Node("a", model, mean=IMAGENET[0], std=IMAGENET[1])
     graph = one_node(node, mean=CIFAR[0], std=CIFAR[1])
@@ -260,7 +260,7 @@ def _as(statistics: tuple[tuple[float, ...], tuple[float, ...]]) -> dict[str, tu
 def test_node_that_expects_a_normalization_needs_the_images_own(
     given: dict[str, tuple[float, ...]],
 ) -> None:
-    node = ktg.Node("a", ConvNet(), mean=IMAGENET[0], std=IMAGENET[1])
+    node = ktg.Node("a", TinyNet(), mean=IMAGENET[0], std=IMAGENET[1])
     with pytest.raises(ValueError, match=r"^nodes.a: expects images normalized with mean \(0.485"):
         one_node(node, **given)
 
@@ -268,4 +268,4 @@ def test_node_that_expects_a_normalization_needs_the_images_own(
 @pytest.mark.parametrize("half", [{"mean": IMAGENET[0]}, {"std": IMAGENET[1]}])
 def test_node_with_half_a_normalization_is_refused(half: dict[str, tuple[float, ...]]) -> None:
     with pytest.raises(ValueError, match="nodes.a"):
-        one_node(ktg.Node("a", ConvNet(), **half), **_as(CIFAR))
+        one_node(ktg.Node("a", TinyNet(), **half), **_as(CIFAR))

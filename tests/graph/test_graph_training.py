@@ -12,18 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import timm_ktg as ktg
-from tests.nets import (
-    CLASSES,
-    SIZE,
-    ConvNet,
-    LinearNet,
-    edge,
-    gradients,
-    graph_of,
-    hard_labels,
-    images,
-    same,
-)
+from tests.nets import CLASSES, SIZE, TinyNet, edge, gradients, graph_of, hard_labels, images, same
 
 MUTUAL = [edge("label", "a"), edge("b", "a"), edge("label", "b"), edge("a", "b", temperature=2.0)]
 
@@ -38,7 +27,8 @@ def separable(batch: int = 32) -> tuple[Tensor, Tensor]:
 
 
 def test_training_lowers_the_loss_of_every_node() -> None:
-    nodes = [ktg.Node("a", ConvNet(0)), ktg.Node("b", LinearNet(1)), ktg.Node("c", ConvNet(2))]
+    nets = {"a": TinyNet(0), "b": TinyNet(1, width=4, norm=False), "c": TinyNet(2)}
+    nodes = [ktg.Node(name, net) for name, net in nets.items()]
     edges = [*MUTUAL, edge("c", "a", "correct"), edge("label", "c"), edge("b", "c", "linear")]
     graph = ktg.KnowledgeTransferGraph(nodes, edges, "a")
     optimizer = torch.optim.SGD(graph.parameters(), lr=0.1, momentum=0.9)
@@ -109,7 +99,7 @@ def test_state_of_a_graph_holds_nothing_but_its_models() -> None:
 @pytest.mark.parametrize("taps", [(), ("act",)], ids=["plain", "tapped"])
 def test_deep_copy_of_a_graph_is_a_graph_of_its_own(taps: tuple[str, ...]) -> None:
     # A copy as in timm's ModelEma.
-    nodes = [ktg.Node(name, ConvNet(seed), taps=taps) for seed, name in enumerate("ab")]
+    nodes = [ktg.Node(name, TinyNet(seed), taps=taps) for seed, name in enumerate("ab")]
     graph = ktg.KnowledgeTransferGraph(nodes, MUTUAL, "a").eval()
     expected = graph(images())["a"]
     twin = copy.deepcopy(graph)
@@ -133,7 +123,7 @@ def test_deep_copy_of_a_graph_keeps_a_frozen_node_frozen() -> None:
 
 @pytest.mark.parametrize("taps", [(), ("act",)], ids=["plain", "tapped"])
 def test_graph_can_be_pickled(taps: tuple[str, ...]) -> None:
-    node = ktg.Node("a", ConvNet(), taps=taps)
+    node = ktg.Node("a", TinyNet(), taps=taps)
     graph = ktg.KnowledgeTransferGraph([node], [edge("label", "a")], "a").eval()
     found = pickle.loads(pickle.dumps(graph))(images())["a"]
     assert torch.equal(found.logits, graph(images())["a"].logits)

@@ -11,8 +11,9 @@ import torch
 from timm.layers import ScaledStdConv2d
 from torch import Tensor, nn
 
-from tests.nets import ConvNet, edge, graph_of, hard_labels, images, same
-from tests.training_cases import TinyNet, build, recipe_values, same_state, state_of
+from tests.nets import TinyNet, edge, graph_of, hard_labels, images, ktg_tiny, same
+from tests.recipe_cases import recipe_values
+from tests.training_cases import build, same_state, state_of
 from timm_ktg import KnowledgeTransferGraph, Node
 from timm_ktg.graph.inference import fold_batch_norm, inference_copy
 from timm_ktg.graph.weights import export_node
@@ -182,7 +183,7 @@ FROZEN_B = [edge("label", "a"), edge("b", "a")]
 
 def frozen_graph() -> KnowledgeTransferGraph:
     graph = graph_of(*FROZEN_B, frozen=("b",))
-    trained(graph.model("b"), size=6)
+    trained(graph.model("b"), size=8)
     return graph
 
 
@@ -229,7 +230,7 @@ def test_copy_for_autocast_is_used_under_it_alone() -> None:
     torch.testing.assert_close(cast.float(), plain, rtol=0.05, atol=0.05)
 
 
-class Precise(ConvNet):
+class Precise(TinyNet):
     """Its head computes in float32 even under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -240,7 +241,7 @@ class Precise(ConvNet):
             return head(features.float())
 
 
-class Single(ConvNet):
+class Single(TinyNet):
     """It holds something that cannot be copied."""
 
     def __init__(self, seed: int) -> None:
@@ -250,10 +251,10 @@ class Single(ConvNet):
 
 @pytest.mark.parametrize("kind", [Precise, Single])
 def test_model_that_no_copy_computes_like_is_used_itself(
-    kind: type[ConvNet], caplog: pytest.LogCaptureFixture
+    kind: type[TinyNet], caplog: pytest.LogCaptureFixture
 ) -> None:
-    teacher = trained(kind(1), size=6)
-    nodes = [Node("a", ConvNet(0)), Node("b", teacher, pretrained=True)]
+    teacher = trained(kind(1), size=8)
+    nodes = [Node("a", TinyNet(0)), Node("b", teacher, pretrained=True)]
     graph = KnowledgeTransferGraph(nodes, FROZEN_B, "a")
     with caplog.at_level(logging.WARNING):
         graph.speed_up_frozen(images(), torch.bfloat16)
@@ -263,8 +264,8 @@ def test_model_that_no_copy_computes_like_is_used_itself(
 
 
 def test_node_with_taps_is_not_copied_and_its_features_can_be_learnt_from() -> None:
-    teacher = trained(ConvNet(1), size=6)
-    nodes = [Node("a", ConvNet(0)), Node("b", teacher, taps=("act",), pretrained=True)]
+    teacher = trained(TinyNet(1), size=8)
+    nodes = [Node("a", TinyNet(0)), Node("b", teacher, taps=("act",), pretrained=True)]
     graph = KnowledgeTransferGraph(nodes, FROZEN_B, "a")
     graph.speed_up_frozen(images())
     outputs = graph(images())
@@ -281,7 +282,7 @@ def test_node_with_taps_is_not_copied_and_its_features_can_be_learnt_from() -> N
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_frozen_node_computes_with_a_copy(precision: str, tmp_path: Path) -> None:
     weights = tmp_path / "c.safetensors"
-    export_node(TinyNet(10, 8, 0.0, norm=True), weights)
+    export_node(ktg_tiny(norm=True), weights)
     frozen = {"model": "ktg_tiny", "model_kwargs": {"norm": True}, "checkpoint_path": str(weights)}
     nodes = {"a": {"model": "ktg_tiny", "learns_from": {"label": "through", "c": "through"}}}
     training = build(recipe_values({**nodes, "c": frozen}, mixed_precision=precision))

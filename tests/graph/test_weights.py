@@ -11,13 +11,12 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.recipe_cases import LABEL_ONLY, TWO, Refused, Values, recipe, save_weights, write
 from timm_ktg.graph.inference import inference_copy
 from timm_ktg.graph.weights import export_node, load_weights
 from timm_ktg.recipe.recipe import check_recipe
 from timm_ktg.train.__main__ import main
 from timm_ktg.train.training import build_training
-
-from ..recipe_cases import LABEL_ONLY, TWO, Refused, Values, recipe, save_weights, write
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -29,7 +28,7 @@ IMAGENET = (0.485, 0.456, 0.406)
 def net(seed: int, model: str = "resnet8_cifar") -> Any:
     """A net that differs in every tensor from a net with another seed, statistics included."""
     torch.manual_seed(seed)
-    made = timm.create_model(model, num_classes=3)
+    made = timm.create_model(model, num_classes=10)
     for tensor in made.state_dict().values():
         if tensor.is_floating_point():
             tensor.copy_(torch.rand_like(tensor) + 0.5)
@@ -53,7 +52,7 @@ def normalised(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) 
 def test_exported_node_is_read_by_timm_bit_for_bit(model: str) -> None:
     trained = net(1, model)
     export_node(trained, PATH, MEAN, STD)
-    read = timm.create_model(model, num_classes=3, checkpoint_path=str(PATH))
+    read = timm.create_model(model, num_classes=10, checkpoint_path=str(PATH))
     assert same(read, trained) and not same(net(2, model), trained)
 
 
@@ -134,7 +133,7 @@ def test_frozen_node_of_the_same_normalisation_sees_images_untouched() -> None:
 
 def test_pretrained_node_sees_images_normalised_as_timm_says() -> None:
     export_node(net(1), PATH)
-    overlay = {"file": str(PATH), "num_classes": 3, "mean": IMAGENET, "std": STD}
+    overlay = {"file": str(PATH), "num_classes": 10, "mean": IMAGENET, "std": STD}
     helper = {"pretrained": True, "model_kwargs": {"pretrained_cfg_overlay": overlay}}
     graph, member = teacher(helper, mean=list(MEAN), std=list(STD))
     assert same(member.model, net(1))
@@ -153,7 +152,7 @@ def test_unfit_weights_cost_one_line(refused: Refused) -> None:
         return lines[0].removeprefix(place)
 
     right = save_weights("right.safetensors")
-    assert "[4, 64] instead of [3, 64]" in said(save_weights("four.safetensors", classes=4))
+    assert "[4, 64] instead of [10, 64]" in said(save_weights("four.safetensors", classes=4))
     assert "no layer1.1.conv1.weight and 35 more" in said(right, model="resnet14_cifar")
     Path("half.safetensors").write_bytes(Path(right).read_bytes()[:2000])
     Path("junk.pth").write_bytes(b"junk")
@@ -161,7 +160,7 @@ def test_unfit_weights_cost_one_line(refused: Refused) -> None:
     torch.save([1, 2], "list.pth")
     for path in ("half.safetensors", "junk.pth", "empty.pth", "list.pth"):
         assert re.match(r"cannot be read: \S+", said(path)), path
-    state = timm.create_model("resnet8_cifar", num_classes=3).state_dict()
+    state = timm.create_model("resnet8_cifar", num_classes=10).state_dict()
     torch.save({**state, "head.bias": torch.zeros(1)}, "surplus.pth")
     assert "Found head.bias, which the model lacks" in said("surplus.pth")
     del state["fc.bias"]
@@ -174,7 +173,7 @@ def test_frozen_node_pretrained_for_other_classes_is_refused(refused: Refused) -
     helper = {"pretrained": True, "model_kwargs": {"pretrained_cfg_overlay": four}}
     lines = refused(recipe(TWO, helper))
     assert len(lines) == 1
-    assert re.match(r"graph\.nodes\.helper\.pretrained: .* 3 classes.*Found 4", lines[0])
+    assert re.match(r"graph\.nodes\.helper\.pretrained: .* 10 classes.*Found 4", lines[0])
     values = recipe(TWO, {**helper, **LABEL_ONLY})
     assert main([write(values), "--dry-run"]) == 0  # a node that learns gets a new classifier
 

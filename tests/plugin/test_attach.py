@@ -15,7 +15,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 
 import timm_ktg as ktg
-from tests.nets import ConvNet, edge, graph_of, hard_labels, images
+from tests.nets import TinyNet, edge, graph_of, hard_labels, images
 from tests.training_cases import one_process_group as one_process_group
 from tests.training_cases import same_state, state_of
 from timm_ktg import KnowledgeTransferGraph, Node, attach
@@ -141,7 +141,7 @@ def test_clock_counts_updates_and_not_losses() -> None:
         seen.append(float(context.progress))
         return losses
 
-    nodes = [Node("a", ConvNet())]
+    nodes = [Node("a", TinyNet())]
     graph = KnowledgeTransferGraph(nodes, [ktg.Edge("label", "a", watching)], "a")
     model = graph.model("a").train()
     optimizer = sgd(model.parameters())
@@ -162,7 +162,7 @@ def test_taps_hold_what_the_model_made_of_these_images() -> None:
         captured.append(tuple(end.features["stem"] for end in ends))  # type: ignore[arg-type]
         return losses
 
-    nodes = [Node("a", ConvNet(0), taps=("stem",)), Node("b", ConvNet(1), taps=("stem",))]
+    nodes = [Node("a", TinyNet(0), taps=("stem",)), Node("b", TinyNet(1), taps=("stem",))]
     edges = [ktg.Edge("b", "a", looking), edge("label", "b")]
     graph = KnowledgeTransferGraph(nodes, edges, "a")
     model = graph.model("a").train()

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
-from tests.nets import ConvNet, gradients, hard_labels, images
+from tests.nets import TinyNet, gradients, hard_labels, images
 from tests.plugin.test_attach import MUTUAL, STEPS, attached, loop, parts, sgd, steps
 from tests.training_cases import same_state, state_of
 from timm_ktg import KnowledgeTransferGraph, Node, attach
@@ -53,11 +53,11 @@ def hooks_of(model: nn.Module, optimizer: Optimizer) -> list[int]:
 
 
 def test_removed_it_leaves_model_and_optimizer_as_they_were() -> None:
-    alone = ConvNet(0).train()
+    alone = TinyNet(0).train()
     its_optimizer = sgd(alone.parameters())
     none = hooks_of(alone, its_optimizer)
 
-    nodes = [Node("a", ConvNet(0), taps=("stem",)), Node("b", ConvNet(1))]
+    nodes = [Node("a", TinyNet(0), taps=("stem",)), Node("b", TinyNet(1))]
     graph = KnowledgeTransferGraph(nodes, [e for e in MUTUAL if "c" not in e.pair], "a")
     model = graph.model("a").train()
     optimizer = sgd(model.parameters())
@@ -85,7 +85,7 @@ def test_attached_and_removed_at_once_it_was_never_there() -> None:
     model, optimizer, handle = attached()
     handle.remove()
     plain_loop(model, optimizer)
-    alone = ConvNet(0).train()
+    alone = TinyNet(0).train()
     plain_loop(alone, sgd(alone.parameters()))
     assert same_state(state_of(model), state_of(alone))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 
-from tests.nets import CLASSES, ConvNet, edge, graph_of, hard_labels, images, soft_labels
+from tests.nets import CLASSES, TinyNet, edge, graph_of, hard_labels, images, soft_labels
 from tests.training_cases import one_process_group as one_process_group
 from tests.training_cases import same_state, state_of
 from timm_ktg import KnowledgeTransferGraph, KnowledgeTransferTask, Node
@@ -35,7 +35,7 @@ def mutual() -> KnowledgeTransferGraph:
 
 
 def tapped() -> KnowledgeTransferGraph:
-    nodes = [Node("a", ConvNet(0), taps=("stem",)), Node("b", ConvNet(1), taps=("act", "stem"))]
+    nodes = [Node("a", TinyNet(0), taps=("stem",)), Node("b", TinyNet(1), taps=("act", "stem"))]
     return KnowledgeTransferGraph(nodes, [e for e in EDGES if "c" not in e.pair], "a")
 
 
@@ -183,7 +183,7 @@ def test_checkpoint_holds_the_target_plainly_and_the_rest_beside_it(
     loop(task, optimizer, last=3)
     state = task.get_checkpoint_state()
     assert set(state) == {"state_dict", "task_state"}
-    ConvNet().load_state_dict(state["state_dict"])
+    TinyNet().load_state_dict(state["state_dict"])
     torch.save({**state, "optimizer": optimizer.state_dict()}, tmp_path / "checkpoint.pt")
     loop(task, optimizer, first=3)
 
@@ -199,7 +199,7 @@ def test_checkpoint_holds_the_target_plainly_and_the_rest_beside_it(
 def test_checkpoint_of_plain_timm_is_loaded_into_the_target_alone() -> None:
     task, _ = task_of(mutual())
     before = state_of(task.trainable_module)
-    target = ConvNet(seed=77)
+    target = TinyNet(seed=77)
     task.load_checkpoint_state(target.state_dict())
     model = task.get_eval_model()
     assert model is not None and same_state(state_of(model), state_of(target))
@@ -228,7 +228,7 @@ def test_moving_average_follows_every_node(make: Any) -> None:
     for key, value in model.state_dict().items():
         if value.is_floating_point():
             torch.testing.assert_close(value, expected[f"members.a.model.{key}"])
-    average = ConvNet().eval()
+    average = TinyNet().eval()
     average.load_state_dict(model.state_dict())
     torch.testing.assert_close(model(images()), average(images()))
 

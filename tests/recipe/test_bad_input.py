@@ -9,7 +9,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.recipe_cases import LABEL_ONLY, Refused, changed, recipe, rows, save_images, write
+from tests.recipe_cases import LABEL_ONLY, Refused, changed, recipe, write
+from tests.tiny_data import rows, save_images
 from timm_ktg.recipe.recipe import read_recipe
 from timm_ktg.train.__main__ import main
 
@@ -105,7 +106,7 @@ def test_images_that_do_not_fit_into_memory_cost_one_line(
 
     monkeypatch.setattr("psutil.virtual_memory", Memory)
     (line,) = refused(recipe(data={"img_size": 8192}))
-    assert line.startswith("data.pipeline: 12 images of 8192x8192 take 2.2 GiB of memory, more")
+    assert line.startswith("data.pipeline: 327 images of 8192x8192 take 61.3 GiB of memory, more")
     assert "Say `pipeline: timm`" in line
 
 

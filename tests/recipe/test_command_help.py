@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from tests.recipe_cases import LABEL_ONLY, recipe, write
 from timm_ktg.recipe.data_config import DataConfig
 from timm_ktg.recipe.graph_config import EdgeConfig, GraphConfig, NodeConfig
 from timm_ktg.recipe.search_config import SearchConfig
@@ -11,8 +12,6 @@ from timm_ktg.recipe.tracking_config import TrackingConfig
 from timm_ktg.recipe.train_config import TrainConfig
 from timm_ktg.search.__main__ import main as search_main
 from timm_ktg.train.__main__ import main
-
-from ..recipe_cases import LABEL_ONLY, recipe, write
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -24,7 +23,7 @@ HELPED = {
     "graph.nodes.student.learns_from.label.gate": "linear",
     "graph.nodes.student.learns_from.helper.temperature": "2.0",
     "graph.nodes.helper.learns_from.student.gate": "through",  # an edge that is not there
-    "train.batch_size": "4",
+    "train.lr": "0.05",
 }
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 import timm_ktg as ktg
+from tests.recipe_cases import LABEL_ONLY, TWO, recipe, save_weights, write
+from tests.tiny_data import small_digits
 from timm_ktg.errors import RecipeError
 from timm_ktg.recipe.command_line import Command, parse_command, recipe_groups
 from timm_ktg.recipe.data_config import DataConfig
@@ -18,8 +20,6 @@ from timm_ktg.recipe.graph_config import EdgeConfig, NodeConfig
 from timm_ktg.recipe.recipe import check_recipe, save_recipe
 from timm_ktg.recipe.train_config import TrainConfig
 from timm_ktg.train.__main__ import main
-
-from ..recipe_cases import LABEL_ONLY, TWO, recipe, save_weights, write
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("workplace")]
 
@@ -233,7 +233,7 @@ def test_recipe_may_stand_before_and_after_flags() -> None:
         ("--dry-run", f"{STUDENT}.seed", "3", "--train.lr=0.5", path),
     ):
         command = parse(*flags)
-        assert (command.recipe.data.dataset, command.recipe.train.lr) == ("pets", 0.5)
+        assert (command.recipe.data.dataset, command.recipe.train.lr) == (small_digits(), 0.5)
         assert command.dry_run and not command.overwrite
 
 
@@ -406,7 +406,7 @@ def test_folder_that_is_no_run_cannot_be_resumed(capsys: pytest.CaptureFixture[s
 
 
 def test_run_of_broken_recipe_cannot_be_resumed() -> None:
-    shutil.copytree("pets", "broken")
+    shutil.copytree(small_digits(), "broken")
     Path("broken/recipe.yaml").write_text(json.dumps(recipe(train={"lr": 0})))
     assert refusal("--resume", "broken").startswith("train.lr: ")
 

@@ -43,7 +43,7 @@ def test_list_of_one_edge_is_that_edge() -> None:
 
 def test_edges_may_have_keys_of_their_own() -> None:
     values = learning_from(**{"helper/first": "correct", "helper/second": {"temperature": 2.0}})
-    graph = build_graph(check_recipe(values), 3)
+    graph = build_graph(check_recipe(values), 10)
     found = {edge.name: edge for edge in graph.edges}
     assert found["helper->student/second"].temperature == 2.0
     assert str(found["helper->student/first"].gate) == "correct"
@@ -97,5 +97,5 @@ def test_all_edges_of_a_source_cut_off_freeze_a_node() -> None:
 
 def test_loss_with_parameters_is_built_by_hand() -> None:
     edge_modules.register()
-    graph = build_graph(check_recipe(learning_from(helper={"loss": "projected"})), 3)
+    graph = build_graph(check_recipe(learning_from(helper={"loss": "projected"})), 10)
     assert graph.unbuilt == ("helper->student",)

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 import timm_ktg  # noqa: F401 registers the models
+from tests.recipe_cases import recipe
 from timm_ktg.errors import RecipeError
 from timm_ktg.recipe.images import Images, ProcessInfo, build_images, build_splits
 from timm_ktg.recipe.recipe import check_recipe
-
-from ..recipe_cases import recipe
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -23,8 +22,8 @@ STILL = {"scale": [1.0, 1.0], "ratio": [1.2, 1.2], "color_jitter": 0.0}
 
 def images(**data: Any) -> Images:
     settings = {"pipeline": "timm", "workers": 0, "img_size": 8, "pad": 4} | data
-    mine = check_recipe(recipe(data=settings, train={"batch_size": 4}))
-    model = timm.create_model("resnet8_cifar", num_classes=3)
+    mine = check_recipe(recipe(data=settings))
+    model = timm.create_model("resnet8_cifar", num_classes=10)
     process = ProcessInfo(torch.device("cpu"))
     return build_images(mine, build_splits(mine.data), model, process)
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from tests.recipe_cases import TWO, recipe, save_weights, write
+from tests.tiny_data import small_digits
 from timm_ktg.errors import RecipeError
 from timm_ktg.recipe.recipe import (
     bundled_recipes,
@@ -16,8 +18,6 @@ from timm_ktg.recipe.recipe import (
     same_run,
     save_recipe,
 )
-
-from ..recipe_cases import TWO, recipe, save_weights, write
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -143,7 +143,7 @@ def test_file_wins_over_a_bundled_recipe_and_a_folder_does_not() -> None:
     Path("digits").rmdir()
     write(recipe(TWO, {"learns_from": {"label": "through"}}), "digits")
     assert find_recipe("digits") == Path("digits")
-    assert load_recipe("digits").data.dataset == "pets"
+    assert load_recipe("digits").data.dataset == small_digits()
 
 
 def test_unknown_recipe_is_refused_with_the_nearest() -> None:

@@ -3,6 +3,7 @@
 import re
 import runpy
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,7 @@ from datasets import DatasetDict
 from torch import Tensor
 
 import timm_ktg as ktg
-from timm_ktg.train.__main__ import main
-
-from ..recipe_cases import (
+from tests.recipe_cases import (
     LABEL_ONLY,
     TWO,
     Refused,
@@ -21,10 +20,11 @@ from ..recipe_cases import (
     changed,
     problems_of,
     recipe,
-    rows,
     save_weights,
     write,
 )
+from tests.tiny_data import rows
+from timm_ktg.train.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -103,8 +103,8 @@ def confident(losses: Tensor, context: ktg.EdgeContext, *, threshold: float = 0.
     return losses * (context.source.logits.softmax(-1).amax(-1) >= threshold)
 
 
-def student(**fields: Any) -> Any:
-    return recipe({**LABEL_ONLY, **fields})
+def student(**fields: Any) -> dict[str, Values]:
+    return {"student": {**LABEL_ONLY, **fields}}
 
 
 def by(gate: str, **arguments: Any) -> Any:
@@ -133,48 +133,47 @@ def test_graph_without_nodes_costs_one_line() -> None:
     assert len(problems) == 1 and re.match(r"graph\.(nodes|target): ", problems[0])
 
 
-# Mistakes found when data and models are built: (recipe, line). `pets` has 3 classes, 8x8.
-UNFIT: dict[str, tuple[Any, str]] = {
+# Mistakes found when data and models are built: (arguments of `recipe`, line).
+UNFIT: dict[str, tuple[dict[str, Values], str]] = {
     "hub id": (
-        recipe(data={"dataset": "uoft-cs/cifar"}),
+        {"data": {"dataset": "uoft-cs/cifar"}},
         r"data\.dataset: `uoft-cs/cifar` .*offline.*Did you mean `uoft-cs/cifar10`",
     ),
-    "folder": (recipe(data={"dataset": "./petz"}), r"data\.dataset: `\./petz` .*`\./pets`"),
     "image column": (
-        recipe(data={"input_key": "img"}),
-        r"data\.input_key: `img` is no column\. Columns: image, name, label\. .*`image`",
+        {"data": {"input_key": "img"}},
+        r"data\.input_key: `img` is no column\. Columns: image, label, name\. .*`image`",
     ),
     "label column": (
-        recipe(data={"target_key": "lable"}),
+        {"data": {"target_key": "lable"}},
         r"data\.target_key: `lable` is no column\. .*Did you mean `label`",
     ),
     "image column of text": (
-        recipe(data={"input_key": "name"}),
+        {"data": {"input_key": "name"}},
         r"data\.input_key: `name`.*string",
     ),
     "label column of text": (
-        recipe(data={"target_key": "name"}),
+        {"data": {"target_key": "name"}},
         r"data\.target_key: `name`.*string.*: label",
     ),
-    "split": (recipe(data={"train_split": "trian"}), r"data\.train_split: `trian`.*`train`"),
-    "holdout": (recipe(data={"holdout": 12}), r"data\.holdout: .* 12 training images.*12"),
-    "padding": (recipe(data={"pad": 8}), r"data\.pad: .*8x8.*8"),
+    "split": ({"data": {"train_split": "trian"}}, r"data\.train_split: `trian`.*`train`"),
+    "holdout": ({"data": {"holdout": 327}}, r"data\.holdout: .* 327 training images.*327"),
+    "padding": ({"data": {"pad": 8}}, r"data\.pad: .*8x8.*8"),
     "batch": (
-        recipe(train={"batch_size": 5, "grad_accum_steps": 2}),
+        {"train": {"batch_size": 5, "grad_accum_steps": 2}},
         r"train\.batch_size: should be a multiple of 2.*Found 5",
     ),
     "optimizer argument": (
-        recipe(train={"opt_kwargs": {"nestrov": True}}),
+        {"train": {"opt_kwargs": {"nestrov": True}}},
         r"train\.opt_kwargs: .*nestrov",
     ),
     "model argument": (
         student(model_kwargs={"stem_strid": 2}),
         r"graph\.nodes\.student\.model_kwargs: .*stem_strid",
     ),
-    "classes": (student(model_kwargs={"num_classes": 5}), r"graph\.nodes\.student.* 3 .*Found 5"),
+    "classes": (student(model_kwargs={"num_classes": 5}), r"graph\.nodes\.student.* 10 .*Found 5"),
     "classes of one of two": (
-        recipe(TWO, {**LABEL_ONLY, "model_kwargs": {"num_classes": 5}}),
-        r"graph\.nodes\.helper\.model_kwargs: .* 3 .*Found 5",
+        {"student": TWO, "helper": {**LABEL_ONLY, "model_kwargs": {"num_classes": 5}}},
+        r"graph\.nodes\.helper\.model_kwargs: .* 10 .*Found 5",
     ),
     "tap": (student(taps=["layr1"]), r"graph\.nodes\.student\.taps: `layr1`.*`layer1`"),
     "image size": (
@@ -183,14 +182,14 @@ UNFIT: dict[str, tuple[Any, str]] = {
     ),
     "pretrained tag": (student(model="resnet18.a1_in1"), r"graph\.nodes\.student.*a1_in1"),
     "name that torch reserves": (
-        recipe(
-            graph={
+        {
+            "graph": {
                 "nodes": {
                     "student": {**NET, "learns_from": {"training": "through"}},
                     "training": NET | LABEL_ONLY,
                 }
             }
-        ),
+        },
         r"graph\.nodes\.training: `training` is a name that torch reserves",
     ),
 }
@@ -198,9 +197,15 @@ UNFIT: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("case", UNFIT)
 def test_unfit_data_or_model_costs_one_line(case: str, refused: Refused) -> None:
-    values, said = UNFIT[case]
-    lines = refused(values)
+    arguments, said = UNFIT[case]
+    lines = refused(recipe(**arguments))
     assert len(lines) == 1 and re.match(said, lines[0]), lines
+
+
+def test_misspelt_folder_costs_one_line(refused: Refused) -> None:
+    Path("pets").mkdir()
+    (line,) = refused(recipe(data={"dataset": "./petz"}))
+    assert re.match(r"data\.dataset: `\./petz` .*`\./pets`", line), line
 
 
 def test_empty_split_costs_one_line(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +263,7 @@ def test_contract_broken_only_at_work_costs_one_line(
     kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fickle_gate(losses: Tensor, context: ktg.EdgeContext) -> Tensor:
-        return losses.mean() if len(losses) == 4 else losses
+        return losses.mean() if len(losses) == 64 else losses
 
     def fickle_loss(source: Any, destination: Any, labels: Any, *, temperature: float) -> Tensor:
         return destination.logits
@@ -277,7 +282,7 @@ def test_gate_made_for_the_classes_of_the_data_is_taken() -> None:
         return losses * torch.tensor(weights)[context.source.logits.argmax(-1)]
 
     ktg.register_gate(by_class)
-    assert main([write(by("by_class", weights=[0.5, 1.0, 2.0])), "--dry-run"]) == 0
+    assert main([write(by("by_class", weights=[0.5, 1.0] * 5)), "--dry-run"]) == 0
 
 
 def test_all_mistakes_are_reported_in_one_go(refused: Refused) -> None:

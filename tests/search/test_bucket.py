@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.recipe_cases import write_recipe
 from tests.search_cases import result_in, run_search, search_values
-from tests.training_cases import write_recipe
 
 pytestmark = pytest.mark.slow
 

@@ -12,6 +12,7 @@ import pytest
 from optuna import Trial
 from optuna.storages import JournalStorage
 
+from tests.recipe_cases import write_recipe
 from tests.search_cases import run_search, search_values
 from tests.study_cases import (
     exit_codes,
@@ -22,7 +23,7 @@ from tests.study_cases import (
     start_all,
     work,
 )
-from tests.training_cases import DEADLINE, finish, start, write_recipe
+from tests.training_cases import DEADLINE, finish, start
 from timm_ktg.search.journal import JOURNAL, Journal
 from timm_ktg.search.study import run_trials
 from timm_ktg.search.trials import finished

@@ -10,9 +10,10 @@ import torch
 from optuna.trial import TrialState
 
 import timm_ktg as ktg
+from tests.recipe_cases import NO_AUGMENTATION, Values, write_recipe
 from tests.search_cases import result_in, run_search, search_values, study_in
 from tests.train.test_distributed import logs, start_two
-from tests.training_cases import NO_AUGMENTATION, Values, finish, start, write_recipe
+from tests.training_cases import finish, start
 from timm_ktg.search import processes as worker_processes
 
 pytestmark = pytest.mark.slow

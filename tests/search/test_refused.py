@@ -7,8 +7,8 @@ import pytest
 from torch import Tensor
 
 import timm_ktg as ktg
+from tests.recipe_cases import write_recipe
 from tests.search_cases import run_search, search_values
-from tests.training_cases import write_recipe
 from timm_ktg.errors import RecipeError
 from timm_ktg.graph import gates
 from timm_ktg.recipe.search_command import parse_search

@@ -11,9 +11,10 @@ from optuna.trial import TrialState
 from safetensors.torch import load_file
 
 import timm_ktg as ktg
-from tests.recipe_cases import rows, save
+from tests.recipe_cases import Values, recipe_values, write_recipe
 from tests.search_cases import result_in, run_search, search_values, study_in
-from tests.training_cases import VAL, Values, recipe_values, run_main, summary_of, write_recipe
+from tests.tiny_data import VAL, rows, save
+from tests.training_cases import run_main, summary_of
 from timm_ktg.data import images as data_images
 from timm_ktg.recipe import images as recipe_images
 from timm_ktg.recipe.recipe import check_section, load_recipe

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.recipe_cases import Values, write_recipe
 from tests.search_cases import result_in, run_search, search_values, study_in
-from tests.training_cases import Values, write_recipe
 from timm_ktg.recipe.recipe import Recipe
 from timm_ktg.review.study_data import read_study
 from timm_ktg.search.canonical import CanonicalGraph

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.recipe_cases import write_recipe
 from tests.search_cases import run_search, search_values, study_in
-from tests.training_cases import write_recipe
 from timm_ktg.recipe.build import build_nodes
 from timm_ktg.recipe.recipe import Recipe, check_section
 from timm_ktg.recipe.search_config import SearchRecipe

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import wandb
 
+from tests.recipe_cases import write_recipe
 from tests.search_cases import result_in, run_search, search_values, study_in
-from tests.training_cases import write_recipe
 from tests.wandb_log import Log, epochs_of, logs_in
 from tests.wandb_log import nobody as nobody
 from timm_ktg.recipe.search_config import SearchConfig

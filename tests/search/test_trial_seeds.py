@@ -8,8 +8,9 @@ import torch
 from accelerate import Accelerator
 from optuna.trial import TrialState, create_trial
 
+from tests.recipe_cases import write_recipe
 from tests.search_cases import run_search, search_values, study_in
-from tests.training_cases import reset_accelerate, write_recipe
+from tests.training_cases import reset_accelerate
 from timm_ktg.recipe.recipe import check_section
 from timm_ktg.recipe.search_config import SearchRecipe
 from timm_ktg.search import processes

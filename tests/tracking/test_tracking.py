@@ -14,15 +14,8 @@ from accelerate.tracking import TensorBoardTracker
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from tests.training_cases import (
-    Values,
-    interrupted_in,
-    recipe_values,
-    run_main,
-    summary_of,
-    train_run,
-    write_recipe,
-)
+from tests.recipe_cases import Values, recipe_values, write_recipe
+from tests.training_cases import interrupted_in, run_main, summary_of, train_run
 from tests.wandb_log import epochs_of, logs_in
 from tests.wandb_log import nobody as nobody
 from timm_ktg.recipe.command_line import parse_command

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests import training_cases as cases
+from tests.nets import ktg_tiny
+from tests.recipe_cases import Values, recipe_values
 from tests.training_cases import (
-    Values,
     assert_same_run,
     metrics_of,
-    recipe_values,
     run_main,
     same_state,
     stop_run,
@@ -200,7 +200,7 @@ def test_what_is_no_run_cannot_go_on(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def net(width: int = 8, seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
-    return cases.TinyNet(10, width, 0.0, norm=True).train()
+    return ktg_tiny(width=width, norm=True).train()
 
 
 def test_exported_weights_are_timms(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_exported_weights_are_timms(tmp_path: Path) -> None:
     export_node(model, path)
     other = timm.create_model("ktg_tiny", norm=True, checkpoint_path=str(path))
     assert same_state(model.state_dict(), other.state_dict())
-    assert load_file(path)["norm.num_batches_tracked"] == 1
+    assert load_file(path)["stem.1.num_batches_tracked"] == 1
 
 
 def test_same_weights_are_the_same_bytes(tmp_path: Path) -> None:

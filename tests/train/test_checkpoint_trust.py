@@ -11,14 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training_cases import (
-    assert_same_run,
-    recipe_values,
-    run_main,
-    stop_run,
-    summary_of,
-    train_run,
-)
+from tests.recipe_cases import recipe_values
+from tests.training_cases import assert_same_run, run_main, stop_run, summary_of, train_run
 from timm_ktg.errors import RecipeError
 from timm_ktg.train.checkpoint import newest_state
 

@@ -12,20 +12,19 @@ from torch import Tensor
 
 import timm_ktg as ktg
 from tests import training_cases as cases
+from tests.nets import ktg_tiny
+from tests.recipe_cases import MUTUAL, recipe_values, write_recipe
+from tests.tiny_data import UPDATES
 from tests.train.tape import Tape
 from tests.training_cases import (
-    MUTUAL,
-    UPDATES,
     assert_same_run,
     build,
     metrics_of,
-    recipe_values,
     run_main,
     same_state,
     state_of,
     stop_run,
     train_run,
-    write_recipe,
 )
 from timm_ktg.graph import gates
 from timm_ktg.graph.weights import export_node
@@ -117,7 +116,7 @@ def test_adamw_is_replayed(tape: type[Tape]) -> None:
 
 def test_frozen_node_is_replayed(tape: type[Tape], tmp_path: Path) -> None:
     weights = tmp_path / "c.safetensors"
-    export_node(cases.TinyNet(10, 8, 0.0, norm=True), weights)
+    export_node(ktg_tiny(norm=True), weights)
     frozen = {"model": "ktg_tiny", "model_kwargs": {"norm": True}, "checkpoint_path": str(weights)}
     learns = {"label": "through", "c": {"gate": "correct", "temperature": 2.0}}
     nodes = {"a": {"model": "ktg_tiny", "learns_from": learns}, "c": frozen}

@@ -10,18 +10,16 @@ from typing import Any
 import pytest
 
 import timm_ktg.train.run
+from tests.recipe_cases import PLAIN, recipe_values, write_recipe
 from tests.training_cases import (
-    PLAIN,
     assert_same_run,
     finish,
     metrics_of,
     program,
-    recipe_values,
     run_main,
     start,
     stop_run,
     train_run,
-    write_recipe,
 )
 
 pytestmark = pytest.mark.slow

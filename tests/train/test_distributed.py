@@ -15,28 +15,22 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import timm_ktg as ktg
+from tests.recipe_cases import MUTUAL, NO_AUGMENTATION, Values, recipe_values, write_recipe
+from tests.tiny_data import TRAIN, VAL, small_digits
 from tests.training_cases import (
     DEADLINE,
-    MUTUAL,
-    NO_AUGMENTATION,
     TIMES,
-    TRAIN,
-    VAL,
-    Values,
     assert_same_run,
     build,
     finish,
     furthest,
     metrics_of,
     program,
-    recipe_values,
     same_state,
-    small_digits,
     start_two,
     state_of,
     summary_of,
     train_run,
-    write_recipe,
 )
 from timm_ktg.records.metrics import Metrics
 from timm_ktg.train import checks, loop

@@ -7,13 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.edge_modules import learned, projected
+from tests.recipe_cases import MUTUAL, Values, recipe_values
 from tests.training_cases import (
-    MUTUAL,
-    Values,
     assert_same_run,
     build,
     metrics_of,
-    recipe_values,
     run_main,
     same_state,
     state_of,

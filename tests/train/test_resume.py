@@ -10,18 +10,15 @@ from typing import Any
 import pytest
 
 from tests import training_cases as cases
+from tests.recipe_cases import MUTUAL, Values, recipe_values
+from tests.tiny_data import UPDATES, VAL, small_digits
 from tests.training_cases import (
     DEADLINE,
-    UPDATES,
-    VAL,
-    Values,
     assert_same_run,
     finish,
     metrics_of,
     program,
-    recipe_values,
     run_main,
-    small_digits,
     start,
     stop_run,
     train_run,
@@ -97,7 +94,7 @@ def test_pipeline_optimizer_schedule_and_precision_go_on(
 ) -> None:
     nodes: Values = {
         name: {**node, "model_kwargs": {"drop_rate": 0.2, "norm": True}}
-        for name, node in cases.MUTUAL.items()
+        for name, node in MUTUAL.items()
     }
     values = recipe_values(nodes, data=data, **options)
     whole = train_run(tmp_path / "whole", values)

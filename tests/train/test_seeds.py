@@ -7,17 +7,9 @@ from typing import Any
 
 import pytest
 
+from tests.recipe_cases import Values, recipe_values, write_recipe
 from tests.records.result_cases import a_result
-from tests.training_cases import (
-    Values,
-    assert_same_run,
-    interrupted_in,
-    recipe_values,
-    run_main,
-    summary_of,
-    train_run,
-    write_recipe,
-)
+from tests.training_cases import assert_same_run, interrupted_in, run_main, summary_of, train_run
 from timm_ktg.errors import RecipeError
 from timm_ktg.recipe.recipe import Recipe, check_recipe
 from timm_ktg.records.run_directory import RunDirectory

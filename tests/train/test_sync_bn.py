@@ -10,7 +10,8 @@ import torch
 from timm.layers.norm_act import SyncBatchNormAct
 from torch import nn
 
-from tests.training_cases import PLAIN, recipe_values, run_main, same_state, state_of, write_recipe
+from tests.recipe_cases import PLAIN, recipe_values, write_recipe
+from tests.training_cases import run_main, same_state, state_of
 from timm_ktg.errors import RecipeError
 from timm_ktg.graph.edge import Edge
 from timm_ktg.graph.node import Node

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.training_cases import build, recipe_values
+from tests.recipe_cases import recipe_values
+from tests.training_cases import build
 from timm_ktg.graph.gates import list_gates
 from timm_ktg.graph.losses import list_losses
 from timm_ktg.train.loop import start_epoch, train_epoch

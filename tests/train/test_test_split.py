@@ -13,19 +13,16 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 import timm_ktg.train.run
+from tests.recipe_cases import PLAIN, Values, recipe_values, write_recipe
+from tests.tiny_data import small_digits
 from tests.training_cases import (
-    PLAIN,
-    Values,
     assert_same_run,
     metrics_of,
-    recipe_values,
     run_main,
-    small_digits,
     stop_run,
     summary_of,
     train_run,
     weights_of,
-    write_recipe,
 )
 
 pytestmark = pytest.mark.slow

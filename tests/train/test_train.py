@@ -20,21 +20,16 @@ from torch import Tensor
 import timm_ktg.recipe.images
 import timm_ktg.train.run
 from tests import training_cases as cases
+from tests.nets import ktg_tiny
+from tests.recipe_cases import MUTUAL, Values, recipe_values, write_recipe
+from tests.tiny_data import TRAIN, UPDATES, VAL, small_digits
 from tests.training_cases import (
-    MUTUAL,
-    TRAIN,
-    UPDATES,
-    VAL,
-    Values,
     assert_same_run,
     metrics_of,
-    recipe_values,
     run_main,
-    small_digits,
     summary_of,
     train_run,
     weights_of,
-    write_recipe,
 )
 from timm_ktg import EdgeContext, register_gate
 
@@ -197,9 +192,7 @@ def test_dry_run_builds_everything_and_writes_nothing(
     recipe = write_recipe(tmp_path / "r.yaml", recipe_values())
     assert run_main(recipe, "--output-dir", tmp_path / "run", "--dry-run") == 0
     said = capsys.readouterr().out
-    sizes = [
-        sum(each.numel() for each in cases.TinyNet(10, w, 0, False).parameters()) for w in (8, 6)
-    ]
+    sizes = [sum(each.numel() for each in ktg_tiny(width=w).parameters()) for w in (8, 6)]
     assert all(str(size) in said for size in sizes) and "nothing was trained" in said
     assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
 

@@ -15,21 +15,10 @@ import torch
 from torch import Tensor
 
 from tests import training_cases as cases
-from tests.nets import ce_reference, gradients, kl_reference, same
-from tests.training_cases import (
-    MUTUAL,
-    PLAIN,
-    TRAIN,
-    UPDATES,
-    VAL,
-    build,
-    furthest,
-    recipe_values,
-    run_main,
-    same_state,
-    state_of,
-    write_recipe,
-)
+from tests.nets import ce_reference, gradients, kl_reference, ktg_tiny, same
+from tests.recipe_cases import MUTUAL, PLAIN, recipe_values, write_recipe
+from tests.tiny_data import TRAIN, UPDATES, VAL
+from tests.training_cases import build, furthest, run_main, same_state, state_of
 from timm_ktg import GraphLosses, NodeOutput
 from timm_ktg.graph.weights import export_node
 from timm_ktg.records.metrics import Metrics
@@ -124,7 +113,7 @@ def test_clipping_may_be_by_value() -> None:
 
 def test_every_node_that_learns_is_one_parameter_group(tmp_path: Path) -> None:
     weights = tmp_path / "c.safetensors"
-    export_node(cases.TinyNet(10, 8, 0.0, norm=False), weights)
+    export_node(ktg_tiny(), weights)
     frozen = {"model": "ktg_tiny", "checkpoint_path": str(weights)}
     nodes: dict[str, Any] = {**NORMED, "c": frozen}
     nodes["a"] = {**nodes["a"], "learns_from": {"label": "through", "b": "linear", "c": "correct"}}
