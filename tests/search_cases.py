@@ -60,7 +60,7 @@ def result_in(directory: Path) -> dict[str, Any]:
 
 def make_shown_search(folder: Path) -> Path:
     """Run a search with trials of every kind, shown offline in W&B, as part of a sweep."""
-    infinite = {"gate": "breaking", "gate_kwargs": {"factor": float("inf")}}
+    infinite = {"gate": "breaking", "gate_kwargs": {"factor": "inf"}}
     values = {
         **search_values(gates=["through", "linear", infinite], trials=8, frozen=True),
         "tracking": {"wandb": True, "mode": "offline", "project": "pets"},

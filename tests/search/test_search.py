@@ -189,7 +189,7 @@ def test_weights_that_the_user_has_are_taken(tmp_path: Path) -> None:
 def test_loss_that_is_not_finite_fails_its_trial_and_not_the_worker(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    infinite = {"gate": "breaking", "gate_kwargs": {"factor": float("inf")}}
+    infinite = {"gate": "breaking", "gate_kwargs": {"factor": "inf"}}
     values = search_values(
         nodes=1, models=[], gates=["through", infinite, "linear"], sampler="brute_force", trials=3
     )

@@ -87,7 +87,7 @@ def test_wandb_tells_of_a_run_that_failed(tmp_path: Path) -> None:
     values = tracked(epochs=5)
     values["graph"]["nodes"]["b"]["learns_from"]["a"] = {
         "gate": "breaking",
-        "gate_kwargs": {"factor": 1e39},
+        "gate_kwargs": {"factor": "inf"},
     }
     recipe = write_recipe(tmp_path / "r.yaml", values)
     assert run_main(recipe, "--output-dir", tmp_path / "run") == 1
