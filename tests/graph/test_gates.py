@@ -272,7 +272,10 @@ def test_check_gate_refuses_losses_stopped_in_place() -> None:
 
 @pytest.mark.parametrize(
     ("name", "stops"),
-    [("through", False), ("linear", False), ("negative_linear", False), ("correct", True)],
+    [
+        *(("through", False), ("linear", False), ("negative_linear", False)),
+        *(("correct", True), ("cutoff", False)),  # which stops all of them
+    ],
 )
 def test_gate_that_stops_some_samples_is_told_from_one_that_weighs_all(
     name: str, stops: bool
