@@ -65,7 +65,7 @@ def load_weights(model: nn.Module, path: str) -> dict[str, Channels]:
             f"`{path}` should hold the weights of this model. Found {problems[0]}{more}."
         )
     model.load_state_dict(state)
-    return _normalisation(path)
+    return _normalization(path)
 
 
 def _mismatches(own: dict[str, Tensor], given: dict[str, Tensor]) -> Iterator[str]:
@@ -76,7 +76,7 @@ def _mismatches(own: dict[str, Tensor], given: dict[str, Tensor]) -> Iterator[st
     yield from (f"{key}, which the model lacks" for key in given if key not in own)
 
 
-def _normalisation(path: str) -> dict[str, Channels]:
+def _normalization(path: str) -> dict[str, Channels]:
     if not path.endswith(".safetensors"):
         return {}
     with safe_open(path, framework="pt") as file:
