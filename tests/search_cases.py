@@ -17,7 +17,7 @@ from torch import nn
 from tests.nets import ktg_tiny
 from tests.recipe_cases import Values, recipe_values, write_recipe
 from tests.training_cases import register_cases, reset_accelerate
-from timm_ktg.graph import gates
+from timm_ktg.graph import gates, losses
 from timm_ktg.search.__main__ import main
 from timm_ktg.search.tracking import make_run_ids
 
@@ -65,7 +65,8 @@ def make_shown_search(folder: Path) -> Path:
         **search_values(gates=["through", "linear", infinite], trials=8, frozen=True),
         "tracking": {"wandb": True, "mode": "offline", "project": "pets"},
     }
-    with gates.registry.isolated(), pytest.MonkeyPatch.context() as patch:
+    own = gates.registry.isolated(), losses.registry.isolated()
+    with own[0], own[1], pytest.MonkeyPatch.context() as patch:
         register_cases()
         # The sweep is made once, online; here the study is given one before its first trial.
         patch.setattr("timm_ktg.search.worker.make_run_ids", partial(make_run_ids, sweep="sweep1"))
