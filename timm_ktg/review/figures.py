@@ -186,6 +186,7 @@ def tested_figure(samples: Mapping[str, Sample]) -> go.Figure:
             hovertemplate="%{hovertext}<extra></extra>",
         )
     )  # fmt: skip
+    plot.update_yaxes(automargin=True)  # names of controls are long
     return plot
 
 
