@@ -309,3 +309,16 @@ def test_gate_of_another_distribution_that_is_called_as_ours_is_left_out(
         "that name."
     ]
     assert ktg.create_gate("half")(torch.ones(1), None).tolist() == [0.5]
+
+
+def test_what_is_registered_in_isolation_is_forgotten_even_after_an_error(
+    registry: Registry,
+) -> None:
+    def mine(losses: torch.Tensor, context: Any) -> torch.Tensor:
+        return losses
+
+    with pytest.raises(KeyError), registry.isolated():
+        registry.register(mine)
+        assert registry.names() == ["mine"]
+        raise KeyError
+    assert registry.names() == []

@@ -116,3 +116,11 @@ def test_edge_is_built_on_the_device_of_its_ends() -> None:
     module = EdgeModule(edge)
     module.build(away["b"], away["a"])
     assert {each.device.type for each in module.parameters()} == {"meta"}
+
+
+def test_edges_of_one_shape_start_apart() -> None:
+    again = {"label": "through", "b": NODES["a"]["learns_from"]["b"][1]}
+    nodes = {**NODES, "a": {**NODES["a"], "learns_from": {**again, "b/more": again["b"]}}}
+    modules = build(recipe_values(nodes)).graph.edge_modules.values()
+    edges = [each for each in modules if list(each.parameters())]
+    assert len(edges) == 2 and not same_state(*map(state_of, edges))

@@ -11,7 +11,13 @@ from sklearn.metrics import top_k_accuracy_score
 
 from tests.nets import edge, graph_of, hard_labels, images, kl_reference, soft_labels
 from timm_ktg import GraphLosses, KnowledgeTransferGraph
-from timm_ktg.train.metrics import EpochMeter, TrainingError, accuracies, correct_counts
+from timm_ktg.train.metrics import (
+    EpochMeter,
+    TrainingError,
+    _mean_weight,
+    accuracies,
+    correct_counts,
+)
 
 EDGES = [edge("label", "a"), edge("b", "a", "correct"), edge("label", "b"), edge("a", "b")]
 
@@ -122,6 +128,11 @@ def test_gate_that_stops_everything_has_weight_zero() -> None:
     outputs, labels = graph(images()), hard_labels()
     meter.update(graph.losses(outputs, labels, progress=1.0), outputs, labels, 1)
     assert meter.read()["train/weight/b->a"] == 0.0
+
+
+@pytest.mark.parametrize("came", [0.0, math.nan, math.inf])
+def test_mean_weight_of_losses_that_say_nothing_is_one(came: float) -> None:
+    assert _mean_weight(0.0, came) == 1.0
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
