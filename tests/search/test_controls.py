@@ -98,6 +98,16 @@ def test_two_nodes_have_one_all_through_control_and_three_have_sum_and_mean() ->
     assert set(rows_of(all_through(TINY, [WIDE, WIDE]))) == {*learning, "all-through mean"}
 
 
+def test_trial_is_trained_at_temperature_one_and_with_the_searchs_reduction() -> None:
+    graph = (
+        RecipeBuilder(recipe_with(), lambda teacher: Path("none"), 0)
+        .recipe_of(all_through(TINY, [WIDE]))
+        .graph
+    )
+    assert {edge.temperature for edge in graph.edges.values()} == {1.0}
+    assert graph.reduction == "sum"
+
+
 def test_mean_and_sum_are_trained_as_such() -> None:
     recipe = recipe_with()
     builder = RecipeBuilder(recipe, lambda teacher: Path("none"), 0)
