@@ -103,6 +103,32 @@ def run_trials(
         if enough(study):
             study.stop()
 
+    held = _held(objective, catch)
+    while not enough(study):
+        try:
+            study.optimize(held, catch=catch, callbacks=[stop], gc_after_trial=True)
+            return
+        except _Interrupted:
+            raise KeyboardInterrupt from None
+        except _Stopped as stopped:
+            assert isinstance(stopped.__cause__, OSError)
+            raise stopped.__cause__ from None
+        except AssertionError as error:  # what Optuna makes of it where it ends a trial
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        except (_GivenAway, UpdateFinishedTrialError) as error:
+            _logger.warning("A trial was given to another worker meanwhile: %s", error)
+
+
+def _held(objective: Objective, catch: tuple[type[Exception], ...]) -> Objective:
+    """Return an objective that signs its trial, and raises what Optuna does not take for its end.
+
+    Args:
+        objective: Takes a trial and returns its value.
+        catch: Exceptions that fail a trial and not the worker.
+    """
+
     def signed(trial: Trial) -> float:
         sign(trial)
         try:
@@ -125,21 +151,7 @@ def run_trials(
         except KeyboardInterrupt as interrupt:
             raise _Interrupted from interrupt
 
-    while not enough(study):
-        try:
-            study.optimize(held, catch=catch, callbacks=[stop], gc_after_trial=True)
-            return
-        except _Interrupted:
-            raise KeyboardInterrupt from None
-        except _Stopped as stopped:
-            assert isinstance(stopped.__cause__, OSError)
-            raise stopped.__cause__ from None
-        except AssertionError as error:  # what Optuna makes of it where it ends a trial
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
-        except (_GivenAway, UpdateFinishedTrialError) as error:
-            _logger.warning("A trial was given to another worker meanwhile: %s", error)
+    return held
 
 
 def wait_for_others(study: Study) -> None:
