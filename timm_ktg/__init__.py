@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import models as models
 from .graph.edge import Edge
+from .graph.ema import Ema
+from .graph.ensemble import Ensemble
 from .graph.gates import EdgeContext, Gate, check_gate, create_gate, list_gates, register_gate
 from .graph.graph import GraphLosses, KnowledgeTransferGraph
 from .graph.losses import EdgeLoss, NodeOutput, create_loss, list_losses, register_loss
@@ -35,6 +37,8 @@ __all__ = [
     "Edge",
     "EdgeContext",
     "EdgeLoss",
+    "Ema",
+    "Ensemble",
     "Gate",
     "GraphLosses",
     "KnowledgeTransferGraph",

@@ -163,7 +163,7 @@ def frozen() -> Variants:
         with torch.no_grad():
             model(nodes.images)
 
-    copy = partial(graph.member("teacher"), nodes.images)
+    copy = partial(graph.members["teacher"], nodes.images)
     return {"copy": partial(timed, copy), "model": partial(timed, alone)}
 
 

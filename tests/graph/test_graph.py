@@ -256,7 +256,7 @@ def test_loss_of_an_edge_can_measure_features() -> None:
     assert losses.nodes["a"].item() == pytest.approx((difference**2).sum() / 8, rel=1e-5)
     losses.nodes["a"].backward()
     assert models[0].stem[0].weight.grad.abs().sum() > 0
-    assert models[1].stem[0].weight.grad is None
+    assert models[1].stem[0].weight.grad is None or not models[1].stem[0].weight.grad.any()
 
 
 # Gradients
@@ -301,4 +301,5 @@ def test_loss_of_a_node_reaches_its_own_parameters_only() -> None:
     graph = graph_of(edge("label", "a"), edge("b", "a"), edge("a", "b"), edge("label", "b"))
     graph.losses(graph(images()), hard_labels()).nodes["a"].backward()
     assert any(gradient.abs().sum() > 0 for gradient in gradients(graph.model("a")))
-    assert all(parameter.grad is None for parameter in graph.model("b").parameters())
+    others = [parameter.grad for parameter in graph.model("b").parameters()]
+    assert not any(gradient is not None and gradient.any() for gradient in others)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.nets import TinyNet, images
 from timm_ktg import NodeOutput
-from timm_ktg.graph.node import Network, Node
+from timm_ktg.graph.node import Network, Node, Place
 from timm_ktg.graph.taps import Taps
 
 
@@ -193,7 +193,7 @@ def test_capture_reads_right_after_a_failed_forward_was_cleared() -> None:
 
 def test_network_reads_right_after_a_failed_forward() -> None:
     model = TinyNet()
-    network = Network(Node("a", model, taps=("stem",)), False, None, None)
+    network = Network(Node("a", model, taps=("stem",)), Place())
     good, model.head = model.head, nn.Linear(3, 3)
     with pytest.raises(RuntimeError):
         network(images())

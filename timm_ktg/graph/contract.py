@@ -57,9 +57,10 @@ def _problem(
     def ends() -> tuple[NodeOutput, NodeOutput, Tensor]:
         return _copied(source), _copied(destination, attached=True), labels.clone()
 
-    def loss(*arguments: Any) -> Any:
+    def loss(source: NodeOutput, destination: NodeOutput, labels: Tensor) -> Any:
         torch.manual_seed(0)
-        return module.loss(*arguments, temperature=module.edge.temperature)
+        ends = module.ends(source, destination)
+        return module.loss(*ends, labels, temperature=module.edge.temperature)
 
     losses, problem = _tried(loss, ends, not isinstance(module.loss, nn.Module))
     if problem:
@@ -118,7 +119,9 @@ def _copied(output: NodeOutput, attached: bool = False) -> NodeOutput:
         return tensor.requires_grad_() * 1 if attached and tensor.is_floating_point() else tensor
 
     return NodeOutput(
-        copied(output.logits), {name: copied(each) for name, each in output.features.items()}
+        copied(output.logits),
+        {name: copied(each) for name, each in output.features.items()},
+        {name: copied(each) for name, each in output.heads.items()},
     )
 
 

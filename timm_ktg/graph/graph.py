@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from itertools import combinations
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .edge import Edge, EdgeModule, tagged
+from .edge import Edge, EdgeModule, tagged, unbuilt_said
+from .edges import Edges
+from .ema import Ema
 from .gates import EdgeContext
 from .losses import NodeOutput
-from .node import Channels, GraphNode, Network, Node
+from .node import Channels, GraphNode, Network, Place
+from .problems import Reduction, graph_problems
 from .topology import LABEL, Topology
 
 _logger = logging.getLogger(__name__)
-
-Reduction = Literal["sum", "mean"]
 
 
 class GraphLosses(NamedTuple):
@@ -26,7 +26,8 @@ class GraphLosses(NamedTuple):
 
     Args:
         total: The sum of all nodes' losses, a scalar to call `backward` on.
-        nodes: L_t of every node that learns (Eq. 3), scalars.
+        nodes: L_t of every node that learns (Eq. 3), scalars. They are computed together, so the
+            backward of one gives the others gradients of zero.
         edges: L_st by edge name (Eq. 2), detached scalars.
         ungated: Mean loss by edge name before the gate, detached scalars.
         passed: Share in 0..1 of the samples that an edge's gate let pass, detached scalars.
@@ -65,6 +66,7 @@ class KnowledgeTransferGraph(nn.Module):
         edges: The edges that train something.
         members: The modules of the nodes, by name.
         edge_modules: The modules of the edges, by name.
+        emas: The exponential moving averages among the nodes.
 
     Raises:
         ValueError: The graph is wrong; lists all problems, a line each.
@@ -88,7 +90,7 @@ class KnowledgeTransferGraph(nn.Module):
         traits = tuple(node.traits for node in nodes)
         links = tuple(edge.link for edge in edges)
         self.topology = topology = Topology(traits, links, target, tuple(keep))
-        problems = dict.fromkeys([*_problems(topology, nodes), *_reduction_problem(reduction)])
+        problems = dict.fromkeys(graph_problems(topology, nodes, edges, reduction))
         if problems:
             raise ValueError("\n".join(problems))
         if topology.left_out:
@@ -101,14 +103,15 @@ class KnowledgeTransferGraph(nn.Module):
         self.reduction = reduction
         active = {link.name for link in topology.active}
         self.edges = tuple(edge for edge in edges if edge.name in active)
-        self.edge_modules = nn.ModuleDict({edge.name: EdgeModule(edge) for edge in self.edges})
-        self.members = nn.ModuleDict(
-            {
-                node.traits.name: node.at_work(node.traits.name in topology.frozen, mean, std)
-                for node in nodes
-                if node.traits.name in topology.matter
-            }
-        )
+        self.edge_modules = Edges(self.edges, mean=reduction == "mean")
+        by_name = {node.traits.name: node for node in nodes}
+        made: dict[str, nn.Module] = {}
+        for name in topology.order:
+            place = _place(name, topology, self.edges, mean, std)
+            needed = {each: made[each] for each in by_name[name].traits.needs}
+            made[name] = by_name[name].at_work(place, needed)
+        self.members = nn.ModuleDict({name: made[name] for name in by_name if name in made})
+        self.emas = tuple(node for node in nodes if isinstance(node, Ema) and node.name in made)
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -138,7 +141,7 @@ class KnowledgeTransferGraph(nn.Module):
     @property
     def unbuilt(self) -> tuple[str, ...]:
         """Names of the edges that `build_edges` has yet to build."""
-        return tuple(edge.name for edge in self.edges if not self.edge_module(edge.name).is_built)
+        return self.edge_modules.unbuilt
 
     def network(self, name: str) -> Network:
         """Return the module of the network `name`."""
@@ -169,7 +172,7 @@ class KnowledgeTransferGraph(nn.Module):
             ValueError: An edge is not built yet.
         """
         if self.unbuilt:
-            raise ValueError(_unbuilt(", ".join(self.unbuilt)))
+            raise ValueError(unbuilt_said(", ".join(self.unbuilt)))
         return {
             name: [parameter for module in modules for parameter in module.parameters()]
             for name, modules in self.owned_modules().items()
@@ -215,6 +218,15 @@ class KnowledgeTransferGraph(nn.Module):
             outputs[name] = self.members[name](images, outputs)
         return outputs
 
+    def update_emas(self, update: float | Tensor) -> None:
+        """Move every exponential moving average; call it after every optimizer update.
+
+        Args:
+            update: Number k of the update, from 1; a tensor if the update is recorded.
+        """
+        for ema in self.emas:
+            ema.follow(self.model(ema.source), self.model(ema.name), update)
+
     def losses(
         self, outputs: Mapping[str, NodeOutput], labels: Tensor, progress: float | Tensor = 1.0
     ) -> GraphLosses:
@@ -232,93 +244,46 @@ class KnowledgeTransferGraph(nn.Module):
         """
         sources = {name: output.detach() for name, output in outputs.items()}
         sources[LABEL] = label_output(labels, next(iter(outputs.values())).logits)
-        terms: dict[str, Tensor] = {}
-        ungated: dict[str, Tensor] = {}
-        passed: dict[str, Tensor] = {}
-        for edge in self.edges:
-            module = self.edge_module(edge.name)
-            if not module.is_built:
-                raise ValueError(_unbuilt(edge.name))
-            context = EdgeContext(sources[edge.source], outputs[edge.destination], labels, progress)
-            losses, gated = module(context)
-            terms[edge.name] = gated.mean()  # Eq. 2, over the whole batch, stopped samples included
-            ungated[edge.name] = losses.detach().mean()
-            # A sample whose loss is 0 anyway counts as passed.
-            passed[edge.name] = ((gated != 0) | (losses == 0)).float().mean().detach()
-        nodes = {name: self._node_loss(name, terms) for name in self.learning}
-        edges = {name: term.detach() for name, term in terms.items()}
+        contexts = {
+            edge.name: EdgeContext(
+                sources[edge.source], outputs[edge.destination], labels, progress
+            )
+            for edge in self.edges
+        }
+        losses, gated = self.edge_modules(contexts)
+        # Eq. 2, over the whole batch, stopped samples included.
+        terms = self.edge_modules.weights * gated.mean(1)
+        # A sample whose loss is 0 anyway counts as passed.
+        passed = ((gated != 0) | (losses == 0)).float().mean(1)
+        by_node = self.edge_modules.by_node(terms)
+        nodes = {name: by_node[name] for name in self.learning}
         total = torch.stack(list(nodes.values())).sum()
-        return GraphLosses(total, nodes, edges, ungated, passed)
+        names = [edge.name for edge in self.edge_modules.computed]
+        edges, ungated, shares = (
+            dict(zip(names, each.detach().unbind(), strict=True))
+            for each in (terms, losses.mean(1), passed)
+        )
+        return GraphLosses(total, nodes, edges, ungated, shares)
 
     def edge_module(self, name: str) -> EdgeModule:
         """Return the edge `name` at work."""
-        module = self.edge_modules[name]
-        assert isinstance(module, EdgeModule)
-        return module
-
-    def _node_loss(self, name: str, terms: Mapping[str, Tensor]) -> Tensor:
-        """Return L_t, the sum over the incoming edges (Eq. 3)."""
-        label: list[Tensor] = []
-        networks: dict[str, list[Tensor]] = {}
-        for edge in self.edges:
-            if edge.destination == name and edge.source == LABEL:
-                label.append(terms[edge.name])
-            elif edge.destination == name:
-                networks.setdefault(edge.source, []).append(terms[edge.name])
-        if self.reduction == "mean" and networks:
-            sums = [torch.stack(each).sum() for each in networks.values()]
-            return torch.stack([*label, torch.stack(sums).mean()]).sum()
-        return torch.stack([*label, *(term for each in networks.values() for term in each)]).sum()
+        return self.edge_modules.edge(name)
 
 
-def _problems(topology: Topology, nodes: Sequence[GraphNode]) -> Iterator[str]:
-    for where, what, _ in topology.problems():
-        yield f"{'.'.join(where)}: {what}"
-    for name in dict.fromkeys(topology.names):
-        if hasattr(nn.ModuleDict(), name):
-            yield f"nodes.{name}: `{name}` is a name that torch reserves; choose another."
-    networks = [node for node in nodes if isinstance(node, Node)]
-    yield from _sharing_problems(networks)
-    classes = {
-        node.name: node.model.num_classes for node in networks if hasattr(node.model, "num_classes")
-    }
-    if len(set(classes.values())) > 1:
-        counts = ", ".join(f"{name}: {count}" for name, count in classes.items())
-        yield f"nodes: all should have the same number of classes. Found {counts}."
-
-
-def _sharing_problems(networks: Sequence[Node]) -> Iterator[str]:
-    """Yield the nodes that share parameters, because freezing one would freeze the other."""
-    owned = [(node, _names_by_id(node.model)) for node in networks]
-    for (first, ours), (second, theirs) in combinations(owned, 2):
-        shared = ours.keys() & theirs.keys()
-        if first.model is second.model:
-            for name in (first.name, second.name):
-                yield f"nodes.{name}: should have a model of its own. Found it in two nodes."
-        elif shared:
-            found = ", ".join(sorted(theirs[each] for each in shared)[:3])
-            yield (
-                f"nodes.{second.name}: should have a model of its own. Found {found} in "
-                f"`{first.name}`, too."
-            )
-
-
-def _names_by_id(model: nn.Module) -> dict[int, str]:
-    """Return the names of a model's parameters, keyed by the parameters' identity."""
-    return {id(parameter): name for name, parameter in model.named_parameters()}
-
-
-def _unbuilt(edges: str) -> str:
-    return (
-        f"{edges}: a loss or a gate has parameters and is not built yet; call "
-        "graph.build_edges(graph(images)) before you make the optimizer."
-    )
-
-
-def _reduction_problem(reduction: str) -> list[str]:
-    if reduction in get_args(Reduction):
-        return []
-    return [f"reduction: should be one of {', '.join(get_args(Reduction))}. Found `{reduction}`."]
+def _place(
+    name: str,
+    topology: Topology,
+    edges: Sequence[Edge],
+    mean: Channels | None,
+    std: Channels | None,
+) -> Place:
+    """Return a node's place in the graph."""
+    taps: dict[str, None] = {}
+    for edge in edges:
+        ends = zip(edge.pair, edge.tapped, strict=True)
+        taps |= dict.fromkeys(tap for end, names in ends if end == name for tap in names)
+    heads = dict.fromkeys(edge.head for edge in edges if edge.destination == name and edge.head)
+    return Place(name in topology.frozen, mean, std, tuple(taps), tuple(heads))
 
 
 def label_output(labels: Tensor, like: Tensor) -> NodeOutput:

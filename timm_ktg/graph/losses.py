@@ -7,13 +7,15 @@ a module class whose `forward` has that form; see `Registry`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from .registry import Registry
+
+L = TypeVar("L", bound=Callable[..., Tensor])
 
 
 class NodeOutput(NamedTuple):
@@ -22,15 +24,26 @@ class NodeOutput(NamedTuple):
     Args:
         logits: [B, C]. For the label: the one-hot [B, C], or the mixed labels themselves.
         features: Outputs of the node's taps by module name; empty without taps.
+        heads: Further logits [B, C] by the name of the head, of a model that has several.
     """
 
     logits: Tensor
     features: Mapping[str, Tensor] = {}
+    heads: Mapping[str, Tensor] = {}
+
+    def log_probabilities(self, temperature: float = 1.0) -> Tensor:
+        """Return log softmax(z / T) [B, C] in float32, whatever the type of the logits.
+
+        Args:
+            temperature: T > 0.
+        """
+        return F.log_softmax(self.logits.float() / temperature, dim=-1)
 
     def detach(self) -> NodeOutput:
         """Return the same output, detached from autograd's graph."""
         features = {name: value.detach() for name, value in self.features.items()}
-        return NodeOutput(self.logits.detach(), features)
+        heads = {name: value.detach() for name, value in self.heads.items()}
+        return NodeOutput(self.logits.detach(), features, heads)
 
 
 class EdgeLoss(Protocol):
@@ -63,6 +76,17 @@ def problem_of(values: Any, batch: int, attached: bool) -> str | None:
     return None
 
 
+def stackable(loss: L) -> L:
+    """Mark a loss that can compute several edges at once; usable as a decorator.
+
+    The graph calls it once for all E edges with the same arguments and temperature. Such a loss
+    reads the outputs only through `NodeOutput.log_probabilities`, which is then [E, B, C], and
+    returns losses [E, B].
+    """
+    loss.stackable = True  # type: ignore[attr-defined]
+    return loss
+
+
 def cross_entropy(
     source: NodeOutput,
     destination: NodeOutput,
@@ -91,6 +115,7 @@ def cross_entropy(
     )
 
 
+@stackable
 def kl_div(
     source: NodeOutput, destination: NodeOutput, labels: Tensor, *, temperature: float
 ) -> Tensor:
@@ -111,8 +136,8 @@ def kl_div(
     Reference:
         Minami et al., "Knowledge Transfer Graph for Deep Collaborative Learning", ACCV 2020, Eq. 1.
     """
-    log_p_s = F.log_softmax(source.logits.float() / temperature, dim=-1)
-    log_p_t = F.log_softmax(destination.logits.float() / temperature, dim=-1)
+    log_p_s = source.log_probabilities(temperature)
+    log_p_t = destination.log_probabilities(temperature)
     divergence = F.kl_div(log_p_t, log_p_s, reduction="none", log_target=True).sum(-1)
     return divergence * temperature**2
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import one_line
+from ..errors import did_you_mean, one_line
 from .inference import inference_copy
 from .losses import NodeOutput
 from .taps import Taps
@@ -21,6 +23,25 @@ Channels = tuple[float, ...]
 _logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Place:
+    """What a graph says to a node when it puts the node to work.
+
+    Args:
+        frozen: Whether the node is frozen.
+        mean: Per-channel mean that the images are normalized with.
+        std: Per-channel standard deviation, likewise.
+        taps: Names of the modules whose outputs the node's edges read.
+        heads: Names of the heads that the node's edges train, beside the first.
+    """
+
+    frozen: bool = False
+    mean: Channels | None = None
+    std: Channels | None = None
+    taps: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
+
+
 class GraphNode(Protocol):
     """A node of a graph; `Node` is the kind that holds a network."""
 
@@ -28,15 +49,14 @@ class GraphNode(Protocol):
     def traits(self) -> Traits:
         """The node's traits for the topology."""
 
-    def at_work(self, frozen: bool, mean: Channels | None, std: Channels | None) -> nn.Module:
+    def at_work(self, place: Place, others: Mapping[str, nn.Module]) -> nn.Module:
         """Return a module that maps `(images, outputs)` to a `NodeOutput`.
 
         `outputs` holds the outputs of the nodes that this node needs, by name.
 
         Args:
-            frozen: Whether the node is frozen.
-            mean: Per-channel mean that the images are normalized with.
-            std: Per-channel standard deviation, likewise.
+            place: The node's place in the graph.
+            others: The modules of the nodes that this node needs, by name.
 
         Raises:
             ValueError: The node does not fit into the graph.
@@ -56,9 +76,13 @@ class Node:
         mean: Per-channel mean that the model expects its images normalized with, in 0..1; None:
             the images need no change.
         std: Per-channel standard deviation, likewise.
+        img_size: Height and width that the model takes; other images are resized on the device, by
+            bicubic interpolation. None: the images as they are.
+        heads: What the model returns in training mode beside the logits, by name; None: `dist` for
+            timm's models with a distillation head, nothing for others.
 
     Raises:
-        ValueError: Only one of mean and std is given.
+        ValueError: Only one of mean and std is given, or a size is not positive.
     """
 
     name: str
@@ -67,9 +91,20 @@ class Node:
     pretrained: bool = False
     mean: Channels | None = None
     std: Channels | None = None
+    img_size: int | tuple[int, int] | None = None
+    heads: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check that mean and std are given together."""
+        """Check that mean and std are given together, and settle sizes and heads."""
+        if isinstance(self.img_size, int):
+            object.__setattr__(self, "img_size", (self.img_size, self.img_size))
+        if isinstance(self.img_size, tuple) and min(self.img_size) < 1:
+            raise ValueError(
+                f"nodes.{self.name}: img_size should be positive. Found {self.img_size}."
+            )
+        if self.heads is None:
+            distills = hasattr(self.model, "set_distilled_training")
+            object.__setattr__(self, "heads", ("dist",) if distills else ())
         if (self.mean is None) != (self.std is None):
             raise ValueError(
                 f"nodes.{self.name}: mean and std should be given together. "
@@ -81,44 +116,42 @@ class Node:
         """The node's traits for the topology."""
         return Traits(self.name, has_weights=self.pretrained)
 
-    def at_work(self, frozen: bool, mean: Channels | None, std: Channels | None) -> Network:
+    def at_work(self, place: Place, others: Mapping[str, nn.Module] | None = None) -> Network:
         """Return the node's module; see `Network`."""
-        return Network(self, frozen, mean, std)
+        return Network(self, place)
 
 
 class Network(nn.Module):
-    """A network in a graph: its model, the normalization it expects, its taps.
+    """A network in a graph: its model, the images it expects, its taps and heads.
 
     Args:
         node: The node.
-        frozen: Always in evaluation mode, no gradients.
-        mean: Per-channel mean that the images are normalized with.
-        std: Per-channel standard deviation, likewise.
+        place: Its place in the graph; if it is frozen, the module stays in evaluation mode.
 
     Raises:
-        ValueError: A tap names no module, or the node expects a normalization and that of the
-            images is unknown.
+        ValueError: A tap names no module, the model lacks a head, or the node expects a
+            normalization and that of the images is unknown.
     """
 
     scale: Tensor | None
     shift: Tensor | None
 
-    def __init__(
-        self, node: Node, frozen: bool, mean: Channels | None, std: Channels | None
-    ) -> None:
+    def __init__(self, node: Node, place: Place) -> None:
         super().__init__()
-        self.model = node.model
-        self.frozen = frozen
-        self.mean, self.std = node.mean or mean, node.std or std
+        self.name, self.model, self.frozen = node.name, node.model, place.frozen
+        self.mean, self.std = node.mean or place.mean, node.std or place.std
+        self.size = node.img_size
+        self.heads = node.heads or ()
+        self._open_heads(place.heads)
         try:
-            self.taps = Taps(node.model, node.taps)
+            self.taps = Taps(node.model, dict.fromkeys([*node.taps, *place.taps]))
         except ValueError as error:
             raise ValueError(f"nodes.{node.name}.taps: {error}") from None
-        scale, shift = _affine(node, mean, std)
+        scale, shift = _affine(node, place.mean, place.std)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
         self._copy: _Copy | None = None
-        if frozen:
+        if place.frozen:
             self.model.requires_grad_(False)
             self.eval()
 
@@ -144,7 +177,7 @@ class Network(nn.Module):
                 the copy works anywhere.
             torchcompile: Compile the copy.
         """
-        self._copy = _Copy(self.model, images, dtype, torchcompile)
+        self._copy = _Copy(self.model, self._fitted(images), dtype, torchcompile)
         self.model.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
             self._copy.renew
         )
@@ -153,15 +186,67 @@ class Network(nn.Module):
         self, images: Tensor, outputs: Mapping[str, NodeOutput] | None = None
     ) -> NodeOutput:
         """Return the output for images [B, 3, H, W]; a network ignores the other outputs."""
-        if self.scale is not None and self.shift is not None:
-            images = images * self.scale + self.shift
+        images = self._fitted(images)
         self.taps.clear()
         if not self.frozen:
-            return NodeOutput(self.model(images), self.taps.read())
+            return self.output_of(self.model(images))
         if self._copy is not None and self._copy.works_on(images):
-            return NodeOutput(self._copy(images))
+            return self.output_of(self._copy(images))
         with torch.no_grad():
-            return NodeOutput(self.model(images), self.taps.read())
+            return self.output_of(self.model(images))
+
+    def output_of(self, returned: Any) -> NodeOutput:
+        """Return the node's output for what its model has just returned.
+
+        In evaluation mode, timm's models with several heads return the mean of them, which then
+        stands for each.
+
+        Args:
+            returned: Logits [B, C], or a sequence of logits of the first head and the others.
+
+        Raises:
+            ValueError: It is neither.
+        """
+        if isinstance(returned, Tensor):
+            return NodeOutput(returned, self.taps.read(), dict.fromkeys(self.heads, returned))
+        found = list(returned) if isinstance(returned, tuple | list) else [returned]
+        if len(found) != 1 + len(self.heads) or not all(isinstance(z, Tensor) for z in found):
+            kinds = ", ".join(type(each).__name__ for each in found)
+            heads = "".join(f", those of {head}" for head in self.heads)
+            raise ValueError(
+                f"nodes.{self.name}: the model should return logits{heads}. Found {kinds}."
+            )
+        logits, *others = found
+        return NodeOutput(logits, self.taps.read(), dict(zip(self.heads, others, strict=True)))
+
+    def copied_model(self) -> nn.Module:
+        """Return a copy of the model, without taps."""
+        names = self.taps.names
+        self.taps.remove()
+        copy = deepcopy(self.model)
+        self.taps = Taps(self.model, names)
+        return copy
+
+    def _open_heads(self, wanted: Sequence[str]) -> None:
+        """Let the model return what the edges train."""
+        for head in wanted:
+            if head not in self.heads:
+                known = ", ".join(self.heads) or "none beside the first"
+                near = did_you_mean(head, self.heads)
+                raise ValueError(
+                    f"nodes.{self.name}: the model has no head `{head}`. Heads: {known}.{near}"
+                )
+        distill: Any = getattr(self.model, "set_distilled_training", None)
+        if wanted and distill is not None:
+            distill(True)
+
+    def _fitted(self, images: Tensor) -> Tensor:
+        """Return the images as the model expects them: resized and renormalized."""
+        if self.size is not None and images.shape[-2:] != self.size:
+            images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
+        if self.scale is not None and self.shift is not None:
+            images = images * self.scale + self.shift
+        return images
 
 
 class _Copy:

@@ -14,6 +14,8 @@ from ..errors import did_you_mean
 LABEL = "label"
 CUTOFF = "cutoff"  # the gate of an edge that does not exist
 
+NETWORK, ENSEMBLE, EMA = "network", "ensemble", "ema"  # the kinds of nodes
+
 Pair = tuple[str, str]
 Location = tuple[str, ...]
 
@@ -62,13 +64,15 @@ class Traits(NamedTuple):
     Args:
         name: Name of the node.
         has_weights: Whether it starts from trained weights; a frozen network must.
-        needs: Names of the nodes that its output is made from; a network needs none. A node that
-            needs others has no weights of its own, does not learn, and is not frozen either.
+        needs: Names of the nodes that it is made from; a network needs none. A node that needs
+            others does not learn, and is not frozen either.
+        kind: `network`, `ensemble` or `ema`.
     """
 
     name: str
     has_weights: bool = False
     needs: tuple[str, ...] = ()
+    kind: str = NETWORK
 
 
 class Problem(NamedTuple):
@@ -116,7 +120,10 @@ class Topology:
 
     @cached_property
     def matter(self) -> frozenset[str]:
-        """Names of the target, the kept nodes, and all nodes with a path to one of them."""
+        """Names of the target, the kept nodes, and all nodes with a path to one of them.
+
+        A node that is made only from nodes that matter matters, too, because it costs no training.
+        """
         inputs: dict[str, set[str]] = {node.name: set(node.needs) for node in self.nodes}
         for source, destination, *_ in self.live:
             if source != LABEL:
@@ -128,6 +135,9 @@ class Topology:
             if name not in found:
                 found.add(name)
                 ahead += inputs.get(name, ())
+        made = [node for node in self.nodes if node.needs]
+        for _ in made:  # as often as they can depend on each other
+            found |= {node.name for node in made if found.issuperset(node.needs)}
         return frozenset(found)
 
     @cached_property
@@ -183,6 +193,14 @@ class Topology:
             for need in node.needs:
                 if need not in self.names:
                     yield Problem(("nodes", node.name), self._unknown(need, self.names))
+            if node.kind == ENSEMBLE and len({*node.needs}) < max(2, len(node.needs)):
+                members = ", ".join(node.needs) or "none"
+                said = f"an ensemble should have at least two different members. Found {members}."
+                yield Problem(("nodes", node.name), said)
+            kind = next((n.kind for n in self.nodes if n.name in node.needs), NETWORK)
+            if node.kind == EMA and kind != NETWORK and node.name not in node.needs:
+                said = f"should follow a network. `{node.needs[0]}` is an {kind}."
+                yield Problem(("nodes", node.name), said)
         try:
             TopologicalSorter({node.name: node.needs for node in self.nodes}).prepare()
         except CycleError as error:
@@ -223,12 +241,17 @@ class Topology:
             nodes = ", ".join(self.names)
             near = did_you_mean(self.target, self.names)
             return f"`{self.target}` is not a node. Nodes: {nodes}.{near}"
-        if target.needs or any(edge.destination == self.target for edge in self.live):
+        if any(edge.destination == self.target for edge in self.live):
             return None
+        if target.needs:
+            return None if self.learning else f"nothing that `{self.target}` is made from learns."
         return f"the target `{self.target}` should learn from something. It has no incoming edge."
 
     def _frozen_problems(self) -> Iterator[Problem]:
         for node in self.nodes:
+            if node.kind == EMA and node.needs[0] in self.frozen:
+                said = f"should follow a network that learns. `{node.needs[0]}` is frozen."
+                yield Problem(("nodes", node.name), said)
             if node.name in self.frozen and not node.has_weights:
                 said = (
                     "learns from nothing, so it is frozen and should have weights: pretrained, or "

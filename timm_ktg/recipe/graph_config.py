@@ -13,8 +13,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from ..errors import did_you_mean, found, one_line
 from ..graph.edge import default_loss
 from ..graph.gates import create_gate
-from ..graph.graph import Reduction
 from ..graph.losses import create_loss
+from ..graph.problems import Reduction
 from ..graph.topology import LABEL, Link, Topology, Traits, tags_of
 from .section import Section, checked, problem
 

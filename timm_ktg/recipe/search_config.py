@@ -19,7 +19,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ..errors import found
 from ..graph.gates import create_gate
-from ..graph.graph import Reduction
+from ..graph.problems import Reduction
 from ..graph.registry import shown
 from .data_config import DataConfig
 from .graph_config import ModelName, WeightsFile, from_word, gate_problems
