@@ -131,8 +131,8 @@ def test_gate_that_stops_everything_has_weight_zero() -> None:
 
 
 @pytest.mark.parametrize("came", [0.0, math.nan, math.inf])
-def test_mean_weight_of_losses_that_say_nothing_is_one(came: float) -> None:
-    assert _mean_weight(0.0, came) == 1.0
+def test_mean_weight_of_losses_that_say_nothing_is_that_of_the_edge(came: float) -> None:
+    assert _mean_weight(0.0, came, 0.9) == 0.9
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

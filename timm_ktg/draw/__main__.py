@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import RecipeError
 from ..recipe.graph_config import GraphConfig
 from ..recipe.recipe import find_recipe
+from ..records.metrics import ALL_NETWORKS
 from ..records.run_directory import RunDirectory
 from ..terminal import fail
 from .picture import draw_graph
@@ -60,7 +61,8 @@ def _draw(recipe: str, output: Path | None, run: Path | None) -> None:
 def _check_same_graph(graph: GraphConfig, results: Results, where: str) -> None:
     """Raise RecipeError if the run has a different graph."""
     edges = {link.name for link in graph.edges}
-    others = [*(results.top1.keys() - graph.nodes.keys()), *(results.weights.keys() - edges)]
+    nodes = {*graph.nodes, ALL_NETWORKS}
+    others = [*(results.top1.keys() - nodes), *(results.weights.keys() - edges)]
     if others:
         found = ", ".join(sorted(others))
         raise RecipeError([f"{where}: should be a run of this graph. Found another's: {found}."])

@@ -8,7 +8,15 @@ from typing import Any
 from ..graph.edge import Edge, default_loss, loss_name
 from ..graph.graph import KnowledgeTransferGraph
 from ..graph.registry import Bound, shown
-from ..recipe.graph_config import EdgeConfig, GraphConfig, NodeConfig
+from ..graph.topology import EMA, ENSEMBLE, Traits
+from ..recipe.graph_config import (
+    AnyNode,
+    EdgeConfig,
+    EmaConfig,
+    EnsembleConfig,
+    GraphConfig,
+    NodeConfig,
+)
 from ..recipe.recipe import Recipe, load_recipe
 
 Drawable = GraphConfig | Recipe | KnowledgeTransferGraph | str | Path
@@ -38,11 +46,7 @@ def _config_by_hand(graph: KnowledgeTransferGraph) -> GraphConfig:
         edge = edges.get(link, Edge(link.source, link.destination))
         learns_from[link.destination][link.key] = _edge_config(edge, link.gate)
     nodes = {
-        traits.name: NodeConfig.model_construct(
-            model=_model_name(graph, traits.name),
-            pretrained=traits.has_weights,
-            learns_from=learns_from[traits.name],
-        )
+        traits.name: _node_config(graph, traits, learns_from[traits.name])
         for traits in topology.nodes
     }
     return GraphConfig.model_construct(
@@ -50,8 +54,22 @@ def _config_by_hand(graph: KnowledgeTransferGraph) -> GraphConfig:
     )
 
 
+def _node_config(
+    graph: KnowledgeTransferGraph, traits: Traits, learns_from: dict[str, EdgeConfig]
+) -> AnyNode:
+    if traits.kind == ENSEMBLE:
+        return EnsembleConfig.model_construct(ensemble=list(traits.needs))
+    if traits.kind == EMA:
+        return EmaConfig.model_construct(ema=traits.needs[0])
+    return NodeConfig.model_construct(
+        model=_model_name(graph, traits.name),
+        pretrained=traits.has_weights,
+        learns_from=learns_from,
+    )
+
+
 def _edge_config(edge: Edge, gate: str) -> EdgeConfig:
-    bound: dict[str, Any] = {"gate": gate, "temperature": edge.temperature}
+    bound: dict[str, Any] = {"gate": gate, "temperature": edge.temperature, "weight": edge.weight}
     if isinstance(edge.gate, Bound):
         bound |= {"gate": edge.gate.name, "gate_kwargs": dict(edge.gate.arguments)}
     if loss_name(edge) != default_loss(edge.source) or getattr(edge.loss, "arguments", None):

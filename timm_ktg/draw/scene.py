@@ -127,7 +127,7 @@ def scene_of(graph: GraphConfig, results: Results | None = None) -> Scene:
     topology, configs = graph.topology, graph.edges
     names = [graph.target, *(name for name in graph.nodes if name != graph.target)]
     nodes = tuple(
-        SceneNode(name, graph.nodes[name].model, _role(name, topology), results.top1.get(name))
+        SceneNode(name, graph.nodes[name].title, _role(name, topology), results.top1.get(name))
         for name in names
     )
     colors = gate_colors(configs[link].gate for link in topology.live)

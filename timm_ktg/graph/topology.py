@@ -168,6 +168,14 @@ class Topology:
         needs = {node.name: node.needs for node in self.nodes if node.name in self.matter}
         return tuple(TopologicalSorter(needs).static_order())
 
+    def made_from(self, name: str) -> tuple[str, ...]:
+        """Return the names of all nodes that a node is made from, in order; its own comes last."""
+        needs = {node.name: node.needs for node in self.nodes}
+        found = {name}
+        for _ in needs:
+            found |= {need for each in found for need in needs[each]}
+        return tuple(each for each in self.order if each in found)
+
     def problems(self) -> Iterator[Problem]:
         """Yield all problems."""
         yield from self._node_problems()

@@ -67,7 +67,7 @@ def attach(
         raise ValueError(_SEVERAL)
     if not isinstance(graph, KnowledgeTransferGraph):
         graph = _graph_around(model, graph)
-    if graph.model(graph.target) is not model:
+    if graph.target not in graph.networks or graph.model(graph.target) is not model:
         raise ValueError(
             f"The graph's target `{graph.target}` should be the attached model. "
             "Found another model; give Node() the same object."
@@ -134,7 +134,7 @@ class Attachment:
         self.auxiliaries = tuple(name for name in graph.members if name != graph.target)
         self._optimizer: Optimizer = getattr(optimizer, "optimizer", optimizer)
         self._outputs: dict[str, NodeOutput] | None = None
-        self.clock = Clock(optimizer, total_updates)
+        self.clock = Clock(optimizer, total_updates, graph.update_emas)
         try:
             self._groups = self._add_groups(group)
         except ValueError:
@@ -218,11 +218,9 @@ class Attachment:
     def _after(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if not (model.training and torch.is_grad_enabled()):
             return
-        if not isinstance(output, Tensor):
-            raise ValueError(f"The model should return logits. Found {type(output).__name__}.")
         images = args[0] if args else next(iter(kwargs.values()))
-        taps = self.graph.network(self.graph.target).taps
-        outputs = {self.graph.target: NodeOutput(output, taps.read())}
+        target = self.graph.network(self.graph.target)
+        outputs = {self.graph.target: target.output_of(output)}
         self.graph.edge_modules.train()
         for name in self.graph.topology.order:
             if name != self.graph.target:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
@@ -13,16 +14,20 @@ class Clock:
     Args:
         optimizer: The optimizer, or accelerate's wrapper of it.
         total_updates: k_end, the updates of the whole run.
+        then: Called with the number of each update after it, from 1.
 
     Raises:
         ValueError: `total_updates` is not positive.
     """
 
-    def __init__(self, optimizer: Optimizer, total_updates: int) -> None:
+    def __init__(
+        self, optimizer: Optimizer, total_updates: int, then: Callable[[int], None] | None = None
+    ) -> None:
         if total_updates < 1:
             raise ValueError(f"total_updates should be at least 1. Found {total_updates}.")
         self.updates = 0
         self.total_updates = total_updates
+        self._then = then
         # accelerate's optimizer takes no hooks, but the one inside it does.
         inner: Optimizer = getattr(optimizer, "optimizer", optimizer)
         self._handle = inner.register_step_post_hook(self._advance)
@@ -48,3 +53,5 @@ class Clock:
 
     def _advance(self, *_: Any) -> None:
         self.updates += 1
+        if self._then is not None:
+            self._then(self.updates)

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ..graph.graph import KnowledgeTransferGraph
+from ..graph.predictor import Predictor
 from .clock import Clock
 
 
@@ -49,7 +50,7 @@ class KnowledgeTransferTask(TrainingTask):
                     f"`{name}` left out; make it with create_optimizer_v2(graph, ...)."
                 )
         self.trainable_module: nn.Module = graph
-        self.clock = Clock(optimizer, total_updates)
+        self.clock = Clock(optimizer, total_updates, graph.update_emas)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return the losses of a batch.
@@ -97,12 +98,12 @@ class KnowledgeTransferTask(TrainingTask):
         graph = self._graph()
         for name in graph.untapped:
             graph.model(name).compile(backend=backend, mode=mode, **compile_kwargs)
-        return graph.model(graph.target)
+        return _target_of(graph)
 
     def get_eval_model(
         self, module: nn.Module | None = None, ema: bool = False
     ) -> nn.Module | None:
-        """Return the target's model, for validation and export.
+        """Return the target's model, for validation and export; for an ensemble, a predictor.
 
         Args:
             module: A wrapped graph; None: the task's own.
@@ -112,8 +113,7 @@ class KnowledgeTransferTask(TrainingTask):
             module = self.get_trainable_module(ema=ema)
         if module is None:
             return None
-        graph = _unwrapped(module)
-        return graph.model(graph.target)
+        return _target_of(_unwrapped(module))
 
     def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
         """Return the parameters of all nodes that learn.
@@ -173,6 +173,11 @@ class KnowledgeTransferTask(TrainingTask):
 
     def _graph(self) -> KnowledgeTransferGraph:
         return _unwrapped(self.trainable_module)
+
+
+def _target_of(graph: KnowledgeTransferGraph) -> nn.Module:
+    """Return the target as a module that maps images to logits."""
+    return graph.model(graph.target) if graph.target in graph.networks else Predictor(graph)
 
 
 def _unwrapped(module: nn.Module) -> KnowledgeTransferGraph:

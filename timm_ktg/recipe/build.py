@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
@@ -15,14 +15,16 @@ from torch import nn
 from ..data import derive_seed
 from ..errors import RecipeError, collected, located
 from ..graph.edge import Edge
+from ..graph.ema import Ema
+from ..graph.ensemble import Ensemble
 from ..graph.gates import create_gate
 from ..graph.graph import KnowledgeTransferGraph
 from ..graph.losses import create_loss
-from ..graph.node import Channels, Node
+from ..graph.node import Channels, GraphNode, Node
 from ..graph.taps import Taps
 from ..graph.topology import LABEL, Link
 from ..graph.weights import load_weights
-from .graph_config import EdgeConfig, NodeConfig
+from .graph_config import EdgeConfig, EmaConfig, EnsembleConfig, NodeConfig
 from .recipe import Recipe
 from .train_config import TrainConfig
 
@@ -31,7 +33,7 @@ KERNELS = ("foreach", "fused", "capturable")  # how torch computes a step, not w
 
 def build_nodes(
     recipe: Recipe, num_classes: int, given: Mapping[str, nn.Module] | None = None
-) -> list[Node]:
+) -> list[GraphNode]:
     """Return the nodes of a recipe; each model is initialized with its own seed.
 
     Args:
@@ -42,11 +44,16 @@ def build_nodes(
     Raises:
         RecipeError: Nodes cannot be built; lists all, with the reasons.
     """
-    nodes: list[Node] = []
+    nodes: list[GraphNode] = []
     problems: list[str] = []
     for name, node in recipe.graph.nodes.items():
         with collected(problems):
-            if given and name in given:
+            if isinstance(node, EnsembleConfig):
+                weights = None if node.weights is None else tuple(node.weights)
+                nodes.append(Ensemble(name, tuple(node.ensemble), node.combine, weights))
+            elif isinstance(node, EmaConfig):
+                nodes.append(Ema(name, node.ema, node.decay, node.warmup))
+            elif given and name in given:
                 nodes.append(Node(name, given[name], tuple(node.taps)))
             else:
                 learns = any(link.destination == name for link in recipe.graph.topology.live)
@@ -96,7 +103,7 @@ def build_graph(
 
 def connect(
     recipe: Recipe,
-    nodes: list[Node],
+    nodes: Sequence[GraphNode],
     edges: list[Edge],
     mean: Channels | None,
     std: Channels | None,
@@ -219,7 +226,14 @@ def _build_node(name: str, node: NodeConfig, learns: bool, num_classes: int, see
             own = _expected(model) | load_weights(model, node.checkpoint_path)
     with located(f"{where}.taps"):
         Taps(model, node.taps).remove()
-    return Node(name, model, tuple(node.taps), pretrained=node.has_weights, **own)
+    return Node(
+        name,
+        model,
+        tuple(node.taps),
+        pretrained=node.has_weights,
+        img_size=node.img_size,
+        **own,
+    )
 
 
 def _expected(model: nn.Module) -> dict[str, Any]:
@@ -245,7 +259,17 @@ def _build_edge(link: Link, edge: EdgeConfig, recipe: Recipe) -> Edge:
     if loss is None and link.source == LABEL and smoothing:
         loss = create_loss("cross_entropy", smoothing=smoothing)
     gate = create_gate(edge.gate, **edge.gate_kwargs)
-    return Edge(link.source, link.destination, gate, loss, edge.temperature, link.tag)
+    return Edge(
+        link.source,
+        link.destination,
+        gate,
+        loss,
+        edge.temperature,
+        link.tag,
+        edge.weight,
+        edge.taps or (),
+        edge.head or "",
+    )
 
 
 def _parameter_groups(train: TrainConfig, graph: KnowledgeTransferGraph) -> list[dict[str, Any]]:

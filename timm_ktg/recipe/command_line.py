@@ -13,7 +13,7 @@ from ..errors import RecipeError
 from ..graph.topology import LABEL
 from ..records.run_directory import read_seeds
 from .flags import COMMON, Group, Options, Program, below, overridden, section_groups
-from .graph_config import EdgeConfig, NodeConfig, from_word
+from .graph_config import KINDS, EdgeConfig, NodeConfig, from_word, kind_of
 from .images import data_problems
 from .recipe import (
     Recipe,
@@ -143,7 +143,10 @@ def recipe_groups(values: Mapping[str, Any]) -> dict[str, Group]:
     nodes = below(below(values, "graph"), "nodes")
     for name, node in nodes.items():
         path = ("graph", "nodes", name)
-        groups.append(Group(path, NodeConfig, below(nodes, name)))
+        kind = KINDS[kind_of(node)]
+        groups.append(Group(path, kind, below(nodes, name)))
+        if kind is not NodeConfig:
+            continue  # it learns from nothing
         edges = {key: from_word(edge) for key, edge in below(node, "learns_from").items()}
         taken = {name, *(key.partition("/")[0] for key in edges)}
         absent = [source for source in (LABEL, *nodes) if source not in taken]

@@ -7,15 +7,25 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import timm
-from pydantic import BeforeValidator, PositiveFloat, model_serializer
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_serializer,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ..errors import did_you_mean, found, one_line
-from ..graph.edge import default_loss
+from ..graph.edge import EdgeTaps, default_loss
+from ..graph.ensemble import Combine, weights_problem
 from ..graph.gates import create_gate
 from ..graph.losses import create_loss
 from ..graph.problems import Reduction
-from ..graph.topology import LABEL, Link, Topology, Traits, tags_of
+from ..graph.topology import EMA, ENSEMBLE, LABEL, NETWORK, Link, Topology, Traits, tags_of
 from .section import Section, checked, problem
 
 
@@ -79,6 +89,14 @@ def gate_problems(data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
         yield problem(("gate",), one_line(error))
 
 
+def _taps_problem(taps: Any) -> str | None:
+    try:
+        EdgeTaps.of(taps or ())
+    except ValueError as error:
+        return str(error).removeprefix("taps ")
+    return None
+
+
 ModelName = Annotated[str, checked(_model_problem)]
 WeightsFile = Annotated[str, checked(_file_problem)]
 
@@ -96,6 +114,13 @@ class EdgeConfig(Section):
     """Arguments of the loss; need `loss`."""
     temperature: PositiveFloat = 1.0
     """Temperature T of both softmaxes; 1 on an edge from the label."""
+    weight: NonNegativeFloat = 1.0
+    """Factor of the edge's loss."""
+    taps: Annotated[str | list[str] | dict[str, Any] | None, checked(_taps_problem)] = None
+    """Modules whose outputs the loss compares, such as `layer3`, a list, or
+    {source: layer3, destination: blocks.5}."""
+    head: str | None = None
+    """Head of the destination that learns, if its model has several; null: the first."""
 
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
@@ -133,6 +158,8 @@ class NodeConfig(Section):
     """Seed of the initial weights; null: derived from train.seed and the node's name."""
     taps: list[str] = []
     """Names of the submodules whose outputs become the node's features."""
+    img_size: PositiveInt | None = None
+    """Height and width that the images are resized to for this node; null: as they are."""
     learns_from: Annotated[
         dict[str, Annotated[EdgeConfig, BeforeValidator(from_word)]], BeforeValidator(spread)
     ] = {}
@@ -144,14 +171,110 @@ class NodeConfig(Section):
         """Whether the node starts from trained weights."""
         return self.pretrained or self.checkpoint_path is not None
 
+    @property
+    def title(self) -> str:
+        """What the node is, in a word or two."""
+        return self.model
+
+    def traits(self, name: str) -> Traits:
+        """Return the node's traits for the topology."""
+        return Traits(name, self.has_weights)
+
+
+class EnsembleConfig(Section):
+    """An ensemble of other nodes: it learns from nothing, but can teach, and can be the target."""
+
+    ensemble: list[str]
+    """Names of its members."""
+    combine: Combine = "logits"
+    """Average the logits, or the probabilities."""
+    weights: list[float] | None = None
+    """A weight for each member; null: all equal."""
+
+    @property
+    def learns_from(self) -> dict[str, EdgeConfig]:
+        """Nothing."""
+        return {}
+
+    @property
+    def title(self) -> str:
+        """What the node is, in a word or two."""
+        of = "" if self.combine == "logits" else f" ({self.combine})"
+        return f"ensemble of {', '.join(self.ensemble)}{of}"
+
+    def traits(self, name: str) -> Traits:
+        """Return the node's traits for the topology."""
+        return Traits(name, needs=tuple(self.ensemble), kind=ENSEMBLE)
+
+    @classmethod
+    def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
+        """Yield the problems of the weights."""
+        members, weights = data.get("ensemble"), data.get("weights")
+        try:
+            said = weights_problem(members or [], weights and [float(each) for each in weights])
+        except (TypeError, ValueError):
+            return  # pydantic reports it
+        if said:
+            yield problem(("weights",), said)
+
+
+class EmaConfig(Section):
+    """A slow copy of a network that learns: it can teach (mean teacher), and can be the target."""
+
+    ema: str
+    """Name of the network that it follows."""
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.9998
+    """Share of the former average that each update keeps."""
+    warmup: bool = False
+    """Let the decay grow to its value, as timm's --model-ema-warmup does."""
+
+    @property
+    def learns_from(self) -> dict[str, EdgeConfig]:
+        """Nothing."""
+        return {}
+
+    @property
+    def title(self) -> str:
+        """What the node is, in a word or two."""
+        return f"ema of {self.ema}"
+
+    def traits(self, name: str) -> Traits:
+        """Return the node's traits for the topology."""
+        return Traits(name, needs=(self.ema,), kind=EMA)
+
+
+# The kinds of nodes by tag; a tag is in the location of an error, where it is left out.
+KINDS: dict[str, type[NodeConfig] | type[EnsembleConfig] | type[EmaConfig]] = {
+    f"[{kind}]": config
+    for kind, config in ((NETWORK, NodeConfig), (ENSEMBLE, EnsembleConfig), (EMA, EmaConfig))
+}
+
+
+def kind_of(node: Any) -> str:
+    """Return the tag of a node, checked or not."""
+    for tag, config in KINDS.items():
+        if isinstance(node, config):
+            return tag
+    made = (ENSEMBLE, EMA)
+    kind = next((key for key in made if isinstance(node, Mapping) and key in node), NETWORK)
+    return f"[{kind}]"
+
+
+AnyNode = Annotated[
+    Annotated[NodeConfig, Tag(f"[{NETWORK}]")]
+    | Annotated[EnsembleConfig, Tag(f"[{ENSEMBLE}]")]
+    | Annotated[EmaConfig, Tag(f"[{EMA}]")],
+    Discriminator(kind_of),
+]
+
 
 class GraphConfig(Section):
     """Who teaches whom."""
 
     target: str
     """Name of the node to make accurate."""
-    nodes: dict[str, NodeConfig]
-    """The networks by name."""
+    nodes: dict[str, AnyNode]
+    """The networks by name, and the nodes that are made from them: {ensemble: [a, b]}, {ema: a}."""
     reduction: Reduction = "sum"
     """How a node's losses from networks add up: sum (Eq. 3), or mean (Zhang et al., DML)."""
     keep: list[str] = []
@@ -169,7 +292,7 @@ class GraphConfig(Section):
     @property
     def topology(self) -> Topology:
         """The graph by name: which nodes learn, are frozen, or are left out."""
-        traits = (Traits(name, node.has_weights) for name, node in self.nodes.items())
+        traits = (node.traits(name) for name, node in self.nodes.items())
         return Topology(tuple(traits), tuple(self.edges), self.target, tuple(self.keep))
 
     @classmethod
@@ -194,8 +317,13 @@ Values = Mapping[str, Any]
 def _nodes(data: Values) -> dict[str, Values]:
     """Return the nodes that can be read from unchecked data, with `learns_from` as a mapping."""
     nodes = data.get("nodes")
+    network = f"[{NETWORK}]"
     return {
-        name: {**node, "learns_from": _mapping(node.get("learns_from"))}
+        name: {
+            **node,
+            # pydantic reports that the other kinds have no such field
+            "learns_from": _mapping(node.get("learns_from")) if kind_of(node) == network else {},
+        }
         if isinstance(node, Mapping)
         else {}
         for name, node in (nodes.items() if isinstance(nodes, Mapping) else ())
@@ -217,10 +345,7 @@ def _mapping(learns_from: Any) -> dict[str, Any]:
 
 def _topology(data: Values, nodes: Mapping[str, Values]) -> Topology:
     """Return the topology of unchecked data."""
-    traits = (
-        Traits(name, bool(node.get("pretrained") or node.get("checkpoint_path") or not node))
-        for name, node in nodes.items()
-    )
+    traits = (_traits(name, node) for name, node in nodes.items())
     links = (
         _link(key, name, edge)
         for name, node in nodes.items()
@@ -228,6 +353,18 @@ def _topology(data: Values, nodes: Mapping[str, Values]) -> Topology:
     )
     keep = data["keep"] if isinstance(data.get("keep"), list) else []
     return Topology(tuple(traits), tuple(links), str(data.get("target")), tuple(map(str, keep)))
+
+
+def _traits(name: str, node: Values) -> Traits:
+    """Return the traits of an unchecked node."""
+    members, source = node.get("ensemble"), node.get("ema")
+    if isinstance(members, list):
+        return Traits(name, needs=tuple(map(str, members)), kind=ENSEMBLE)
+    if "ensemble" in node:
+        return Traits(name, has_weights=True)  # pydantic reports it
+    if "ema" in node:
+        return Traits(name, needs=(str(source),), kind=EMA)
+    return Traits(name, bool(node.get("pretrained") or node.get("checkpoint_path") or not node))
 
 
 def _link(key: str, destination: str, edge: Any) -> Link:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
 from ..errors import RecipeError, did_you_mean, found, one_line
 from ..records.files import write_whole
 from .data_config import DataConfig
-from .graph_config import GraphConfig
-from .section import Location, Section
+from .graph_config import KINDS, GraphConfig
+from .model_ema import model_ema_problem, with_model_ema
+from .section import Location, Section, problem
 from .tracking_config import TrackingConfig
 from .train_config import TrainConfig
 
@@ -52,6 +54,19 @@ class Recipe(Section):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_model_ema(cls, values: Any) -> Any:
+        """Add the node that `train.model_ema` stands for."""
+        return with_model_ema(values)
+
+    @classmethod
+    def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
+        """Yield the problem of a moving average of something else than a network."""
+        said = model_ema_problem(data)
+        if said:
+            yield problem(("train", "model_ema"), said)
 
 
 def bundled_recipes() -> dict[str, Path]:
@@ -294,7 +309,8 @@ def _without(fields: Mapping[str, set[str]], values: Mapping[str, Any]) -> dict[
 
 def _line(section: type[BaseModel], details: Any) -> str:
     location: Location = details["loc"]
-    where = ".".join(str(part) for part in location if part != "[key]")
+    # pydantic's marks for a key and for a kind of node
+    where = ".".join(str(part) for part in location if part != "[key]" and part not in KINDS)
     if details["type"] == "extra_forbidden":
         key, fields = str(location[-1]), _fields_at(section, location[:-1])
         hint = did_you_mean(MEANT.get(key, key), fields) or f" Keys: {', '.join(fields)}."
@@ -309,6 +325,9 @@ def _line(section: type[BaseModel], details: Any) -> str:
 def _fields_at(section: Any, location: Location) -> list[str]:
     """Return the valid keys at a location, following fields, mappings and unions."""
     for part in location:
+        if part in KINDS:
+            section = KINDS[str(part)]
+            continue
         fields = getattr(section, "model_fields", {})
         if part in fields:
             section = fields[part].annotation

@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import timm.optim
-from pydantic import BeforeValidator, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 from ..errors import did_you_mean
 from .section import Section, Share, checked
@@ -77,6 +84,13 @@ class TrainConfig(Section):
         Literal["no", "bf16", "fp16"] | None, BeforeValidator(_no_is_a_word)
     ] = None
     """Precision of the forward passes (losses are always float32); null: accelerate's setting."""
+    model_ema: bool = False
+    """Keep an exponential moving average of the target, and evaluate it, too: the short form of a
+    node {ema: <target>}."""
+    model_ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9998
+    """Share of the former average that each update keeps (model_ema)."""
+    model_ema_warmup: bool = False
+    """Let the decay grow to its value (model_ema)."""
     sync_bn: bool = False
     """Share BatchNorm's statistics of a batch among all processes, which need accelerators."""
     torchcompile: bool = False

@@ -13,6 +13,10 @@ TOP = (1, 5)
 EPOCH, LR = "epoch", "lr"
 IMAGES_PER_SECOND, SECONDS = "images_per_second", "seconds"
 
+# Stands in the place of a node's name for all networks of a run together: the accuracy of the mean
+# of their logits. No node can be called so.
+ALL_NETWORKS = "all-networks"
+
 _LOSS, _WEIGHT, _PASSED = "train/loss/", "train/weight/", "train/passed/"
 
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..recipe.graph_config import EdgeConfig, GraphConfig, NodeConfig, from_word
+from ..recipe.graph_config import KINDS, EdgeConfig, GraphConfig, from_word, kind_of
+
+
+def title(node: Mapping[str, Any]) -> str:
+    """Return what a node of an unchecked graph is, in a word or two."""
+    return KINDS[kind_of(node)].model_construct(**node).title
 
 
 def picture(section: Mapping[str, Any]) -> str:
@@ -21,5 +26,6 @@ def picture(section: Mapping[str, Any]) -> str:
             source: EdgeConfig.model_construct(**from_word(edge))
             for source, edge in node.get("learns_from", {}).items()
         }
-        nodes[name] = NodeConfig.model_construct(**{**node, "learns_from": learns_from})
+        own = {"learns_from": learns_from} if learns_from else {}
+        nodes[name] = KINDS[kind_of(node)].model_construct(**{**node, **own})
     return svg_of(GraphConfig.model_construct(**{**section, "nodes": nodes}))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import plotly.graph_objects as go
 
-from ..records.metrics import mean_weights, node_losses, shares_passed, watched_split
+from ..records.metrics import ALL_NETWORKS, mean_weights, node_losses, shares_passed, watched_split
 from .figures import figure
 from .run_data import Curve, RunData
 
@@ -56,7 +56,7 @@ def weight_figure(run: RunData) -> go.Figure:
 
 def _colored(run: RunData, curves: dict[str, Curve]) -> Iterator[tuple[str, tuple[str, Curve]]]:
     """Yield the curves of nodes, each with the color that the node has in all figures."""
-    names = list(run.graph["nodes"])
+    names = [*run.graph["nodes"], ALL_NETWORKS]
     for name, curve in curves.items():
         yield COLORS[names.index(name) % len(COLORS)], (name, curve)
 

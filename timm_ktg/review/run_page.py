@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from ..records.sample import gain
-from .pictures import picture
+from .pictures import picture, title
 from .run_data import RunData
 from .run_figures import accuracy_figure, loss_figure, targets_figure, weight_figure
 
@@ -37,7 +37,7 @@ def _rows(run: RunData, first: RunData) -> list[dict[str, Any]]:
         {
             "run": str(run.path),
             "node": f"{node} (target)" if node == run.target != "target" else node,
-            "model": run.graph["nodes"][node]["model"],
+            "model": title(run.graph["nodes"][node]),
             "state": run.state,
             "split": run.splits,
             "top1": run.accuracy(node),

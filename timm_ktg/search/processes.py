@@ -170,6 +170,6 @@ def _images_of(recipe: Recipe) -> str:
     """Return all that decides which images a training sees, but for the seed of their order."""
     train, target = recipe.train, ""
     if recipe.data.pipeline == "timm":  # it asks the target how large its images are
-        target = recipe.graph.nodes[recipe.graph.target].model
+        target = recipe.graph.nodes[recipe.graph.target].title
     numbers = (train.batch_size, train.grad_accum_steps, train.smoothing)
     return f"{recipe.data.model_dump_json()} {numbers} {target}"

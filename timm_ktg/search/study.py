@@ -25,7 +25,13 @@ from .trials import note
 
 READY = "ready"
 IDENTITY = "identity"
-LATER = {"train.sync_bn": False}  # what studies of versions without such a field were made with
+# What studies of versions without such a field were made with.
+LATER = {
+    "train.sync_bn": False,
+    "train.model_ema": False,
+    "train.model_ema_decay": 0.9998,
+    "train.model_ema_warmup": False,
+}
 
 Objective = Callable[[Trial], float]
 Identity = Mapping[str, Any]

@@ -212,9 +212,11 @@ class WandbTracker:
         if result is not None:
             summary = flat(result.as_json(), "/")
             self._draw(results_of(self._directory.path))
-            weights = self._directory.nodes / f"{result.target}.safetensors"
+            networks = self._recipe.graph.topology.made_from(result.target)
+            files = [self._directory.nodes / f"{name}.safetensors" for name in networks]
+            weights = [file for file in files if file.exists()]  # an ensemble has none of its own
             name = run_name(self._directory).replace("/", "-")
-            self._run.artifact(f"{name}-{result.target}", "model", [weights])
+            self._run.artifact(f"{name}-{result.target}", "model", weights)
         self._run.finish(summary, exit_code)
 
     def _draw(self, results: Results | None) -> None:

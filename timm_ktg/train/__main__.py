@@ -105,7 +105,7 @@ def _build(command: Command, recipe: Recipe) -> Ready:
     accelerator.print(f"Reading {recipe.data.dataset}, building {len(recipe.graph.nodes)} nodes.")
     training = build_training(recipe, accelerator)
     if accelerator.is_main_process:
-        show_graph(training.graph, {name: n.model for name, n in recipe.graph.nodes.items()})
+        show_graph(training.graph, {name: n.title for name, n in recipe.graph.nodes.items()})
     return {recipe.train.seed: training}
 
 

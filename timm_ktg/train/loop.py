@@ -12,7 +12,7 @@ from timm.utils import dispatch_clip_grad, distribute_bn
 from torch import Tensor, nn
 
 from ..data import Loader, MemoryLoader, derive_seed
-from ..records.metrics import EPOCH, IMAGES_PER_SECOND, LR, SECONDS, Metrics
+from ..records.metrics import ALL_NETWORKS, EPOCH, IMAGES_PER_SECOND, LR, SECONDS, Metrics
 from .cuda_graph import Batch
 from .metrics import accuracies, correct_counts
 from .training import Training
@@ -51,6 +51,7 @@ def train_epoch(training: Training, batches: Iterable[Batch]) -> Metrics:
             for parameters in owners.values():
                 dispatch_clip_grad(parameters, options.clip_grad, mode=options.clip_mode)
         optimizer.step()
+        graph.update_emas(number)
 
     epoch, updates, start = training.state.epochs, len(training.images.train), time.perf_counter()
     rate = optimizer.param_groups[0]["lr"]
@@ -89,13 +90,17 @@ def start_epoch(training: Training) -> Iterable[Batch]:
 def evaluate(training: Training, loader: Loader, split: str) -> Metrics:
     """Return every node's exact top-1 and top-5 in percent, over all processes.
 
+    With two or more networks, those of the mean of their logits follow: all networks together.
+
     Args:
         training: The run.
         loader: The batches; each process has its own images.
         split: `val` or `test`, for the names of the metrics.
     """
     accelerator, graph = training.accelerator, training.graph
-    correct = torch.zeros(len(graph.members), 2, dtype=torch.int64, device=accelerator.device)
+    networks = (*graph.learning, *graph.frozen)
+    names = [*graph.members, *[ALL_NETWORKS] * (len(networks) > 1)]
+    correct = torch.zeros(len(names), 2, dtype=torch.int64, device=accelerator.device)
     count = torch.zeros((), dtype=torch.int64, device=accelerator.device)
     graph.eval()
     for images, labels in loader:
@@ -103,15 +108,20 @@ def evaluate(training: Training, loader: Loader, split: str) -> Metrics:
         with accelerator.autocast():
             outputs = graph(images.contiguous(memory_format=training.layout))
         logits = [outputs[name].logits for name in graph.members]
+        if len(names) > len(logits):
+            logits.append(torch.stack([outputs[name].logits.float() for name in networks]).mean(0))
         correct += torch.stack([correct_counts(each, labels) for each in logits])
         count += len(labels)
     correct, count = accelerator.reduce((correct, count), reduction="sum")
-    return accuracies(split, list(graph.members), correct, count)
+    return accuracies(split, names, correct, count)
 
 
 def _average_batch_norm(training: Training) -> None:
     """Average BatchNorm's running statistics over the processes."""
     processes = training.accelerator.num_processes
     if processes > 1:
-        for modules in training.graph.owned_modules().values():
+        graph = training.graph
+        for modules in graph.owned_modules().values():
             distribute_bn(nn.ModuleList(modules), processes, reduce=True)
+        for ema in graph.emas:
+            distribute_bn(graph.model(ema.name), processes, reduce=True)

@@ -108,7 +108,7 @@ class EpochMeter:
         means = {loss_name(name): value for name, value in zip(self.nodes, nodes, strict=True)}
         for name, after, before, share in zip(self.edges, gated, ungated, passed, strict=True):
             means[loss_name(name)] = after
-            means[weight_name(name)] = _mean_weight(after, before)
+            means[weight_name(name)] = _mean_weight(after, before, self.edges[name].weight)
             if name in self.stopping:
                 means[passed_name(name)] = share
         return means | accuracies("train", self.counted, correct, count)
@@ -127,9 +127,9 @@ class EpochMeter:
         )
 
 
-def _mean_weight(gated: float, ungated: float) -> float:
-    """Return what a gate let through over what came; 1 where there was nothing to weigh."""
-    return gated / ungated if ungated and math.isfinite(ungated) else 1.0
+def _mean_weight(gated: float, ungated: float, weight: float) -> float:
+    """Return what counted over what came; the edge's weight where there was nothing to weigh."""
+    return gated / ungated if ungated and math.isfinite(ungated) else weight
 
 
 def accuracies(split: str, names: Sequence[str], correct: Tensor, count: Tensor) -> Metrics:

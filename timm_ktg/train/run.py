@@ -14,7 +14,7 @@ from ..errors import RecipeError, collected
 from ..graph.weights import export_node
 from ..recipe.recipe import read_recipe, training_values
 from ..records.files import writing
-from ..records.metrics import Metrics, top_name
+from ..records.metrics import ALL_NETWORKS, Metrics, top_name
 from ..records.reader import read_result
 from ..records.result import Accuracy, DataFacts, RunResult
 from ..records.run_directory import RunDirectory
@@ -163,7 +163,8 @@ def _result(training: Training, metrics: Metrics, split: str, seconds: float) ->
         split=split,
         nodes={
             name: Accuracy(metrics[top_name(1, split, name)], metrics[top_name(5, split, name)])
-            for name in training.graph.members
+            for name in (*training.graph.members, ALL_NETWORKS)
+            if top_name(1, split, name) in metrics
         },
         seed=training.recipe.train.seed,
         epochs=training.epochs,

@@ -103,7 +103,15 @@ def _show_accuracies(
 
 
 def _describe(edge: Edge) -> str:
-    temperature = f", T={edge.temperature:g}" if edge.temperature != 1 else ""
     is_default = shown(edge.loss) == default_loss(edge.source)
-    loss = "" if is_default else f", {shown(edge.loss)}"
-    return f"{edge.link.key}: {shown(edge.gate)}{temperature}{loss}"
+    words = [
+        shown(edge.gate),
+        f"T={edge.temperature:g}" if edge.temperature != 1 else "",
+        f"weight={edge.weight:g}" if edge.weight != 1 else "",
+        "" if is_default else shown(edge.loss),
+        f"taps={' '.join(dict.fromkeys([*edge.tapped.source, *edge.tapped.destination]))}"
+        if edge.tapped.destination
+        else "",
+        f"head={edge.head}" if edge.head else "",
+    ]
+    return f"{edge.link.key}: {', '.join(filter(None, words))}"

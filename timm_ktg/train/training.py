@@ -20,7 +20,7 @@ from ..data import MemoryLoader, Splits, derive_seed
 from ..errors import RecipeError, StorageError, collected, said
 from ..graph.edge import Edge
 from ..graph.graph import KnowledgeTransferGraph
-from ..graph.node import Node
+from ..graph.node import GraphNode, Node
 from ..recipe.build import build_edges, build_nodes, build_optimizer, build_scheduler, connect
 from ..recipe.images import Images, ProcessInfo, build_images, build_splits
 from ..recipe.recipe import Recipe
@@ -195,7 +195,7 @@ def together() -> Iterator[None]:
         raise StorageError(problems[0])
 
 
-def synchronized(nodes: Sequence[Node], edges: Sequence[Edge]) -> list[Node]:
+def synchronized(nodes: Sequence[GraphNode], edges: Sequence[Edge]) -> list[GraphNode]:
     """Return the nodes, with BatchNorm of learning ones synchronized; not tried on a GPU.
 
     All processes together then normalize a batch as a single one would. BatchNorm of frozen nodes
@@ -207,14 +207,16 @@ def synchronized(nodes: Sequence[Node], edges: Sequence[Edge]) -> list[Node]:
     """
     learning = {edge.destination for edge in edges}
     return [
-        replace(node, model=convert_sync_batchnorm(node.model)) if node.name in learning else node
+        replace(node, model=convert_sync_batchnorm(node.model))
+        if isinstance(node, Node) and node.name in learning
+        else node
         for node in nodes
     ]
 
 
 def _build_parts(
     recipe: Recipe, accelerator: Accelerator, data: Data | None
-) -> tuple[list[Node], list[Edge], Data]:
+) -> tuple[list[GraphNode], list[Edge], Data]:
     """Build nodes and edges, and read the images; raises with all problems of all processes."""
     process = ProcessInfo(accelerator.device, accelerator.process_index, accelerator.num_processes)
     problems: list[str] = []
@@ -234,14 +236,16 @@ def _build_parts(
         raise RecipeError(problems)
     if recipe.train.sync_bn and process.world_size > 1:
         nodes = synchronized(nodes, edges)
-    target = next(node.model for node in nodes if node.name == recipe.graph.target)
+    names = recipe.graph.topology.made_from(recipe.graph.target)
+    # The images are those that the target expects, or the first network that it is made from.
+    target = next(n.model for n in nodes if isinstance(n, Node) and n.name in names)
     images = data.images if data else build_images(recipe, splits, target, process)
     return nodes, edges, Data(splits, images)
 
 
 def _build_graph(
     recipe: Recipe,
-    nodes: list[Node],
+    nodes: list[GraphNode],
     edges: list[Edge],
     data: Data,
     accelerator: Accelerator,
@@ -259,7 +263,7 @@ def _build_graph(
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     graph.speed_up_frozen(some, dtype, train.torchcompile)
     if train.torchcompile:
-        for name in set(graph.untapped) & set(graph.learning):
+        for name in set(graph.untapped) - set(graph.frozen):
             graph.model(name).compile()
     return graph
 
