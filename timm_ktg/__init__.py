@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .draw.picture import draw_graph
     from .recipe.build import build_graph
     from .recipe.recipe import load_recipe
+    from .recipe.trained import load_run
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ _LAZY = {
     "build_graph": "recipe.build",
     "draw_graph": "draw.picture",
     "load_recipe": "recipe.recipe",
+    "load_run": "recipe.trained",
 }
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "list_gates",
     "list_losses",
     "load_recipe",
+    "load_run",
     "register_gate",
     "register_loss",
 ]

@@ -154,10 +154,7 @@ def test_ema_follows_as_that_of_timm_update_by_update(warmup: bool, recorded: bo
             theirs.module.state_dict().values(),
             strict=True,
         ):
-            if recorded:
-                torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
-            else:
-                assert torch.equal(own, other)
+            assert torch.equal(own, other)
 
 
 def test_ema_teaches_in_evaluation_mode_and_does_not_learn() -> None:

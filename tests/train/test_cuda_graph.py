@@ -45,6 +45,13 @@ NORM = {
     for name, node in MUTUAL.items()
 }
 
+MADE = {
+    "a": {**NORM["a"], "learns_from": {"label": "through", "slow": {"weight": 0.5}, "crowd": {}}},
+    "b": NORM["b"],
+    "slow": {"ema": "a", "decay": 0.998, "warmup": True},
+    "crowd": {"ensemble": ["a", "b"], "combine": "probabilities"},
+}
+
 
 @pytest.fixture
 def tape(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Tape]]:
@@ -80,8 +87,9 @@ def trained(recipe: dict[str, Any]) -> tuple[Training, list[Metrics]]:
         (MUTUAL, {}, {"grad_accum_steps": 2, "batch_size": 64}),
         (MUTUAL, {}, {"mixed_precision": "bf16", "channels_last": True}),
         (MUTUAL, {"mixup": 0.2}, {}),
+        (MADE, {}, {}),
     ],
-    ids=["gates", "norm", "clip", "accumulate", "bf16", "mixup"],
+    ids=["gates", "norm", "clip", "accumulate", "bf16", "mixup", "made"],
 )
 def test_replayed_updates_are_those_of_a_run_without(
     nodes: Any, data: Any, train: Any, tape: type[Tape]

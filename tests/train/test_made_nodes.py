@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
 
+import timm_ktg as ktg
 from tests.recipe_cases import MUTUAL, NO_AUGMENTATION, Values, recipe_values
 from tests.tiny_data import UPDATES
 from tests.training_cases import (
@@ -22,6 +23,7 @@ from tests.training_cases import (
     summary_of,
     train_run,
 )
+from timm_ktg.errors import RecipeError
 from timm_ktg.records.metrics import ALL_NETWORKS
 from timm_ktg.train.loop import evaluate, start_epoch, train_epoch
 from timm_ktg.train.training import Training
@@ -108,8 +110,26 @@ def test_run_with_an_ensemble_as_its_target_goes_on_bit_for_bit(tmp_path: Path) 
     assert list(summary["nodes"]) == ["a", "b", "crowd", "slow", ALL_NETWORKS]
     exported = sorted(path.name for path in (whole / "nodes").iterdir())
     assert exported == ["a.safetensors", "b.safetensors", "slow.safetensors"]
+    _predicts_what_was_measured(whole, summary)
     slow, a = (load_file(whole / "nodes" / f"{name}.safetensors") for name in ("slow", "a"))
     assert slow.keys() == a.keys() and not same_state(slow, a)
+
+
+def _predicts_what_was_measured(run: Path, summary: Values) -> None:
+    """Measure every node of a run anew, as loaded from its directory."""
+    loader = build(recipe_values(NODES)).images.test
+    assert loader is not None
+    images, labels = (torch.cat(each) for each in zip(*loader(), strict=True))
+    for name in (None, *NODES):
+        model = ktg.load_run(run, name)
+        right = 100 * (model(images).argmax(-1) == labels).double().mean().item()
+        assert right == pytest.approx(summary["nodes"][name or "crowd"]["top1"]), name
+        assert len(model.class_names) == 10 and model.mean is not None and not model.training
+
+
+def test_run_that_cannot_be_loaded_costs_a_line(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"should be a finished run \(summary.json\). Found none"):
+        ktg.load_run(tmp_path)
 
 
 # train.model_ema

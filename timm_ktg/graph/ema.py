@@ -74,7 +74,7 @@ class Ema:
             `timm.utils.ModelEmaV3.get_decay`, where the first update copies, too.
         """
         if isinstance(update, Tensor):
-            warm = 1 - update ** (-2 / 3)
+            warm = 1 - update.double() ** (-2 / 3)
             decay = warm.clamp(max=self.decay) if self.warmup else torch.full_like(warm, self.decay)
             return torch.where(update > 1, decay, 0.0)
         if update <= 1:
@@ -103,8 +103,7 @@ class Ema:
                 own.copy_(theirs)
         weight = 1 - self.decay_at(update)
         if isinstance(weight, Tensor):
-            steps = torch._foreach_sub(values, averages)
-            torch._foreach_mul_(steps, weight)
-            torch._foreach_add_(averages, steps)
+            for own, theirs in zip(averages, values, strict=True):
+                own.lerp_(theirs, weight.to(own.dtype))
         else:
             torch._foreach_lerp_(averages, values, weight)

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from ..graph.graph import KnowledgeTransferGraph
-from ..graph.predictor import Predictor
+from ..graph.predictor import predictor_of
 from .clock import Clock
 
 
@@ -177,7 +177,7 @@ class KnowledgeTransferTask(TrainingTask):
 
 def _target_of(graph: KnowledgeTransferGraph) -> nn.Module:
     """Return the target as a module that maps images to logits."""
-    return graph.model(graph.target) if graph.target in graph.networks else Predictor(graph)
+    return graph.model(graph.target) if graph.target in graph.networks else predictor_of(graph)
 
 
 def _unwrapped(module: nn.Module) -> KnowledgeTransferGraph:

@@ -49,15 +49,14 @@ def build_nodes(
     for name, node in recipe.graph.nodes.items():
         with collected(problems):
             if isinstance(node, EnsembleConfig):
-                weights = None if node.weights is None else tuple(node.weights)
-                nodes.append(Ensemble(name, tuple(node.ensemble), node.combine, weights))
+                nodes.append(build_ensemble(name, node))
             elif isinstance(node, EmaConfig):
                 nodes.append(Ema(name, node.ema, node.decay, node.warmup))
             elif given and name in given:
                 nodes.append(Node(name, given[name], tuple(node.taps)))
             else:
                 learns = any(link.destination == name for link in recipe.graph.topology.live)
-                nodes.append(_build_node(name, node, learns, num_classes, recipe.train.seed))
+                nodes.append(build_network(name, node, learns, num_classes, recipe.train.seed))
     if problems:
         raise RecipeError(problems)
     return nodes
@@ -202,7 +201,25 @@ def _with_own_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
     return {**state, "param_groups": [{**group, **own} for group in state["param_groups"]]}
 
 
-def _build_node(name: str, node: NodeConfig, learns: bool, num_classes: int, seed: int) -> Node:
+def build_ensemble(name: str, node: EnsembleConfig) -> Ensemble:
+    """Return the ensemble that a recipe describes."""
+    weights = None if node.weights is None else tuple(node.weights)
+    return Ensemble(name, tuple(node.ensemble), node.combine, weights)
+
+
+def build_network(name: str, node: NodeConfig, learns: bool, num_classes: int, seed: int) -> Node:
+    """Return the network that a recipe describes.
+
+    Args:
+        name: Name of the node.
+        node: Its section.
+        learns: Whether it learns; otherwise it needs a trained classifier.
+        num_classes: C.
+        seed: Seed of the run, which its own seed derives from.
+
+    Raises:
+        RecipeError: The network cannot be built.
+    """
     where = f"graph.nodes.{name}"
     arguments = {"num_classes": num_classes, **node.model_kwargs}
     # Equal architectures must start from different weights, and a new node must not change others.

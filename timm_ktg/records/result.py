@@ -32,11 +32,13 @@ class DataFacts:
         fingerprint: Hash of the data set's splits.
         mean: Mean of each channel that batches are normalized with.
         std: Standard deviation of each channel, likewise.
+        class_names: [C] names; empty in the results of earlier versions.
     """
 
     fingerprint: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,9 @@ class WandbTracker:
         """Show the result, the picture of the graph with it, and the target's weights."""
         summary: dict[str, Any] = {}
         if result is not None:
-            summary = flat(result.as_json(), "/")
+            values = result.as_json()
+            del values["data"]["class_names"]  # they can be thousands
+            summary = flat(values, "/")
             self._draw(results_of(self._directory.path))
             networks = self._recipe.graph.topology.made_from(result.target)
             files = [self._directory.nodes / f"{name}.safetensors" for name in networks]

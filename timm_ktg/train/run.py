@@ -168,7 +168,12 @@ def _result(training: Training, metrics: Metrics, split: str, seconds: float) ->
         },
         seed=training.recipe.train.seed,
         epochs=training.epochs,
-        data=DataFacts(training.splits.fingerprint, tuple(images.mean), tuple(images.std)),
+        data=DataFacts(
+            training.splits.fingerprint,
+            tuple(images.mean),
+            tuple(images.std),
+            training.splits.class_names,
+        ),
         processes=training.accelerator.num_processes,
         device=str(training.accelerator.device),
         python=platform.python_version(),
