@@ -97,9 +97,11 @@ def _tried(call: Callable[..., Any], arguments: Arguments, pure: bool) -> tuple[
             problem = "a new tensor. Found its arguments changed in place"
         if problem is None and pure and not torch.allclose(returned, call(*arguments())):
             problem = "the same for the same arguments. Found two different answers"
+    except ValueError as error:
+        return None, f"says: {one_line(error)}"
     except Exception as error:  # somebody else's loss or gate may raise anything
-        return None, f"losses [{len(before[0])}]. It raised {one_line(error)}"
-    return returned, problem
+        return None, f"should return losses [{len(before[0])}]. It raised {one_line(error)}"
+    return returned, problem and f"should return {problem}"
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -126,7 +128,7 @@ def _copied(output: NodeOutput, attached: bool = False) -> NodeOutput:
 
 
 def _said(name: str, problem: str, source: NodeOutput, destination: NodeOutput) -> str:
-    said = f"{name} should return {problem}."
+    said = f"{name} {problem.removesuffix('.')}."
     if "KeyError" in problem:  # a tap that is not there
         taps = (", ".join(each.features) or "none" for each in (source, destination))
         said += " Taps of the source: {}; of the destination: {}.".format(*taps)

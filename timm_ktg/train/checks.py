@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
+from ..data import derive_seed
 from ..errors import RecipeError, one_line
 from ..graph.contract import contract_problems
 from ..graph.graph import KnowledgeTransferGraph
@@ -85,6 +86,28 @@ def _size_hint(graph: KnowledgeTransferGraph, name: str, size: tuple[int, int]) 
     if not config.get("fixed_input_size") or size[0] != size[1]:
         return ""
     return f" Did you mean `model_kwargs: {{img_size: {size[0]}}}`?"
+
+
+def build_edge_modules(
+    graph: KnowledgeTransferGraph, outputs: Mapping[str, NodeOutput], seed: int
+) -> None:
+    """Build the losses and gates that have parameters.
+
+    Args:
+        graph: The graph.
+        outputs: What `check_outputs` returned.
+        seed: Seed of the run. Each edge derives its own, so a new edge does not change the others.
+
+    Raises:
+        RecipeError: A loss or a gate cannot be built for these outputs.
+    """
+    try:
+        graph.build_edges(outputs, lambda name: derive_seed(f"init {name}", seed))
+    except Exception as error:  # somebody else's constructor may raise anything
+        unbuilt = (edge for edge in graph.edges if not graph.edge_module(edge.name).is_built)
+        link = next(unbuilt).link  # the first, because they are built in this order
+        place = f"graph.nodes.{link.destination}.learns_from.{link.key}"
+        raise RecipeError([f"{place}: {one_line(error)}"]) from error
 
 
 def check_contracts(

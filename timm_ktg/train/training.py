@@ -16,7 +16,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data import MemoryLoader, Splits, derive_seed
+from ..data import MemoryLoader, Splits
 from ..errors import RecipeError, StorageError, collected, said
 from ..graph.edge import Edge
 from ..graph.graph import KnowledgeTransferGraph
@@ -26,6 +26,7 @@ from ..recipe.images import Images, ProcessInfo, build_images, build_splits
 from ..recipe.recipe import Recipe
 from ..recipe.train_config import TrainConfig
 from .checks import (
+    build_edge_modules,
     check_batch_size,
     check_contracts,
     check_outputs,
@@ -254,8 +255,7 @@ def _build_graph(
     device, images, train = accelerator.device, data.images, recipe.train
     graph = connect(recipe, nodes, edges, images.mean, images.std).to(device)
     outputs = check_outputs(graph, images.size, data.splits.num_classes, device)
-    # Each edge has its own seed, so that a new edge does not change the others.
-    graph.build_edges(outputs, lambda name: derive_seed(f"init {name}", train.seed))
+    build_edge_modules(graph, outputs, train.seed)
     check_contracts(graph, outputs, recipe.data.mixes)
     check_processes_agree(graph)
     graph = graph.to(memory_format=_layout(train))
