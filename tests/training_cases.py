@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import timm_ktg as ktg
 from tests import edge_modules
 from tests.recipe_cases import Values, write_recipe
-from timm_ktg.graph import gates, losses
+from timm_ktg.graph import gates, label_losses, losses
 from timm_ktg.recipe.recipe import check_recipe
 from timm_ktg.train.training import Training, build_training
 
@@ -57,7 +57,7 @@ def erratic(
 ) -> Tensor:
     """Cross-entropy, the first `good` times."""
     calls["erratic"] += 1
-    values = losses.cross_entropy(source, destination, labels, temperature=temperature)
+    values = label_losses.cross_entropy(source, destination, labels, temperature=temperature)
     return values if calls["erratic"] <= good else values * float("nan")
 
 
@@ -69,7 +69,7 @@ def scaled(
     temperature: float,
     factor: float,
 ) -> Tensor:
-    values = losses.cross_entropy(source, destination, labels, temperature=temperature)
+    values = label_losses.cross_entropy(source, destination, labels, temperature=temperature)
     return values * factor
 
 

@@ -1,208 +1,130 @@
-import math
+"""What every loss keeps to, ours and those of other packages, and the registry of losses."""
 
-import numpy as np
+import math
+from functools import partial
+
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor
 
 import timm_ktg as ktg
-from tests.nets import array, ce_reference, hard_labels, kl_reference, output, soft_labels
+from tests.loss_cases import NO_LABELS, OF_FEATURES, OF_LABELS, UNMIXED, ends, logits, made
+from tests.nets import edge, graph_of, hard_labels, images, output, soft_labels
+from timm_ktg.graph.contract import contract_problems
 
-few = settings(deadline=None, max_examples=25, database=None)
-NO_LABELS = torch.zeros(1, dtype=torch.int64)
+LOSSES = ktg.list_losses()
+OWN = {"cross_entropy", "kl_div"}
 
-
-def logits(seed: int, batch: int = 8, num_classes: int = 4, scale: float = 3.0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return scale * torch.randn(batch, num_classes, generator=generator)
-
-
-def kl_div(source: Tensor, destination: Tensor, temperature: float = 1.0) -> Tensor:
-    loss = ktg.create_loss("kl_div")
-    return loss(output(source), output(destination), NO_LABELS, temperature=temperature)
-
-
-def cross_entropy(destination: Tensor, labels: Tensor, **arguments: float) -> Tensor:
-    loss = ktg.create_loss("cross_entropy", **arguments)
-    return loss(output(destination), output(destination), labels, temperature=1.0)
-
-
-# kl_div
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 4.0])
-def test_kl_div_equals_the_reference(temperature: float) -> None:
-    source, destination = logits(0), logits(1)
-    expected = kl_reference(source, destination, temperature)
-    found = kl_div(source, destination, temperature)
-    assert found.shape == (8,)
-    np.testing.assert_allclose(array(found), expected, rtol=1e-5)
-
-
-# softmax([log 3, 0]) = (3/4, 1/4) and softmax([0, 0]) = (1/2, 1/2).
-SHARP = torch.tensor([[math.log(3), 0.0]])
-FLAT = torch.tensor([[0.0, 0.0]])
-
-
-def test_kl_div_has_the_golden_value_of_source_over_destination() -> None:
-    # 3/4 log((3/4)/(1/2)) + 1/4 log((1/4)/(1/2)) = 3/4 log(3/2) - 1/4 log 2
-    assert kl_div(SHARP, FLAT).item() == pytest.approx(0.130812, abs=1e-6)
-
-
-def test_kl_div_is_not_symmetric() -> None:
-    # 1/2 log((1/2)/(3/4)) + 1/2 log((1/2)/(1/4)) = 1/2 log(2/3) + 1/2 log 2 = 1/2 log(4/3)
-    assert kl_div(FLAT, SHARP).item() == pytest.approx(0.143841, abs=1e-6)
-
-
-def test_kl_div_carries_the_factor_t_squared() -> None:
-    # With T = 2, 2 [log 3, 0] / T gives the same two distributions: 2^2 * 0.130812.
-    assert kl_div(2 * SHARP, FLAT, temperature=2.0).item() == pytest.approx(0.523248, abs=1e-6)
-
-
-def test_kl_div_gradient_is_t_times_the_difference_of_probabilities() -> None:
-    # d/dz_t T^2 KL = T^2 (p_t - p_s) / T = 2 ((1/2, 1/2) - (3/4, 1/4)) = (-1/2, 1/2)
-    destination = FLAT.clone().requires_grad_()
-    kl_div(2 * SHARP, destination, temperature=2.0).sum().backward()
-    assert destination.grad is not None
-    assert destination.grad[0].tolist() == pytest.approx([-0.5, 0.5], abs=1e-6)
-
-
-def test_kl_div_gradient_keeps_its_scale_when_the_temperature_grows() -> None:
-    # Hinton et al. 2015, Eq. 4: for large T and logits of mean zero it tends to (z_t - z_s) / C.
-    source, destination = (z - z.mean(-1, keepdim=True) for z in (logits(0), logits(1)))
-    destination.requires_grad_()
-    kl_div(source, destination, temperature=1000.0).sum().backward()
-    expected = (destination.detach() - source) / 4
-    torch.testing.assert_close(destination.grad, expected, rtol=0.02, atol=5e-3)
-
-
-def test_kl_div_is_zero_without_gradient_for_equal_logits() -> None:
-    destination = logits(0).requires_grad_()
-    found = kl_div(logits(0), destination, temperature=2.0)
-    found.sum().backward()
-    assert destination.grad is not None
-    assert torch.equal(found, torch.zeros(8))
-    assert destination.grad.abs().max() < 1e-6
-
-
-def test_kl_div_of_extreme_logits_is_right_and_finite() -> None:
-    # p_s = (1, 0), p_t = (0, 1): log p_t = (-2e4, 0), so KL = 1 (0 - -2e4) + 0.
-    extreme = torch.tensor([[1e4, -1e4]])
-    destination = (-extreme).requires_grad_()
-    found = kl_div(extreme, destination)
-    found.sum().backward()
-    assert destination.grad is not None
-    assert found.tolist() == [2e4]
-    assert destination.grad.tolist() == [[-1.0, 1.0]]
-
-
-def test_kl_div_sends_no_gradient_to_the_detached_source() -> None:
-    source, destination = logits(0).requires_grad_(), logits(1).requires_grad_()
-    loss = ktg.create_loss("kl_div")
-    loss(
-        ktg.NodeOutput(source).detach(), ktg.NodeOutput(destination), NO_LABELS, temperature=1.0
-    ).sum().backward()
-    assert source.grad is None
-    assert destination.grad is not None
-
-
-rows = st.lists(st.floats(-30, 30, width=32), min_size=3, max_size=3)
-
-
-@few
-@given(rows, rows, st.floats(0.5, 8.0))
-def test_kl_div_is_never_negative(source: list[float], other: list[float], t: float) -> None:
-    assert kl_div(torch.tensor([source]), torch.tensor([other]), t).item() >= -1e-4
-
-
-@few
-@given(rows, rows, st.floats(-50, 50, width=32), st.floats(-50, 50, width=32))
-def test_kl_div_does_not_see_a_shift_of_the_logits(
-    source: list[float], other: list[float], first: float, second: float
-) -> None:
-    s, t = torch.tensor([source]), torch.tensor([other])
-    torch.testing.assert_close(kl_div(s + first, t + second), kl_div(s, t), rtol=1e-3, atol=1e-3)
-
-
-# cross_entropy
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("labels", [hard_labels(), soft_labels()], ids=["hard", "soft"])
-def test_cross_entropy_equals_the_reference(labels: Tensor, smoothing: float) -> None:
-    found = cross_entropy(logits(0), labels, smoothing=smoothing)
-    assert found.shape == (8,)
-    np.testing.assert_allclose(
-        array(found), ce_reference(logits(0), labels, smoothing), rtol=1e-5, atol=1e-6
-    )
-
-
-@pytest.mark.parametrize(
-    ("labels", "smoothing", "golden"),
-    [
-        (torch.tensor([0]), 0.0, 0.287682),  # -log(3/4)
-        (torch.tensor([1]), 0.0, 1.386294),  # -log(1/4)
-        (torch.tensor([[0.25, 0.75]]), 0.0, 1.111641),  # 1/4 log(4/3) + 3/4 log 4
-        (torch.tensor([0]), 0.2, 0.397543),  # 0.9 log(4/3) + 0.1 log 4
-    ],
+STACKABLE = sorted(
+    name for name in LOSSES if getattr(ktg.create_loss(name).function, "stackable", False)
 )
-def test_cross_entropy_has_golden_values(labels: Tensor, smoothing: float, golden: float) -> None:
-    found = cross_entropy(SHARP, labels, smoothing=smoothing)
-    assert found.item() == pytest.approx(golden, abs=1e-6)
+
+every_loss = pytest.mark.parametrize("name", LOSSES)
+every_loss_and_labels = pytest.mark.parametrize(
+    ("name", "labels"),
+    [pytest.param(name, hard_labels(), id=f"{name}-hard") for name in LOSSES]
+    + [pytest.param(n, soft_labels(), id=f"{n}-mixed") for n in LOSSES if n not in UNMIXED],
+)
 
 
-def test_cross_entropy_smooths_as_timm_does() -> None:
-    found = cross_entropy(logits(0), hard_labels(), smoothing=0.1).mean()
-    expected = LabelSmoothingCrossEntropy(0.1)(logits(0), hard_labels())
-    torch.testing.assert_close(found, expected)
+def test_every_own_loss_is_listed() -> None:
+    assert OWN <= set(LOSSES)
+    assert OWN >= OF_LABELS | OF_FEATURES | UNMIXED
 
 
-def test_cross_entropy_takes_soft_labels_as_timm_does() -> None:
-    found = cross_entropy(logits(0), soft_labels()).mean()
-    torch.testing.assert_close(found, SoftTargetCrossEntropy()(logits(0), soft_labels()))
+@every_loss_and_labels
+def test_loss_is_a_finite_number_of_float32_a_sample(name: str, labels: Tensor) -> None:
+    source, destination = ends()
+    loss = made(name, source, destination)
+    found = loss(source, destination, labels, temperature=1.0)
+    assert (found.shape, found.dtype) == ((8,), torch.float32)
+    assert found.isfinite().all()
 
 
-def test_cross_entropy_is_the_divergence_from_the_one_hot_label() -> None:
-    # Eq. 1 for the label: its logits 60 e_y stand for the one-hot, whose entropy is 0.
-    one_hot = 60 * torch.eye(4)[hard_labels()]
-    torch.testing.assert_close(
-        cross_entropy(logits(0), hard_labels()), kl_div(one_hot, logits(0)), rtol=1e-5, atol=1e-5
+@every_loss
+def test_loss_has_a_gradient_in_the_destination_alone(name: str) -> None:
+    source, destination = (
+        ktg.NodeOutput(
+            each.logits.requires_grad_(),
+            {tap: value.requires_grad_() for tap, value in each.features.items()},
+        )
+        for each in ends()
     )
+    loss = made(name, source, destination)
+    loss(source.detach(), destination, hard_labels(), temperature=1.0).mean().backward()
+    assert not any(each.grad is not None for each in (source.logits, *source.features.values()))
+    found = [each.grad for each in (destination.logits, *destination.features.values())]
+    gradients = [each for each in found if each is not None]
+    assert gradients and all(each.isfinite().all() and each.any() for each in gradients)
 
 
-def test_cross_entropy_of_extreme_logits_is_finite() -> None:
-    extreme = torch.tensor([[1e4, -1e4]])
-    assert cross_entropy(extreme, torch.tensor([1])).tolist() == [2e4]
+@every_loss
+def test_loss_leaves_its_arguments_as_they_are(name: str) -> None:
+    (source, destination), labels = ends(), hard_labels()
+    made(name, source, destination)(source, destination, labels, temperature=1.0)
+    for before, after in zip(ends(), (source, destination), strict=True):
+        assert torch.equal(before.logits, after.logits)
+        assert all(map(torch.equal, before.features.values(), after.features.values()))
+    assert torch.equal(labels, hard_labels())
 
 
-# Precision
-
-
-@pytest.mark.parametrize("name", ktg.list_losses())
+@every_loss
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_loss_of_half_precision_logits_is_that_of_float32(name: str, dtype: torch.dtype) -> None:
-    loss = ktg.create_loss(name)
-    half = [ktg.NodeOutput(logits(seed).to(dtype)) for seed in (0, 1)]
-    full = [ktg.NodeOutput(each.logits.float()) for each in half]
-    found = loss(*half, hard_labels(), temperature=1.0)
+def test_loss_of_half_precision_outputs_is_that_of_float32(name: str, dtype: torch.dtype) -> None:
+    half = ends(dtype)
+    full = [
+        ktg.NodeOutput(each.logits.float(), {t: f.float() for t, f in each.features.items()})
+        for each in half
+    ]
+    found = made(name, *half)(*half, hard_labels(), temperature=1.0)
     assert found.dtype == torch.float32
-    assert torch.equal(found, loss(*full, hard_labels(), temperature=1.0))
+    assert torch.equal(found, made(name, *full)(*full, hard_labels(), temperature=1.0))
 
 
-@pytest.mark.parametrize("name", ktg.list_losses())
-@pytest.mark.parametrize("labels", [hard_labels(), soft_labels()], ids=["hard", "soft"])
+@every_loss_and_labels
 def test_loss_under_autocast_is_that_of_float32(name: str, labels: Tensor) -> None:
-    loss = ktg.create_loss(name)
-    outputs = [output(logits(seed)) for seed in (0, 1)]
-    expected = loss(*outputs, labels, temperature=1.0)
+    outputs = ends()
+    expected = made(name, *outputs)(*outputs, labels, temperature=1.0)
+    loss = made(name, *outputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert (outputs[0].logits @ outputs[1].logits.T).dtype == torch.bfloat16
         found = loss(*outputs, labels, temperature=1.0)
     assert found.dtype == torch.float32
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", STACKABLE)
+def test_stackable_loss_of_several_edges_is_that_of_each(name: str) -> None:
+    temperature = 1.0 if name == "hard" else 2.0
+    pairs = [(logits(0), logits(1)), (logits(2), logits(3))]
+    loss = partial(ktg.create_loss(name), temperature=temperature)
+    each = [loss(output(s), output(t), hard_labels()) for s, t in pairs]
+    sources, destinations = (output(torch.stack(each)) for each in zip(*pairs, strict=True))
+    found = loss(sources, destinations, hard_labels())
+    torch.testing.assert_close(found, torch.stack(each))
+
+
+@pytest.mark.parametrize("name", STACKABLE)
+def test_stackable_loss_gives_a_graph_what_each_edge_alone_would(name: str) -> None:
+    loss = ktg.create_loss(name)
+    ends = [(s, t) for s in "abc" for t in "abc" if s != t]
+    graph = graph_of(*(edge(s, t, loss=loss) for s, t in ends))
+    outputs = graph(images())
+    found = graph.losses(outputs, hard_labels())
+    for s, t in ends:
+        expected = loss(outputs[s], outputs[t], hard_labels(), temperature=1.0).mean()
+        torch.testing.assert_close(found.edges[f"{s}->{t}"], expected.detach())
+
+
+@pytest.mark.parametrize("name", sorted(OWN - OF_FEATURES))
+@pytest.mark.parametrize("mixed", [False, True])
+def test_loss_keeps_the_contract_between_the_nodes_of_a_graph(name: str, mixed: bool) -> None:
+    ends = ("label", "a") if name in OF_LABELS else ("b", "a")
+    graph = graph_of(edge(*ends, loss=ktg.create_loss(name)), edge("label", "b"), keep=("b",))
+    problems = [said for *_, said in contract_problems(graph, graph(images()), mixed)]
+    refused = f"loss `{name}` says: {name} should get class indices "
+    assert len(problems) == (mixed and name in UNMIXED)
+    assert all(said.startswith(refused) and said.endswith("mixup or cutmix.") for said in problems)
 
 
 # The registry of losses
@@ -235,7 +157,7 @@ def test_loss_of_ones_own_is_registered_and_bound() -> None:
     assert "squared" in ktg.list_losses()
     loss = ktg.create_loss("squared", scale=3.0)
     # 3 ((log 3)^2 + 0) / 2
-    found = loss(output(SHARP), output(FLAT), NO_LABELS, temperature=2.0)
+    found = loss(output([[math.log(3), 0.0]]), output([[0.0, 0.0]]), NO_LABELS, temperature=2.0)
     assert found.tolist() == pytest.approx([1.810423], abs=1e-5)
 
 

@@ -2,7 +2,8 @@
 
 A loss has the form `loss(source, destination, labels, *, temperature, ...) -> [B]`, where `source`
 and `destination` are `NodeOutput`s and the source is detached. A loss with parameters of its own is
-a module class whose `forward` has that form; see `Registry`.
+a module class whose `forward` has that form; see `Registry`. Our own losses are in `label_losses`
+and `logit_losses`, and are registered as entry points, like anybody's.
 """
 
 from __future__ import annotations
@@ -85,61 +86,6 @@ def stackable(loss: L) -> L:
     """
     loss.stackable = True  # type: ignore[attr-defined]
     return loss
-
-
-def cross_entropy(
-    source: NodeOutput,
-    destination: NodeOutput,
-    labels: Tensor,
-    *,
-    temperature: float,
-    smoothing: float = 0.0,
-) -> Tensor:
-    """Return H(y, p_t) for every sample: the KL divergence from a one-hot label (Eq. 1).
-
-    Args:
-        source: Not used; the labels are in `labels`.
-        destination: The node that learns, logits [B, C].
-        labels: Class indices [B], or class probabilities [B, C] (mixup, cutmix).
-        temperature: Always 1, because an edge from the label refuses any other.
-        smoothing: Label smoothing in 0..1, as timm's.
-
-    Returns:
-        Losses [B] in float32.
-
-    Reference:
-        Minami et al., "Knowledge Transfer Graph for Deep Collaborative Learning", ACCV 2020, Eq. 1.
-    """
-    return F.cross_entropy(
-        destination.logits.float(), labels, reduction="none", label_smoothing=smoothing
-    )
-
-
-@stackable
-def kl_div(
-    source: NodeOutput, destination: NodeOutput, labels: Tensor, *, temperature: float
-) -> Tensor:
-    """Return T^2 KL(p_s || p_t) = T^2 sum_c p_s (log p_s - log p_t) for every sample (Eq. 1).
-
-    The factor T^2 keeps the gradients' scale when T changes (Hinton et al. 2015, Sec. 2). The
-    loss is computed in float32 from the log-softmax of both, even under autocast.
-
-    Args:
-        source: The node that teaches, logits [B, C], detached.
-        destination: The node that learns, logits [B, C].
-        labels: Not used.
-        temperature: T > 0.
-
-    Returns:
-        Losses [B] in float32.
-
-    Reference:
-        Minami et al., "Knowledge Transfer Graph for Deep Collaborative Learning", ACCV 2020, Eq. 1.
-    """
-    log_p_s = source.log_probabilities(temperature)
-    log_p_t = destination.log_probabilities(temperature)
-    divergence = F.kl_div(log_p_t, log_p_s, reduction="none", log_target=True).sum(-1)
-    return divergence * temperature**2
 
 
 registry = Registry(

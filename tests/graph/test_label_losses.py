@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+import torch
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from torch import Tensor
+
+import timm_ktg as ktg
+from tests.loss_cases import call, logits
+from tests.nets import array, ce_reference, hard_labels, output, soft_labels
+
+
+def cross_entropy(destination: Tensor, labels: Tensor, **arguments: float) -> Tensor:
+    loss = ktg.create_loss("cross_entropy", **arguments)
+    return loss(output(destination), output(destination), labels, temperature=1.0)
+
+
+# softmax([log 3, 0]) = (3/4, 1/4).
+SHARP = torch.tensor([[3.0, 1.0]]).log()
+
+
+# cross_entropy
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("labels", [hard_labels(), soft_labels()], ids=["hard", "soft"])
+def test_cross_entropy_equals_the_reference(labels: Tensor, smoothing: float) -> None:
+    found = cross_entropy(logits(0), labels, smoothing=smoothing)
+    assert found.shape == (8,)
+    np.testing.assert_allclose(
+        array(found), ce_reference(logits(0), labels, smoothing), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "smoothing", "golden"),
+    [
+        (torch.tensor([0]), 0.0, 0.287682),  # -log(3/4)
+        (torch.tensor([1]), 0.0, 1.386294),  # -log(1/4)
+        (torch.tensor([[0.25, 0.75]]), 0.0, 1.111641),  # 1/4 log(4/3) + 3/4 log 4
+        (torch.tensor([0]), 0.2, 0.397543),  # 0.9 log(4/3) + 0.1 log 4
+    ],
+)
+def test_cross_entropy_has_golden_values(labels: Tensor, smoothing: float, golden: float) -> None:
+    found = cross_entropy(SHARP, labels, smoothing=smoothing)
+    assert found.item() == pytest.approx(golden, abs=1e-6)
+
+
+def test_cross_entropy_smooths_as_timm_does() -> None:
+    found = cross_entropy(logits(0), hard_labels(), smoothing=0.1).mean()
+    expected = LabelSmoothingCrossEntropy(0.1)(logits(0), hard_labels())
+    torch.testing.assert_close(found, expected)
+
+
+def test_cross_entropy_takes_soft_labels_as_timm_does() -> None:
+    found = cross_entropy(logits(0), soft_labels()).mean()
+    torch.testing.assert_close(found, SoftTargetCrossEntropy()(logits(0), soft_labels()))
+
+
+def test_cross_entropy_is_the_divergence_from_the_one_hot_label() -> None:
+    # Eq. 1 for the label: its logits 60 e_y stand for the one-hot, whose entropy is 0.
+    one_hot = 60 * torch.eye(4)[hard_labels()]
+    torch.testing.assert_close(
+        cross_entropy(logits(0), hard_labels()),
+        call("kl_div", one_hot, logits(0)),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_cross_entropy_of_extreme_logits_is_finite() -> None:
+    extreme = torch.tensor([[1e4, -1e4]])
+    assert cross_entropy(extreme, torch.tensor([1])).tolist() == [2e4]
