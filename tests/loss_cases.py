@@ -13,7 +13,7 @@ from tests.nets import CLASSES, output
 NO_LABELS = torch.zeros(1, dtype=torch.int64)
 # Losses that need the class of each sample.
 UNMIXED = set[str]()
-OF_LABELS = {"cross_entropy"}
+OF_LABELS = {"cross_entropy", "bce"}
 OF_FEATURES = set[str]()
 
 

@@ -1,12 +1,14 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor
 
 import timm_ktg as ktg
 from tests.loss_cases import call, logits
-from tests.nets import array, ce_reference, hard_labels, output, soft_labels
+from tests.nets import Array, array, ce_reference, hard_labels, output, soft_labels
 
 
 def cross_entropy(destination: Tensor, labels: Tensor, **arguments: float) -> Tensor:
@@ -70,3 +72,63 @@ def test_cross_entropy_is_the_divergence_from_the_one_hot_label() -> None:
 def test_cross_entropy_of_extreme_logits_is_finite() -> None:
     extreme = torch.tensor([[1e4, -1e4]])
     assert cross_entropy(extreme, torch.tensor([1])).tolist() == [2e4]
+
+
+# bce
+
+
+def bce(labels: Tensor, destination: Tensor | None = None, **arguments: Any) -> Tensor:
+    destination = logits(1) if destination is None else destination
+    loss = ktg.create_loss("bce", **arguments)
+    return loss(output(logits(0)), output(destination), labels, temperature=1.0)
+
+
+def bce_reference(destination: Tensor, targets: Array) -> Array:
+    """- t log sigmoid(z) - (1 - t) log (1 - sigmoid(z)), for every sample and class."""
+    z = array(destination)
+    return np.asarray(targets * np.logaddexp(0, -z) + (1 - targets) * np.logaddexp(0, z))
+
+
+@pytest.mark.parametrize("sum_classes", [False, True])
+@pytest.mark.parametrize("labels", [hard_labels(), soft_labels()], ids=["hard", "soft"])
+def test_bce_equals_the_reference(labels: Tensor, sum_classes: bool) -> None:
+    targets = array(labels) if labels.ndim == 2 else np.eye(4)[labels.numpy()]
+    expected = bce_reference(logits(1), targets)
+    found = bce(labels, sum_classes=sum_classes)
+    assert found.shape == (8,)
+    np.testing.assert_allclose(
+        array(found), expected.sum(-1) if sum_classes else expected.mean(-1), rtol=1e-5
+    )
+
+
+def test_bce_has_golden_values() -> None:
+    # sigmoid(log 3) = 3/4, sigmoid(0) = 1/2: (log(4/3) + log 2) / 2, (log 4 + log 2) / 2.
+    assert bce(torch.tensor([0]), SHARP).tolist() == pytest.approx([0.490415], abs=1e-6)
+    assert bce(torch.tensor([1]), SHARP).tolist() == pytest.approx([1.039721], abs=1e-6)
+
+
+@pytest.mark.parametrize("sum_classes", [False, True])
+@pytest.mark.parametrize(("smoothing", "threshold"), [(0.0, None), (0.1, None), (0.1, 0.2)])
+@pytest.mark.parametrize("labels", [hard_labels(), soft_labels()], ids=["hard", "soft"])
+def test_bce_is_timms(
+    labels: Tensor, smoothing: float, threshold: float | None, sum_classes: bool
+) -> None:
+    arguments = {"smoothing": smoothing, "target_threshold": threshold, "sum_classes": sum_classes}
+    ours, theirs = (logits(1).requires_grad_() for _ in range(2))
+    found = bce(labels, ours, **arguments).mean()
+    expected = BinaryCrossEntropy(**arguments)(theirs, labels)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        *torch.autograd.grad(found, ours), *torch.autograd.grad(expected, theirs)
+    )
+
+
+def test_bce_of_extreme_logits_is_right_and_finite() -> None:
+    extreme = torch.tensor([[1e4, -1e4]])
+    assert bce(torch.tensor([0]), extreme).tolist() == [0.0]
+    assert bce(torch.tensor([1]), extreme, sum_classes=True).tolist() == [2e4]
+
+
+def test_bce_refuses_a_smoothing_above_one() -> None:
+    with pytest.raises(ValueError, match=r"^bce: smoothing should be in 0\.\.1\. Found 1\.5\.$"):
+        bce(hard_labels(), smoothing=1.5)

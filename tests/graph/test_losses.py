@@ -13,7 +13,7 @@ from tests.nets import edge, graph_of, hard_labels, images, output, soft_labels
 from timm_ktg.graph.contract import contract_problems
 
 LOSSES = ktg.list_losses()
-OWN = {"cross_entropy", "kl_div"}
+OWN = {"cross_entropy", "bce", "kl_div"}
 
 STACKABLE = sorted(
     name for name in LOSSES if getattr(ktg.create_loss(name).function, "stackable", False)

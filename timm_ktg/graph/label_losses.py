@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,3 +35,50 @@ def cross_entropy(
     return F.cross_entropy(
         destination.logits.float(), labels, reduction="none", label_smoothing=smoothing
     )
+
+
+def bce(
+    source: NodeOutput,
+    destination: NodeOutput,
+    labels: Tensor,
+    *,
+    temperature: float,
+    smoothing: float = 0.0,
+    target_threshold: float | None = None,
+    sum_classes: bool = False,
+) -> Tensor:
+    """Return the binary cross-entropy of every sample, each class against the rest, as timm's.
+
+    The mean over the samples is `timm.loss.BinaryCrossEntropy` with the same arguments. Like there,
+    `smoothing` is for class indices only, because mixed labels come smoothed already.
+
+    Args:
+        source: Not used; the labels are in `labels`.
+        destination: The node that learns, logits [B, C].
+        labels: Class indices [B], or class probabilities [B, C] (mixup, cutmix).
+        temperature: Always 1, because an edge from the label refuses any other.
+        smoothing: Label smoothing in 0..1 of class indices.
+        target_threshold: Labels above it, after smoothing, become 1 and the others 0; None: they
+            stay as they are.
+        sum_classes: Whether the classes are added up; otherwise they are averaged.
+
+    Returns:
+        Losses [B] in float32.
+
+    Raises:
+        ValueError: The smoothing is out of its range.
+
+    Reference:
+        Wightman et al., "ResNet strikes back: An improved training procedure in timm", 2021.
+    """
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"bce: smoothing should be in 0..1. Found {smoothing}.")
+    logits = destination.logits.float()
+    targets = labels.float()
+    if labels.ndim == 1:
+        one_hot = torch.zeros_like(logits).scatter_(1, labels[:, None], 1.0)
+        targets = (1 - smoothing) * one_hot + smoothing / logits.shape[-1]
+    if target_threshold is not None:
+        targets = (targets > target_threshold).float()
+    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return losses.sum(-1) if sum_classes else losses.mean(-1)
