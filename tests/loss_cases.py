@@ -12,7 +12,7 @@ from tests.nets import CLASSES, output
 
 NO_LABELS = torch.zeros(1, dtype=torch.int64)
 # Losses that need the class of each sample.
-UNMIXED = set[str]()
+UNMIXED = {"dkd"}
 OF_LABELS = {"cross_entropy", "bce"}
 OF_FEATURES = set[str]()
 

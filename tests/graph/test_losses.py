@@ -13,7 +13,7 @@ from tests.nets import edge, graph_of, hard_labels, images, output, soft_labels
 from timm_ktg.graph.contract import contract_problems
 
 LOSSES = ktg.list_losses()
-OWN = {"cross_entropy", "bce", "kl_div"}
+OWN = {"cross_entropy", "bce", "kl_div", "dkd", "dist", "hard", "separate"}
 
 STACKABLE = sorted(
     name for name in LOSSES if getattr(ktg.create_loss(name).function, "stackable", False)
@@ -39,6 +39,13 @@ def test_loss_is_a_finite_number_of_float32_a_sample(name: str, labels: Tensor) 
     found = loss(source, destination, labels, temperature=1.0)
     assert (found.shape, found.dtype) == ((8,), torch.float32)
     assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("name", sorted(UNMIXED))
+def test_loss_that_needs_the_class_refuses_mixed_labels(name: str) -> None:
+    source, destination = ends()
+    with pytest.raises(ValueError, match=f"^{name} should get class indices "):
+        made(name, source, destination)(source, destination, soft_labels(), temperature=1.0)
 
 
 @every_loss

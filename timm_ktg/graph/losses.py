@@ -88,6 +88,17 @@ def stackable(loss: L) -> L:
     return loss
 
 
+def refuse_temperature(name: str, temperature: float) -> None:
+    """Raise ValueError if there is a temperature, for losses that would not use it.
+
+    Args:
+        name: The loss.
+        temperature: T of the edge.
+    """
+    if temperature != 1:
+        raise ValueError(f"{name} should have temperature 1. Found {temperature}.")
+
+
 registry = Registry(
     "loss", "timm_ktg.losses", data=("source", "destination", "labels"), call=("temperature",)
 )
