@@ -1,6 +1,7 @@
 """What every loss keeps to, ours and those of other packages, and the registry of losses."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,7 +14,7 @@ from tests.nets import edge, graph_of, hard_labels, images, output, soft_labels
 from timm_ktg.graph.contract import contract_problems
 
 LOSSES = ktg.list_losses()
-OWN = {"cross_entropy", "bce", "kl_div", "dkd", "dist", "hard", "separate"}
+OWN = {"cross_entropy", "bce", "kl_div", "dkd", "dist", "hard", "separate", "attention", "srd"}
 
 STACKABLE = sorted(
     name for name in LOSSES if getattr(ktg.create_loss(name).function, "stackable", False)
@@ -121,6 +122,18 @@ def test_stackable_loss_gives_a_graph_what_each_edge_alone_would(name: str) -> N
     for s, t in ends:
         expected = loss(outputs[s], outputs[t], hard_labels(), temperature=1.0).mean()
         torch.testing.assert_close(found.edges[f"{s}->{t}"], expected.detach())
+
+
+@pytest.mark.parametrize("name", sorted(OF_FEATURES))
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_loss_of_features_keeps_the_contract_in_a_graph(name: str, temperature: float) -> None:
+    loss = ktg.create_loss(name)
+    ends = edge("b", "a", loss=loss, taps={"source": "stem", "destination": "act"})
+    graph = graph_of(replace(ends, temperature=temperature), edge("label", "b"))
+    graph.build_edges(graph(images()))
+    problems = [said for *_, said in contract_problems(graph, graph(images()), mixed=True)]
+    refused = f"loss `{name}` says: {name} should have temperature 1. Found 4.0."
+    assert problems == ([refused] if temperature != 1 else [])
 
 
 @pytest.mark.parametrize("name", sorted(OWN - OF_FEATURES))

@@ -94,6 +94,41 @@ def test_loss_that_breaks_its_contract_costs_one_line_before_training(
     assert len(lines) == 1 and re.match(expected, lines[0]), lines
 
 
+@pytest.mark.parametrize(
+    ("edge", "said"),
+    [
+        (
+            {"loss": "srd"},
+            r": srd should get taps at both ends, equally many\. Found features \[\]",
+        ),
+        (
+            {"loss": "attention"},
+            r"\.loss: loss `attention` says: attention should get taps at both",
+        ),
+        (
+            {"loss": "hard", "temperature": 4},
+            r"\.loss: loss `hard` says: hard should have temperat",
+        ),
+    ],
+)
+def test_loss_that_does_not_fit_its_ends_costs_one_line(
+    edge: Any, said: str, refused: Refused
+) -> None:
+    (line,) = refused(learning_by(**edge), "--dry-run")
+    assert re.match(AT + said, line), line
+
+
+@pytest.mark.parametrize("loss", ["attention", "srd"])
+def test_loss_of_features_may_train(loss: str) -> None:
+    values = learning_by(("layer2",), loss=loss)
+    assert main([write(values), "--dry-run"]) == 0
+
+
+def test_dkd_with_mixed_labels_costs_one_line(refused: Refused) -> None:
+    (line,) = refused(learning_by(loss="dkd", data={"mixup": 0.4}), "--dry-run")
+    assert line.endswith("Found mixed labels [2, 10]; it does not go with mixup or cutmix.")
+
+
 def test_all_broken_contracts_are_said_at_once(refused: Refused) -> None:
     values = learning_by(loss="total")
     values["graph"]["nodes"]["helper"]["learns_from"]["student"] = {"gate": "gate_by_tap"}

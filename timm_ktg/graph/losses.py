@@ -2,8 +2,8 @@
 
 A loss has the form `loss(source, destination, labels, *, temperature, ...) -> [B]`, where `source`
 and `destination` are `NodeOutput`s and the source is detached. A loss with parameters of its own is
-a module class whose `forward` has that form; see `Registry`. Our own losses are in `label_losses`
-and `logit_losses`, and are registered as entry points, like anybody's.
+a module class whose `forward` has that form; see `Registry`. Our own losses are in `label_losses`,
+`logit_losses` and `feature_losses`, and are registered as entry points, like anybody's.
 """
 
 from __future__ import annotations
