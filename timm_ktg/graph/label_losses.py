@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .losses import NodeOutput
+from .losses import NodeOutput, stackable
 
 
+@stackable
 def cross_entropy(
     source: NodeOutput,
     destination: NodeOutput,
@@ -32,9 +33,12 @@ def cross_entropy(
     Reference:
         Minami et al., "Knowledge Transfer Graph for Deep Collaborative Learning", ACCV 2020, Eq. 1.
     """
-    return F.cross_entropy(
-        destination.logits.float(), labels, reduction="none", label_smoothing=smoothing
-    )
+    log_p_t = destination.log_probabilities()
+    if labels.ndim == 1:
+        own = log_p_t.gather(-1, labels.expand(log_p_t.shape[:-1])[..., None])[..., 0]
+    else:
+        own = (labels * log_p_t).sum(-1)
+    return (smoothing - 1) * own - smoothing * log_p_t.mean(-1) if smoothing else -own
 
 
 def bce(
