@@ -189,3 +189,12 @@ def test_ema_has_taps_of_its_own() -> None:
 def test_ema_with_a_decay_out_of_range_is_refused(decay: float) -> None:
     with pytest.raises(ValueError, match=r"^nodes\.slow\.decay: should be at least 0 and below 1"):
         ktg.Ema("slow", "a", decay)
+
+
+def test_average_that_teaches_nobody_runs_in_evaluations_only() -> None:
+    watched = [ktg.Ema("slow", "a"), ktg.Ensemble("late", ("slow", "b"))]
+    graph = graph_with(*watched, ktg.Ensemble("crowd", ("a", "b")), edges=[edge("crowd", "a")])
+    assert set(graph.train()(images())) == {"a", "b", "crowd"}
+    assert set(graph.eval()(images())) == {"a", "b", "crowd", "slow", "late"}
+    teaching = graph_with(*watched, edges=[edge("late", "a")])
+    assert set(teaching.train()(images())) == {"a", "b", "slow", "late"}

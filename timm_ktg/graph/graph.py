@@ -212,9 +212,12 @@ class KnowledgeTransferGraph(nn.Module):
             self.network(name).speed_up(images, dtype, torchcompile)
 
     def forward(self, images: Tensor) -> dict[str, NodeOutput]:
-        """Return every node's output for the same images [B, 3, H, W]."""
+        """Return the nodes' outputs for the same images [B, 3, H, W].
+
+        In training mode these are the nodes that a training step needs, otherwise all.
+        """
         outputs: dict[str, NodeOutput] = {}
-        for name in self.topology.order:
+        for name in self.topology.in_training if self.training else self.topology.order:
             outputs[name] = self.members[name](images, outputs)
         return outputs
 

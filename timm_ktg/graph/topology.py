@@ -168,13 +168,34 @@ class Topology:
         needs = {node.name: node.needs for node in self.nodes if node.name in self.matter}
         return tuple(TopologicalSorter(needs).static_order())
 
+    @cached_property
+    def in_training(self) -> tuple[str, ...]:
+        """Names of the nodes that run in a training step, in order.
+
+        Left to the evaluation are averages that teach nobody, because they cost a forward each, and
+        what is made from them.
+        """
+        taught = {name for edge in self.active for name in self._with_needs(edge.source)}
+        kinds = {node.name: node for node in self.nodes}
+        running: list[str] = []
+        for name in self.order:
+            idle = kinds[name].kind == EMA or not {*kinds[name].needs} <= {*running}
+            if name in taught or not idle:
+                running.append(name)
+        return tuple(running)
+
     def made_from(self, name: str) -> tuple[str, ...]:
         """Return the names of all nodes that a node is made from, in order; its own comes last."""
+        found = self._with_needs(name)
+        return tuple(each for each in self.order if each in found)
+
+    def _with_needs(self, name: str) -> set[str]:
+        """Return the names of a node and of all nodes that it is made from."""
         needs = {node.name: node.needs for node in self.nodes}
         found = {name}
         for _ in needs:
-            found |= {need for each in found for need in needs[each]}
-        return tuple(each for each in self.order if each in found)
+            found |= {need for each in found for need in needs.get(each, ())}
+        return found
 
     def problems(self) -> Iterator[Problem]:
         """Yield all problems."""

@@ -222,7 +222,7 @@ class Attachment:
         target = self.graph.network(self.graph.target)
         outputs = {self.graph.target: target.output_of(output)}
         self.graph.edge_modules.train()
-        for name in self.graph.topology.order:
+        for name in self.graph.topology.in_training:
             if name != self.graph.target:
                 node = self.graph.members[name]
                 if not node.training:

@@ -111,7 +111,9 @@ def read_run(path: Path) -> RunData:
     try:
         epochs = epochs_of(TrainConfig.model_validate(recipe["train"]))
         data = RunData(path, recipe["graph"], epochs, metrics, complete)
-        data.top1_curves("train")[data.target]  # the page will need it
+        data.graph["nodes"][data.target]  # the page will need it, and some accuracy
+        if not data.top1_curves("train"):
+            raise KeyError(data.target)
     except RecipeError:
         raise
     except (ValueError, KeyError, TypeError) as error:

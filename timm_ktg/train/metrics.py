@@ -47,7 +47,8 @@ class EpochMeter:
         self.accelerator = accelerator
         self.nodes = graph.learning
         self.edges = {edge.name: edge for edge in graph.edges}
-        self.counted = tuple(graph.members)
+        running = graph.topology.in_training
+        self.counted = tuple(name for name in graph.members if name in running)
         self.stopping = [name for name, edge in self.edges.items() if stops_samples(edge.gate)]
         columns = len(self.nodes) + 3 * len(self.edges)
         self._sums = torch.zeros(columns, device=accelerator.device)

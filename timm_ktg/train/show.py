@@ -56,6 +56,7 @@ def epoch_line(metrics: Metrics, epochs: int, graph: KnowledgeTransferGraph) -> 
     shares = (
         f"{name}{'*' if name == graph.target else ''} {metrics[top1_name(split, name)]:.2f}"
         for name in graph.members
+        if top1_name(split, name) in metrics  # an average may run in evaluations only
     )
     return (
         f"epoch {metrics[EPOCH]:>{len(str(epochs))}.0f}/{epochs}  {split} top-1 %  "
