@@ -52,14 +52,24 @@ def test_gate_of_your_own_is_registered_and_keeps_its_contract() -> None:
     timm_ktg.check_gate(timm_ktg.create_gate("confident", threshold=0.5))
 
 
+def test_distillation_is_six_lines(workplace: Path) -> None:
+    front, *_ = blocks("yaml")
+    assert len(front.splitlines()) == 6
+    (workplace / "teacher.safetensors").touch()
+    graph = check_recipe(yaml.safe_load(front)).graph
+    edges = {link.name: edge for link, edge in graph.edges.items()}
+    assert edges["teacher->student"].weight == 0.9 and edges["label->student"].weight == 0.1
+    assert graph.topology.frozen == ("teacher",)
+
+
 def test_recipe_is_right() -> None:
-    recipe, _, _, _ = blocks("yaml")
+    _, recipe, *_ = blocks("yaml")
     found = check_recipe(yaml.safe_load(recipe))
     assert found.graph.nodes["helper"].learns_from["student"].temperature == 2
 
 
 def test_several_edges_between_two_nodes_are_right() -> None:
-    recipe, edges, _, _ = blocks("yaml")
+    _, recipe, edges, *_ = blocks("yaml")
     values = yaml.safe_load(recipe)
     values["graph"]["nodes"]["student"] |= yaml.safe_load(edges)
     names = [link.name for link in check_recipe(values).graph.edges]
@@ -84,6 +94,6 @@ def test_loss_with_parameters_is_trained_with_the_node_that_learns() -> None:
 
 
 def test_search_is_right() -> None:
-    _, _, search, _ = blocks("yaml")
+    _, _, _, search, _ = blocks("yaml")
     found = check_section(SearchRecipe, yaml.safe_load(search)).search
     assert build_choices(found).size == 3 * 4**4

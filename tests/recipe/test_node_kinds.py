@@ -4,13 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from tests.recipe_cases import problems_of, recipe, write
+from tests.training_cases import build
 from timm_ktg.graph.edge import EdgeTaps
 from timm_ktg.recipe.build import build_graph
 from timm_ktg.recipe.command_line import parse_command
 from timm_ktg.recipe.recipe import check_recipe, read_recipe, save_recipe
+from timm_ktg.train.loop import evaluate, start_epoch, train_epoch
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -135,3 +138,26 @@ def test_flags_reach_made_nodes_and_edges(tmp_path: Path) -> None:
     assert values["nodes"]["slow"]["decay"] == 0.5
     assert values["nodes"]["student"]["learns_from"]["crowd"]["weight"] == 0.25
     assert values["nodes"]["helper"]["learns_from"]["student"]["temperature"] == 4.0
+
+
+def test_distilled_model_of_timm_learns_through_its_second_head(tmp_path: Path) -> None:
+    values = made({"helper": {"loss": "hard", "head": "dist"}})
+    tiny = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    student = values["graph"]["nodes"]["student"]
+    student |= {"model": "deit_tiny_distilled_patch16_224", "model_kwargs": tiny}
+    training = build(values)
+    model: Any = training.graph.model("student")
+    before = model.head_dist.weight.detach().clone()
+    metrics = train_epoch(training, start_epoch(training))
+    assert metrics["train/loss/helper->student"] > 0
+    assert not torch.equal(before, model.head_dist.weight)
+    assert training.images.test is not None
+    assert "test/top1/student" in evaluate(training, training.images.test(), "test")
+
+
+def test_network_takes_images_of_another_size() -> None:
+    values = made({"helper": "through"})
+    values["graph"]["nodes"]["helper"]["img_size"] = 12
+    training = build(values)
+    assert training.graph.network("helper").size == (12, 12)
+    train_epoch(training, start_epoch(training))

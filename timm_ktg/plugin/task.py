@@ -69,10 +69,8 @@ class KnowledgeTransferTask(TrainingTask):
         nodes = {f"loss/{name}": loss.detach() for name, loss in losses.nodes.items()}
         edges = {f"loss/{name}": loss for name, loss in losses.edges.items()}
         # An average that teaches nobody does not run in training; its network does.
-        shown = next(
-            each for each in graph.topology.made_from(graph.target)[::-1] if each in outputs
-        )
-        output = outputs[shown].logits
+        parts = graph.topology.made_from(graph.target)
+        output = next(outputs[each].logits for each in parts[::-1] if each in outputs)
         return {"loss": losses.total, "output": output, **nodes, **edges}
 
     def prepare_distributed(
