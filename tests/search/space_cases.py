@@ -25,7 +25,8 @@ def least_form(space: SearchSpace, params: Params) -> Any:
         kind, _, pair = name.partition("/")
         source, _, node = pair.partition("->")
         if kind == "gate" and gate != "cutoff" and node not in frozen:
-            edges[source, node] = "through" if (source, gate) == ("label", "correct") else gate
+            gate = "through" if (source, gate) == ("label", "correct") else gate
+            edges[source, node] = (gate, params.get(f"loss/{pair}"))
     reached = {"target"}
     for _ in auxiliaries:
         reached |= {source for source, node in edges if node in reached and source != "label"}

@@ -16,6 +16,8 @@ from timm_ktg.search.canonical import CanonicalGraph, distillation
 from timm_ktg.search.recipes import RecipeBuilder
 from timm_ktg.search.space import SearchSpace, build_choices, canonical, controls, params_of
 
+LOSSES = ("kl_div", "dkd T=4")
+
 
 def space_of(
     nodes: int, models: str = "ab", gates: tuple[str, ...] = PAPER, frozen: bool = False
@@ -64,6 +66,7 @@ def renamed(space: SearchSpace, params: Params, order: Sequence[str]) -> Params:
         (space_of(2, "abc", frozen=True), 3 * 2 * 4**4),
         (space_of(3, "ab", PAPER[:2], frozen=True), 2**2 * 2**2 * 2**9),
         (space_of(3, "a", PAPER[:3]), 3**9),
+        (replace(space_of(2, "ab"), losses=LOSSES, label_losses=LOSSES), 2 * 4**4 * 2**4),
     ],
 )
 def test_size_is_the_number_of_draws(space: SearchSpace, size: int) -> None:
@@ -106,6 +109,17 @@ def test_space_that_nothing_can_be_drawn_from_is_refused(change: Any, said: str)
         # No auxiliary, one, two of unlike models, two alike (of 2^8, 2^4 fixed by the swap).
         (space_of(3, "ab", ("cutoff", "linear")), 1 + 2 * 2**3 + 2**8 + (2**8 + 2**4)),
         (space_of(3, "ab", ("cutoff", "linear"), True), 545),
+        # 1 without aux1 -> target; with it, two losses there, and none or two from target.
+        (replace(space_of(2, "a", ("cutoff", "through")), losses=LOSSES), 1 + 2**3 * 3),
+        # The same with two losses of each edge from the label.
+        (
+            replace(
+                space_of(2, "a", ("cutoff", "correct")),
+                losses=LOSSES,
+                label_losses=("bce", "cross_entropy"),
+            ),
+            2 + 3 * 2 * 3 * 3,
+        ),
     ],
 )
 def test_canonical_graphs_are_the_classes_of_the_space(space: SearchSpace, forms: int) -> None:

@@ -89,6 +89,18 @@ def gate_problems(data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
         yield problem(("gate",), one_line(error))
 
 
+def loss_problems(data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
+    """Yield the problems of an unchecked section's loss and its arguments."""
+    loss = data.get("loss")
+    try:
+        if loss is not None:
+            create_loss(loss, **data.get("loss_kwargs", {}))
+        elif data.get("loss_kwargs"):
+            yield problem(("loss_kwargs",), "should come with `loss`, the name of the loss.")
+    except Exception as error:  # third-party code, as in a gate
+        yield problem(("loss",), one_line(error))
+
+
 def _taps_problem(taps: Any) -> str | None:
     try:
         EdgeTaps.of(taps or ())
@@ -98,6 +110,7 @@ def _taps_problem(taps: Any) -> str | None:
 
 
 ModelName = Annotated[str, checked(_model_problem)]
+Taps = Annotated[str | list[str] | dict[str, Any] | None, checked(_taps_problem)]
 WeightsFile = Annotated[str, checked(_file_problem)]
 
 
@@ -116,7 +129,7 @@ class EdgeConfig(Section):
     """Temperature T of both softmaxes; 1 on an edge from the label."""
     weight: NonNegativeFloat = 1.0
     """Factor of the edge's loss."""
-    taps: Annotated[str | list[str] | dict[str, Any] | None, checked(_taps_problem)] = None
+    taps: Taps = None
     """Modules whose outputs the loss compares, such as `layer3`, a list, or
     {source: layer3, destination: blocks.5}."""
     head: str | None = None
@@ -126,14 +139,7 @@ class EdgeConfig(Section):
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
         """Yield the problems of the gate and the loss."""
         yield from gate_problems(data)
-        loss = data.get("loss")
-        try:
-            if loss is not None:
-                create_loss(loss, **data.get("loss_kwargs", {}))
-            elif data.get("loss_kwargs"):
-                yield problem(("loss_kwargs",), "should come with `loss`, the name of the loss.")
-        except Exception as error:  # third-party code, as in a gate
-            yield problem(("loss",), one_line(error))
+        yield from loss_problems(data)
 
     @model_serializer(mode="wrap")
     def _to_word(self, handler: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePath
@@ -10,7 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BeforeValidator,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     field_serializer,
     model_serializer,
@@ -20,9 +23,9 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from ..errors import found
 from ..graph.gates import create_gate
 from ..graph.problems import Reduction
-from ..graph.registry import shown
+from ..graph.registry import shown, with_arguments
 from .data_config import DataConfig
-from .graph_config import ModelName, WeightsFile, from_word, gate_problems
+from .graph_config import ModelName, Taps, WeightsFile, from_word, gate_problems, loss_problems
 from .section import Section, checked, problem
 from .tracking_config import TrackingConfig
 from .train_config import TrainConfig
@@ -93,6 +96,47 @@ class GateConfig(Section):
         return handler(self) if self.gate_kwargs else self.gate
 
 
+class LossConfig(Section):
+    """A candidate loss with its temperature and weight; a bare word is a loss as it is."""
+
+    loss: str
+    """Name of the loss."""
+    loss_kwargs: dict[str, Any] = {}
+    """Arguments of the loss."""
+    temperature: PositiveFloat = 1.0
+    """Temperature T of both softmaxes; 1 on an edge from the label."""
+    weight: NonNegativeFloat = 1.0
+    """Factor of the edge's loss."""
+    taps: Taps = None
+    """Modules whose outputs the loss compares."""
+
+    @classmethod
+    def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
+        """Yield the problems of the loss."""
+        return loss_problems(data)
+
+    @property
+    def shown(self) -> str:
+        """The loss in words, such as `dkd(beta=2) T=4 weight=0.5`."""
+        taps = json.dumps(self.taps) if isinstance(self.taps, list | dict) else self.taps
+        words = {
+            "T": f"{self.temperature:g}" if self.temperature != 1 else None,
+            "weight": f"{self.weight:g}" if self.weight != 1 else None,
+            "taps": taps,
+        }
+        given = [f"{key}={value}" for key, value in words.items() if value is not None]
+        return " ".join([with_arguments(self.loss, self.loss_kwargs), *given])
+
+    @model_serializer(mode="wrap")
+    def _to_word(self, handler: Any) -> Any:
+        return self.loss if self.shown == self.loss else handler(self)
+
+
+def _loss_from_word(value: Any) -> Any:
+    return {"loss": value} if isinstance(value, str) else value
+
+
+Losses = list[Annotated[LossConfig, BeforeValidator(_loss_from_word)]]
 Gates = list[Annotated[GateConfig, BeforeValidator(from_word)]]
 PAPERS_GATES = [GateConfig(gate=name) for name in ("through", "cutoff", "linear", "correct")]
 
@@ -108,6 +152,12 @@ class SearchConfig(Section):
     """Candidate models for every auxiliary."""
     gates: Gates = PAPERS_GATES
     """Candidate gates for every edge. Gates of other packages must be named here to take part."""
+    losses: Losses = []
+    """Candidate losses for every edge between networks, each with its temperature and weight; none:
+    kl_div for all. Not in the paper."""
+    label_losses: Losses = []
+    """Candidate losses for every edge from the label; none: cross_entropy for all. Not in the
+    paper."""
     frozen: bool = False
     """Let the search choose for each auxiliary whether it is frozen; not in the paper."""
     reduction: Reduction = "sum"
@@ -158,6 +208,7 @@ class SearchConfig(Section):
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
         """Yield the problems between fields."""
+        yield from _label_loss_problems(data.get("label_losses"))
         nodes = _from_one(data.get("nodes", 1))
         if nodes == []:
             yield problem(("nodes",), "should be one or more numbers of nodes. Found none.")
@@ -171,6 +222,14 @@ class SearchConfig(Section):
                 yield problem(("grace_period",), said)
         except (TypeError, ValueError, OverflowError):
             pass  # pydantic reports it
+
+
+def _label_loss_problems(losses: Any) -> Iterator[InitErrorDetails]:
+    for number, loss in enumerate(losses if isinstance(losses, list) else ()):
+        temperature = loss.get("temperature", 1) if isinstance(loss, Mapping) else 1
+        if str(temperature) not in ("1", "1.0"):
+            said = f"should be 1 on an edge from the label. Found {temperature}."
+            yield problem(("label_losses", number, "temperature"), said)
 
 
 class SearchRecipe(Section):

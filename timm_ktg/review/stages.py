@@ -71,7 +71,7 @@ def means(trials: Sequence[TrialRecord], epoch: int, name: str) -> dict[str, tup
 
 
 def parameters(trials: Sequence[TrialRecord]) -> dict[str, list[str]]:
-    """Return each parameter's categories: first the number of nodes, then models, roles, gates."""
+    """Return each parameter's categories: number of nodes, models, roles, gates, losses."""
     found: dict[str, dict[str, None]] = {}
     for trial in trials:
         for name, distribution in trial.trial.distributions.items():
@@ -80,7 +80,7 @@ def parameters(trials: Sequence[TrialRecord]) -> dict[str, list[str]]:
     for name, choices in found.items():
         if not all(name in trial.trial.params for trial in trials):
             found[name] = {ABSENT: None, **choices}
-    kinds = [NODES, "model", "role", "gate"]
+    kinds = [NODES, "model", "role", "gate", "loss"]
     return {
         name: list(found[name])
         for name in sorted(found, key=lambda name: kinds.index(name.partition("/")[0]))
@@ -97,4 +97,6 @@ def label(name: str) -> str:
     kind, _, what = name.partition("/")
     if kind == "gate":
         return what.replace("->", " → ")
+    if kind == "loss":
+        return f"loss of {what.replace('->', ' → ')}"
     return "number of nodes" if name == NODES else f"{kind} of {what}"

@@ -7,11 +7,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ..graph.registry import with_arguments
-from ..recipe.graph_config import from_word
 from ..records.sample import Sample, gain
 from ..search.canonical import GraphEdge, describe
-from ..search.recipes import graph_section
+from ..search.recipes import graph_section, words_of
 from ..search.trials import COMPLETE, RUNNING, TrialRecord
 from .figures import epochs_figure, importance_figure, parallel_figure, tested_figure
 from .pictures import picture
@@ -141,10 +139,7 @@ def _rows(
         {"what": f"trial {row['trial']}", **row} for row in tested if row["trial"] is not None
     ]
     controls = [{"what": "control", **row} for row in tested if row["trial"] is None]
-    gates = {
-        with_arguments(spec["gate"], spec.get("gate_kwargs", {})): spec
-        for spec in map(from_word, search.get("gates", ()))
-    }
+    gates = words_of(search)
     rows, images = [*winners, *untested, *controls], study.result.get("test images")
     for row in rows:
         if row.get("same as"):

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..graph.gates import create_gate
+from ..graph.losses import create_loss
+from ..graph.registry import Bound
 from ..recipe.images import build_splits
 from ..recipe.recipe import PLACE
-from ..recipe.search_config import GateConfig, SearchRecipe
+from ..recipe.search_config import GateConfig, LossConfig, SearchRecipe
 from ..train.checks import code_of
 
 # Fields that may differ between the workers of a study.
@@ -39,6 +41,13 @@ def identity_of(recipe: SearchRecipe) -> dict[str, Any]:
     return {
         **fields,
         "search.gates": [_identity_of_gate(gate) for gate in recipe.search.gates],
+        **{
+            f"search.{field}": [_identity_of_loss(loss) for loss in losses]
+            for field, losses in (
+                ("losses", recipe.search.losses),
+                ("label_losses", recipe.search.label_losses),
+            )
+        },
         "search.weights": {
             model: _contents(files) for model, files in recipe.search.weights.items()
         },
@@ -51,8 +60,16 @@ def _contents(paths: Sequence[str]) -> str:
     return " ".join(sha256(Path(path).read_bytes()).hexdigest()[:16] for path in paths)
 
 
+def _identity_of_loss(loss: LossConfig) -> str:
+    """Return a loss in the same form as a gate."""
+    return _with_code(loss.shown, create_loss(loss.loss, **loss.loss_kwargs))
+
+
+def _with_code(shown: str, bound: Bound) -> str:
+    ours = bound.function.__module__.startswith("timm_ktg.")
+    return shown if ours else f"{shown} (code {code_of(bound)})"
+
+
 def _identity_of_gate(gate: GateConfig) -> str:
     """Return a gate as it is shown, with its code if it is not ours, because that may change."""
-    bound = create_gate(gate.gate, **gate.gate_kwargs)
-    ours = bound.function.__module__.startswith("timm_ktg.")
-    return gate.shown if ours else f"{gate.shown} (code {code_of(bound)})"
+    return _with_code(gate.shown, create_gate(gate.gate, **gate.gate_kwargs))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from ..graph.registry import with_arguments
 from ..graph.topology import LABEL
 from ..recipe.graph_config import from_word
 from ..recipe.recipe import Recipe
-from ..recipe.search_config import SearchRecipe
+from ..recipe.search_config import LossConfig, SearchRecipe
 from .canonical import TARGET, CanonicalGraph, GraphEdge, all_through
 from .result import Row
+from .space import edge_word
 from .teachers import Teacher, teachers_of
 
 
@@ -41,7 +44,7 @@ class RecipeBuilder:
             temperature: Of the edges between networks.
         """
         search = self.recipe.search
-        gates = {gate.shown: gate.model_dump() for gate in search.gates}
+        gates = words_of(search.model_dump())
         reduction = reduction or search.reduction
         section = graph_section(graph.models, graph.edges, reduction, gates, temperature)
         for name, teacher in teachers_of(graph, self.seed).items():
@@ -82,6 +85,27 @@ def candidates_recipe(recipe: SearchRecipe) -> Recipe:
 
 def _recipe(recipe: SearchRecipe, graph: Mapping[str, Any]) -> Recipe:
     return Recipe.model_validate({"graph": graph, "data": recipe.data, "train": recipe.train})
+
+
+def words_of(search: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a recipe writes each edge that a search can draw, by the edge's word.
+
+    Args:
+        search: The section `search`, maybe unchecked.
+    """
+    gates = [from_word(each) for each in search.get("gates", ())]
+    words: dict[str, Any] = {}
+    for source, field in ((LABEL, "label_losses"), (TARGET, "losses")):
+        losses = [_with_loss(each) for each in search.get(field, ())] or [{}]
+        for gate, loss in product(gates, losses):
+            shown = with_arguments(gate["gate"], gate.get("gate_kwargs", {}))
+            said = LossConfig.model_construct(**loss).shown if loss else ""
+            words[edge_word((source, TARGET), shown, said)] = {**gate, **loss}
+    return words
+
+
+def _with_loss(value: Any) -> Any:
+    return {"loss": value} if isinstance(value, str) else value
 
 
 def graph_section(

@@ -9,6 +9,7 @@ from math import prod
 from typing import Any
 
 from ..errors import did_you_mean
+from ..graph.edge import default_loss
 from ..graph.topology import CUTOFF, LABEL, Pair
 from ..recipe.search_config import SearchConfig
 from .canonical import (
@@ -25,6 +26,7 @@ from .canonical import (
     possible_edges,
 )
 
+_LOSSES = ("losses", "label_losses")
 NODES = "nodes"  # Optuna's parameter for the number of nodes
 
 Params = dict[str, Any]
@@ -40,6 +42,9 @@ class SearchSpace:
         gates: Candidates for every edge's gate, as they are shown, such as `linear` or
             `confident(threshold=0.9)`. `cutoff` means that there is no edge.
         nodes: Number N of networks, the target included, at least 1.
+        losses: Candidates for the loss of every edge between networks, as they are shown; none:
+            there is no choice.
+        label_losses: Candidates for the loss of every edge from the label, likewise.
         frozen: Whether `frozen` is a choice of its own for every auxiliary. In the paper it is
             not: an auxiliary is frozen only where all its N gates are drawn as `cutoff`.
 
@@ -52,18 +57,23 @@ class SearchSpace:
     gates: tuple[str, ...]
     nodes: int
     frozen: bool
+    losses: tuple[str, ...] = ()
+    label_losses: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check what `SearchConfig` does not: there is a gate to draw, and each thing only once."""
         if not set(self.gates) - {CUTOFF}:
             raise ValueError(f"gates should name one besides `{CUTOFF}`. Found no other.")
-        for field, names in (("models", self.models), ("gates", self.gates)):
+        lists = {field: getattr(self, field) for field in ("models", "gates", *_LOSSES)}
+        for field, names in lists.items():
             if len(set(names)) < len(names):
                 raise ValueError(f"{field} should name each only once. Found {', '.join(names)}.")
 
     @property
     def size(self) -> int:
         """M^(N-1) * G^(N^2), times 2^(N-1) where `frozen` is a choice.
+
+        Candidate losses multiply it by L^(N(N-1)) and, from the label, by L^N.
 
         This counts ways to choose: invalid graphs and graphs that are the same count each.
         """
@@ -85,7 +95,26 @@ class SearchSpace:
             **{model_param(name): self.models for name in self.auxiliaries},
             **{_role_param(name): (LEARNS, FROZEN) for name in self.auxiliaries if self.frozen},
             **{gate_param(pair): self.gates for pair in self.pairs},
+            **{loss_param(pair): each for pair in self.pairs if (each := self.losses_of(pair))},
         }
+
+    def losses_of(self, pair: Pair) -> tuple[str, ...]:
+        """Return the candidate losses of an edge; none: there is no choice."""
+        return self.label_losses if pair[0] == LABEL else self.losses
+
+    def parts_of(self, pair: Pair, word: str) -> tuple[str, str]:
+        """Return the gate and the loss that an edge's word stands for.
+
+        Args:
+            pair: The edge.
+            word: What its canonical graph says of it.
+
+        Returns:
+            A candidate gate and a candidate loss, which is "" if there is no choice.
+        """
+        losses = self.losses_of(pair) or ("",)
+        words = {edge_word(pair, *parts): parts for parts in product(self.gates, losses)}
+        return words.get(word, (word, losses[0]))
 
 
 @dataclass(frozen=True)
@@ -144,10 +173,13 @@ def build_choices(search: SearchConfig) -> Choices:
         ValueError: There is nothing to draw, or something is listed twice.
     """
     gates = tuple(gate.shown for gate in search.gates)
+    losses, label_losses = (tuple(each.shown for each in getattr(search, f)) for f in _LOSSES)
     models = tuple(search.models)
     return Choices(
         {
-            nodes: SearchSpace(search.target_model, models, gates, nodes, search.frozen)
+            nodes: SearchSpace(
+                search.target_model, models, gates, nodes, search.frozen, losses, label_losses
+            )
             for nodes in dict.fromkeys(search.nodes)
         }
     )
@@ -169,7 +201,11 @@ def canonical(space: SearchSpace, params: Mapping[str, str]) -> CanonicalGraph |
     models = {name: params[model_param(name)] for name in space.auxiliaries}
     frozen = [name for name in models if space.frozen and params[_role_param(name)] == FROZEN]
     drawn = {pair: params[gate_param(pair)] for pair in space.pairs if pair[1] not in frozen}
-    gates = {pair: gate for pair, gate in drawn.items() if gate != CUTOFF}
+    gates = {
+        pair: edge_word(pair, gate, params.get(loss_param(pair), ""))
+        for pair, gate in drawn.items()
+        if gate != CUTOFF
+    }
     if all(destination != TARGET for _, destination in gates):
         return None
     return canonical_form({TARGET: space.target_model, **models}, gates)
@@ -199,6 +235,11 @@ def params_of(space: SearchSpace, graph: CanonicalGraph) -> dict[str, str]:
         **{model_param(name): models.get(name, space.models[0]) for name in roles},
         **{_role_param(name): role for name, role in roles.items() if space.frozen},
         **{gate_param(pair): _candidate(space, graph, pair) for pair in space.pairs},
+        **{
+            loss_param(pair): space.parts_of(pair, graph.gates.get(pair, ""))[1]
+            for pair in space.pairs
+            if space.losses_of(pair)
+        },
     }
 
 
@@ -224,6 +265,24 @@ def gate_param(pair: Pair) -> str:
     return f"gate/{pair[0]}->{pair[1]}"
 
 
+def loss_param(pair: Pair) -> str:
+    """Return the name of the parameter that chooses an edge's loss."""
+    return f"loss/{pair[0]}->{pair[1]}"
+
+
+def edge_word(pair: Pair, gate: str, loss: str) -> str:
+    """Return what a canonical graph says of an edge: its gate, and its loss unless it is usual.
+
+    Args:
+        pair: The edge.
+        gate: Its gate, as it is shown. On an edge from the label `correct` is `through`.
+        loss: Its loss, as it is shown; "": the usual one.
+    """
+    if pair[0] == LABEL and gate == CORRECT:
+        gate = THROUGH
+    return gate if loss in ("", default_loss(pair[0])) else f"{gate}, {loss}"
+
+
 def _check_candidate(where: str, name: str, names: Sequence[str]) -> None:
     """Raise ValueError if a name is not among the candidates."""
     if name not in names:
@@ -237,7 +296,7 @@ def _role_param(name: str) -> str:
 
 def _candidate(space: SearchSpace, graph: CanonicalGraph, pair: Pair) -> str:
     """Return the candidate for an edge: its gate in the graph, or one that makes no difference."""
-    gate = graph.gates.get(pair, CUTOFF)
+    gate = space.parts_of(pair, graph.gates.get(pair, CUTOFF))[0]
     alike = [gate, CORRECT] if (pair[0], gate) == (LABEL, THROUGH) else [gate]
     ignored = graph.frozen_nodes if space.frozen else ()
     if pair[1] not in graph.models or pair[1] in ignored:

@@ -31,6 +31,8 @@ LATER = {
     "train.model_ema": False,
     "train.model_ema_decay": 0.9998,
     "train.model_ema_warmup": False,
+    "search.losses": [],
+    "search.label_losses": [],
 }
 
 Objective = Callable[[Trial], float]

@@ -27,7 +27,7 @@ from ..tracking.wandb_run import (
     wandb_problems,
 )
 from .canonical import TARGET, CanonicalGraph
-from .space import Choices, gate_param, model_param
+from .space import Choices, gate_param, loss_param, model_param
 
 WANDB = "wandb"  # attribute of the study: what identifies its runs
 ABSENT = "none"  # model of an auxiliary that the graph does not have
@@ -121,10 +121,15 @@ def create_sweep(
 
 def graph_config(graph: CanonicalGraph, choices: Choices) -> dict[str, Any]:
     """Return a graph in flat keys that sort and plot, the same for every graph of a search."""
-    space, models, gates = choices.largest, graph.models, graph.gates
+    space, models = choices.largest, graph.models
+    parts = {
+        pair: space.parts_of(pair, word) if (word := graph.gates.get(pair)) else (CUTOFF, ABSENT)
+        for pair in space.pairs
+    }
     return {
         **{model_param(name): models.get(name, ABSENT) for name in (TARGET, *space.auxiliaries)},
-        **{gate_param(pair): gates.get(pair, CUTOFF) for pair in space.pairs},
+        **{gate_param(pair): parts[pair][0] for pair in space.pairs},
+        **{loss_param(pair): parts[pair][1] for pair in space.pairs if space.losses_of(pair)},
         "nodes": len(graph.nodes),
         "edges": len(graph.edges),
         "cutoffs": len(space.pairs) - len(graph.edges),
