@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import models as models
+from .graph import presets
 from .graph.edge import Edge
 from .graph.ema import Ema
 from .graph.ensemble import Ensemble
@@ -57,6 +58,7 @@ __all__ = [
     "list_losses",
     "load_recipe",
     "load_run",
+    "presets",
     "register_gate",
     "register_loss",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -41,34 +41,45 @@ def export_node(
     save_file(state, path, metadata=metadata)
 
 
-def load_weights(model: nn.Module, path: str) -> dict[str, Channels]:
-    """Load all weights in a file into a model.
+def load_weights(
+    model: nn.Module, weights: str | Path | Mapping[str, Tensor]
+) -> dict[str, Channels]:
+    """Load all weights in a file, or in a state dict, into a model.
 
     Args:
         model: The model.
-        path: A file that `export_node` or timm wrote.
+        weights: A file that `export_node` or timm wrote, or a state dict.
 
     Returns:
-        `mean` and `std` that the weights were trained with, if the file holds them.
+        `mean` and `std` that the weights were trained with, if a file holds them.
 
     Raises:
-        ValueError: The file cannot be read, or its weights do not fit the model.
+        ValueError: The file cannot be read, or the weights do not fit the model.
     """
+    if isinstance(weights, Mapping):
+        _put(model, weights, "the state dict")
+        return {}
+    path = str(weights)
     try:
         state = load_state_dict(path)
     except Exception as error:
         raise ValueError(f"`{path}` cannot be read: {one_line(error)}") from error
+    _put(model, state, f"`{path}`")
+    return _normalization(path)
+
+
+def _put(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Load a state dict into a model; `name` is what messages call the state dict."""
     problems = list(_mismatches(model.state_dict(), state))
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise ValueError(
-            f"`{path}` should hold the weights of this model. Found {problems[0]}{more}."
+            f"{name} should hold the weights of this model. Found {problems[0]}{more}."
         )
     model.load_state_dict(state)
-    return _normalization(path)
 
 
-def _mismatches(own: dict[str, Tensor], given: dict[str, Tensor]) -> Iterator[str]:
+def _mismatches(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Iterator[str]:
     for key, value in own.items():
         if key in given and given[key].shape != value.shape:
             yield f"{key} {list(given[key].shape)} instead of {list(value.shape)}"
