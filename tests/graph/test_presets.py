@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import timm_ktg as ktg
+from tests.methods import PRESETS
 from tests.nets import TinyNet, array, ce_reference, hard_labels, images, kl_reference
 from timm_ktg import presets
 from timm_ktg.graph.weights import export_node
@@ -19,11 +20,6 @@ from timm_ktg.graph.weights import export_node
 Graph = ktg.KnowledgeTransferGraph
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
-PRESETS = [
-    name
-    for name, function in inspect.getmembers(presets, inspect.isfunction)
-    if function.__module__ == presets.__name__ and not name.startswith("_")
-]
 
 
 def edges_of(graph: Graph) -> dict[str, tuple[str, float, float]]:

@@ -46,7 +46,11 @@ def dominant(labels: Tensor) -> Tensor:
 
 
 def through(losses: Tensor, context: EdgeContext) -> Tensor:
-    """Pass every loss unchanged."""
+    """Pass every loss unchanged.
+
+    Reference:
+        Minami et al., "Knowledge Transfer Graph for Deep Collaborative Learning", ACCV 2020.
+    """
     return losses
 
 
@@ -55,12 +59,19 @@ def cutoff(losses: Tensor, context: EdgeContext) -> Tensor:
 
     A graph drops edges with this gate when it is built, so they cost no compute, and a non-finite
     loss cannot leak through as 0 * NaN.
+
+    Reference:
+        Minami et al., "Knowledge Transfer Graph for Deep Collaborative Learning", ACCV 2020.
     """
     return losses.where(losses.new_zeros(losses.shape, dtype=torch.bool), 0.0)
 
 
 def linear(losses: Tensor, context: EdgeContext) -> Tensor:
-    """Weigh the losses by k / k_end, from almost 0 to exactly 1 at the last update."""
+    """Weigh the losses by k / k_end, from almost 0 to exactly 1 at the last update.
+
+    Reference:
+        Minami et al., "Knowledge Transfer Graph for Deep Collaborative Learning", ACCV 2020.
+    """
     return losses * context.progress
 
 
@@ -77,6 +88,9 @@ def correct(losses: Tensor, context: EdgeContext) -> Tensor:
 
     Correct means that the source's top-1 is the true label or, with mixed labels (mixup, cutmix),
     the dominant one. On an edge from the label this gate equals `through`.
+
+    Reference:
+        Minami et al., "Knowledge Transfer Graph for Deep Collaborative Learning", ACCV 2020.
     """
     right = context.source.logits.argmax(-1) == dominant(context.labels)
     return losses.where(right, 0.0)

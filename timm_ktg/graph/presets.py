@@ -179,9 +179,9 @@ def mean_teacher(
     """Return the graph of a mean teacher: CE + weight KL(p_slow || p), slow: an average of weights.
 
     The target is `student`; `slow` is its exponential moving average. Call `graph.update_emas`
-    after every update. Tarvainen and Valpola differ: they compare probabilities by their squared
-    distance, raise the weight at the beginning, give both networks other augmentations and other
-    dropout, and use images without labels, too.
+    after every update. Tarvainen and Valpola differ in four points: they use the mean squared error
+    of the probabilities instead of KL, raise the weight from 0 at the beginning, augment the images
+    separately for the two networks, and use images without labels, too.
 
     Example:
         graph = ktg.presets.mean_teacher(model)
@@ -207,10 +207,10 @@ def mean_teacher(
 def born_again(
     model: Model, weights: str | Path | Mapping[str, Tensor], *, weight: float = 1.0
 ) -> KnowledgeTransferGraph:
-    """Return the graph of a born-again network: CE + weight KL(p_teacher || p), twice one model.
+    """Return the graph of a born-again network: CE + weight KL(p_teacher || p).
 
-    The target is `student`; `teacher` is a copy of it with the given weights. This is one
-    generation; for the next, call it again with the weights that come out.
+    The target is `student`; `teacher` has the same architecture, with the given weights. This is
+    one generation; for the next, call it again with the weights that come out.
 
     Example:
         graph = ktg.presets.born_again(model, "teacher.safetensors")
