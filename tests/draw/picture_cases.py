@@ -68,3 +68,14 @@ def results_of_graph(graph: GraphConfig) -> Results:
     top1 = {name: draw.uniform(0, 100) for name in graph.nodes}
     names = [link.name for link in graph.edges]
     return Results(top1, {name: draw.random() for name in names}, "test")
+
+
+def made_graph(
+    learns_from: dict[str, dict[str, Any]], target: str = "a", **made: dict[str, Any]
+) -> GraphConfig:
+    """Return a graph with nodes that are made from others."""
+    networks = {
+        name: {"model": MODELS[0], "learns_from": sources, "pretrained": not sources}
+        for name, sources in learns_from.items()
+    }
+    return GraphConfig.model_validate({"target": target, "nodes": {**networks, **made}})

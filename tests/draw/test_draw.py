@@ -115,7 +115,7 @@ def test_loss_other_than_the_default_belongs_to_the_word() -> None:
     other = {"gate": "correct", "loss": "cross_entropy", "temperature": 2}
     graph = checked_graph({"a": {"label": plain, "b": other}, "b": {"label": "through"}})
     words = {edge.source: edge.word for edge in scene_of(graph).edges if edge.destination == "a"}
-    assert words == {"label": "through", "b": "correct, T=2, cross_entropy"}
+    assert words == {"label": "through", "b": "correct, cross_entropy, T=2"}
 
 
 def test_gates_of_one_picture_have_different_colors() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..graph.edge import Edge, default_loss, loss_name
+from ..graph.edge import Edge, EdgeTaps, default_loss, loss_name
+from ..graph.ema import Ema
+from ..graph.ensemble import Ensemble
 from ..graph.graph import KnowledgeTransferGraph
 from ..graph.registry import Bound, shown
-from ..graph.topology import EMA, ENSEMBLE, Traits
+from ..graph.topology import Traits
 from ..recipe.graph_config import (
     AnyNode,
     EdgeConfig,
@@ -44,7 +46,7 @@ def _config_by_hand(graph: KnowledgeTransferGraph) -> GraphConfig:
     learns_from: dict[str, dict[str, EdgeConfig]] = {name: {} for name in topology.names}
     for link in topology.live:  # including those of left-out nodes
         edge = edges.get(link, Edge(link.source, link.destination))
-        learns_from[link.destination][link.key] = _edge_config(edge, link.gate)
+        learns_from[link.destination][link.key] = edge_config(edge, link.gate)
     nodes = {
         traits.name: _node_config(graph, traits, learns_from[traits.name])
         for traits in topology.nodes
@@ -57,10 +59,14 @@ def _config_by_hand(graph: KnowledgeTransferGraph) -> GraphConfig:
 def _node_config(
     graph: KnowledgeTransferGraph, traits: Traits, learns_from: dict[str, EdgeConfig]
 ) -> AnyNode:
-    if traits.kind == ENSEMBLE:
-        return EnsembleConfig.model_construct(ensemble=list(traits.needs))
-    if traits.kind == EMA:
-        return EmaConfig.model_construct(ema=traits.needs[0])
+    made = graph.made.get(traits.name)
+    if isinstance(made, Ensemble):
+        members, weights = list(made.members), made.weights and list(made.weights)
+        return EnsembleConfig.model_construct(
+            ensemble=members, combine=made.combine, weights=weights
+        )
+    if isinstance(made, Ema):
+        return EmaConfig.model_construct(ema=made.source, decay=made.decay, warmup=made.warmup)
     return NodeConfig.model_construct(
         model=_model_name(graph, traits.name),
         pretrained=traits.has_weights,
@@ -68,8 +74,21 @@ def _node_config(
     )
 
 
-def _edge_config(edge: Edge, gate: str) -> EdgeConfig:
-    bound: dict[str, Any] = {"gate": gate, "temperature": edge.temperature, "weight": edge.weight}
+def edge_config(edge: Edge, gate: str) -> EdgeConfig:
+    """Return the section for an edge, unchecked.
+
+    Args:
+        edge: The edge.
+        gate: Name of the gate, if it is not a registered one.
+    """
+    bound: dict[str, Any] = {
+        "gate": gate,
+        "temperature": edge.temperature,
+        "weight": edge.weight,
+        "head": edge.head or None,
+    }
+    if edge.tapped != EdgeTaps():
+        bound["taps"] = {end: list(names) for end, names in edge.tapped._asdict().items()}
     if isinstance(edge.gate, Bound):
         bound |= {"gate": edge.gate.name, "gate_kwargs": dict(edge.gate.arguments)}
     if loss_name(edge) != default_loss(edge.source) or getattr(edge.loss, "arguments", None):

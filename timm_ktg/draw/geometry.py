@@ -51,6 +51,17 @@ class Rect:
         """The largest y."""
         return self.center.imag + self.size.height / 2
 
+    @property
+    def corners(self) -> tuple[complex, complex, complex, complex]:
+        """The corners, counterclockwise from the lower left."""
+        left, right, bottom, top = self.left, self.right, self.bottom, self.top
+        return (
+            complex(left, bottom),
+            complex(right, bottom),
+            complex(right, top),
+            complex(left, top),
+        )
+
     def grown(self, by: float) -> Rect:
         """Return the rectangle with a margin on each side."""
         return Rect(self.center, Size(self.size.width + 2 * by, self.size.height + 2 * by))

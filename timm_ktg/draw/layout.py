@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
 
-from ..graph.topology import LABEL, Link
+from ..graph.topology import LABEL, Link, Pair
 from .geometry import Curve, Points, Rect, Size, around
+from .hull import Hull
+from .ring import ring_of
 
 UNDER = 4.0  # between a box and the text under it
 
@@ -46,14 +48,18 @@ class Sizes:
     """The sizes of everything in the layout.
 
     Args:
-        nodes: Sizes of the nodes, in their order on the ellipse.
+        nodes: Sizes of the nodes, the target first.
         words: Sizes of the words, by edge.
         chip: Size of the label's chip.
+        ensembles: Members of every ensemble, by its name.
+        copies: Every network that has a slow copy, with its copy.
     """
 
     nodes: Mapping[str, NodeSize]
     words: Mapping[Link, Size]
     chip: Size
+    ensembles: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    copies: Sequence[Pair] = ()
 
 
 @dataclass(frozen=True)
@@ -92,12 +98,18 @@ class Layout:
         chips: The label's chips, by the edge that starts there.
         arrows: Arrows by edge.
         words: Words by edge.
+        hulls: Regions round the members of ensembles, by the ensemble.
+        members: Lines from members to ensembles that have no region.
+        copies: Lines from networks to their slow copies.
     """
 
     nodes: Mapping[str, NodePlace]
     chips: Mapping[Link, Rect]
     arrows: Mapping[Link, Curve]
     words: Mapping[Link, Rect]
+    hulls: Mapping[str, Hull]
+    members: Mapping[Pair, Curve]
+    copies: Mapping[Pair, Curve]
 
     @property
     def bounds(self) -> Rect:
@@ -133,32 +145,70 @@ def _attempt(sizes: Sizes, scale: float) -> Layout | None:
     fixed = [*(place.whole for place in nodes.values()), *chips.values(), *words.values()]
     if any(rect.grown(_GAP).overlaps(other) for rect, other in combinations(fixed, 2)):
         return None
-    for link in between:
-        arrows[link] = _arrow(nodes[link.source], nodes[link.destination], _lane(link, between))
-    found = _place_words({link: arrows[link] for link in between}, sizes.words, fixed)
-    return None if found is None else Layout(nodes, chips, arrows, words | found)
+    hulls = _hulls(nodes, chips, sizes.ensembles)
+    members = [(m, name) for name, ms in sizes.ensembles.items() if name not in hulls for m in ms]
+    lines = _lines(nodes, [*(link.pair for link in between), *members, *sizes.copies])
+    arrows |= zip(between, lines, strict=False)
+    ties = dict(zip([*members, *sizes.copies], lines[len(between) :], strict=True))
+    found = _place_words(
+        {link: arrows[link] for link in between}, sizes.words, fixed, list(ties.values())
+    )
+    if found is None:
+        return None
+    plain, dotted = ({pair: ties[pair] for pair in pairs} for pairs in (members, sizes.copies))
+    return Layout(nodes, chips, arrows, words | found, hulls, plain, dotted)
+
+
+def _hulls(
+    nodes: Mapping[str, NodePlace],
+    chips: Mapping[Link, Rect],
+    ensembles: Mapping[str, Sequence[str]],
+) -> dict[str, Hull]:
+    """Return the regions round the members of ensembles, where they hold nothing else.
+
+    A region reads better than lines from the members: an ensemble that teaches its own members has
+    an arrow to each already, and a line beside each arrow would double the picture. On an ellipse
+    there is room for a region wherever the members are neighbors, as they are for one ensemble or
+    several without common members. Otherwise the region would hold other nodes or mix with another,
+    and the ensemble is joined to its members by lines.
+    """
+    hulls: dict[str, Hull] = {}
+    for name, members in ensembles.items():
+        hull = Hull.of([nodes[member].whole for member in members], nodes[name].box)
+        others = [place.whole for other, place in nodes.items() if other not in (*members, name)]
+        others += [chip for link, chip in chips.items() if link.destination not in members]
+        apart = not any(hull.overlaps(other) for other in hulls.values())
+        if apart and not any(map(hull.touches, others)) and not hull.holds(nodes[name].whole):
+            hulls[name] = hull
+    return hulls
 
 
 def _places(sizes: Sizes, scale: float) -> dict[str, NodePlace]:
     """Place the nodes on an ellipse, the first at the top; if there are two, on the right."""
-    number = len(sizes.nodes)
+    number, ring = len(sizes.nodes), list(sizes.nodes)
+    if sizes.ensembles or sizes.copies:
+        pairs = [link.pair for link in sizes.words if link.source != LABEL]
+        ring = ring_of(ring, sizes.ensembles, [*pairs, *sizes.copies])
     width = max(size.whole.width for size in sizes.nodes.values())
     height = max(size.whole.height for size in sizes.nodes.values())
     word = max((size.width for size in sizes.words.values()), default=0)
     if number <= 2:
-        step = scale * (width + word + 2 * _TIP)
+        step = scale * (width + word + 4 * _TIP)
         places = [(complex(-step * index), 1j) for index in range(number)]
     else:
         wide = scale * (width + 0.5 * word) * max(1.0, number / 4.2)
         high = scale * (height + 50) * max(1.0, number / 2.8)
         angles = [math.pi / 2 - 2 * math.pi * index / number for index in range(number)]
+        # Of many nodes, the neighbors of an ensemble nearly hide it from the others.
+        out = {name: max(1.0, number / 5) for name in sizes.ensembles}
+        reach = [out.get(name, 1.0) for name in ring]
         places = [
-            (complex(wide * math.cos(angle), high * math.sin(angle)), _outward(angle))
-            for angle in angles
+            (each * complex(wide * math.cos(angle), high * math.sin(angle)), _outward(angle))
+            for each, angle in zip(reach, angles, strict=True)
         ]
     return {
-        name: _node_place(size, *place)
-        for (name, size), place in zip(sizes.nodes.items(), places, strict=True)
+        name: _node_place(sizes.nodes[name], *place)
+        for name, place in zip(ring, places, strict=True)
     }
 
 
@@ -202,11 +252,14 @@ def _label(node: NodePlace, sizes: Sizes, link: Link) -> tuple[Rect, Curve, Rect
     return Rect(center, chip), Curve(start, middle, border), Rect(middle, word)
 
 
-def _lane(link: Link, links: Sequence[Link]) -> int:
-    """Return how far an arrow bends away from others between the same nodes; 0 if alone."""
-    alike = [other for other in links if other.pair == link.pair]
-    returned = any(other.pair == link.pair[::-1] for other in links)
-    return alike.index(link) + 1 if returned or len(alike) > 1 else 0
+def _lines(nodes: Mapping[str, NodePlace], pairs: Sequence[Pair]) -> list[Curve]:
+    """Return a line from node to node for every pair; those between the same nodes keep apart."""
+    lines = []
+    for index, (source, destination) in enumerate(pairs):
+        alone = pairs.count((source, destination)) + pairs.count((destination, source)) == 1
+        lane = 0 if alone else 1 + pairs[:index].count((source, destination))
+        lines.append(_arrow(nodes[source], nodes[destination], lane))
+    return lines
 
 
 def _arrow(source: NodePlace, destination: NodePlace, lane: int) -> Curve:
@@ -221,7 +274,10 @@ def _arrow(source: NodePlace, destination: NodePlace, lane: int) -> Curve:
 
 
 def _place_words(
-    arrows: Mapping[Link, Curve], sizes: Mapping[Link, Size], fixed: Sequence[Rect]
+    arrows: Mapping[Link, Curve],
+    sizes: Mapping[Link, Size],
+    fixed: Sequence[Rect],
+    ties: Sequence[Curve],
 ) -> dict[Link, Rect] | None:
     """Return a place for every word on its arrow, or None if one has no room.
 
@@ -229,15 +285,17 @@ def _place_words(
         arrows: The arrows.
         sizes: The sizes of the words.
         fixed: Rectangles that are already taken.
+        ties: Lines without words.
     """
     lines = {link: arrow.points(48) for link, arrow in arrows.items()}
+    without = [tie.points(48) for tie in ties]
     placed: dict[Link, Rect] = {}
     # The shortest arrows have the fewest places.
     for link in sorted(arrows, key=lambda link: abs(arrows[link].end - arrows[link].start)):
         options = list(_options(arrows[link], sizes[link], [*fixed, *placed.values()]))
         if not options:
             return None
-        others = [line for other, line in lines.items() if other != link]
+        others = [line for other, line in lines.items() if other != link] + without
         costs = [_cost(off, rect, others) for off, rect in options]
         placed[link] = options[costs.index(min(costs))][1]
     return placed

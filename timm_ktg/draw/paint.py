@@ -7,6 +7,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from .geometry import Curve, Rect, Size, around
+from .hull import BAND, PAD, Hull
 from .layout import Layout, NodePlace, NodeSize, Sizes, lay_out
 from .scene import Scene, SceneEdge, SceneNode
 from .texts import (
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 _MARGIN = 16.0
 _PAD = 7.0  # between a box's border and its text
 _LINE = 3.0  # between two lines in a box
+_TIE = "#6E7A88"  # color of lines that are no edges
+_REGION = ("#C9B8E8", "#F4EFFC")  # border and fill of the region round an ensemble's members
 _DPI = 144  # resolution of a PNG
 
 # Fill, and color, thickness and style of the border, by role.
@@ -32,6 +35,8 @@ _BOXES: dict[str, tuple[str, str, float, Any]] = {
     "target": ("#FFE7A8", "#C77700", 2.6, "-"),
     "frozen": ("#E8F1FA", "#5A6472", 1.4, (0, (4, 2.5))),
     "left out": ("#FAFBFC", "#CDD3DA", 1.0, "-"),
+    "ensemble": ("#F1ECFA", "#7A5FB0", 1.6, "-"),
+    "slow copy": ("#EAF6F1", "#2F8266", 1.6, (0, (1, 1.6))),
     "": ("#F3F5F8", "#7A8594", 1.2, "-"),
 }
 
@@ -51,6 +56,9 @@ def paint(scene: Scene) -> Figure:
     axes = figure.add_axes((0, 0, 1, 1), xlim=(bounds.left, bounds.right))
     axes.set_ylim(bounds.bottom, bounds.top)
     axes.set_axis_off()
+    for name, hull in layout.hulls.items():
+        _paint_hull(axes, hull, name)
+    _paint_ties(axes, layout)
     for edge in scene.edges:
         _paint_arrow(axes, edge, layout.arrows[edge.link])
     for node in scene.nodes:
@@ -91,6 +99,8 @@ def _sizes(scene: Scene) -> Sizes:
         {node.name: _node_size(node) for node in scene.nodes},
         dict(zip([edge.link for edge in scene.edges], words, strict=True)),
         Size(chip.width + 12, chip.height + 8),
+        scene.ensembles,
+        scene.copies,
     )
 
 
@@ -143,25 +153,67 @@ def _paint_box(
     )
 
 
+def _paint_hull(axes: Any, hull: Hull, name: str) -> None:
+    """Paint the region round an ensemble's members and its band as one shape with a border."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    for color, more in zip(_REGION, (2.4, 0.0), strict=True):
+        for part, points, width in (
+            ("hull", [*hull.corners, *hull.corners[:2]], 2 * PAD),  # round at the start, too
+            ("band", hull.band, BAND),
+        ):
+            patch = PathPatch(
+                Path([_xy(point) for point in points]),
+                facecolor=color if part == "hull" else "none",
+                edgecolor=color,
+                linewidth=width + more,
+                joinstyle="round",
+                capstyle="butt",
+                zorder=1,
+                gid=_gid(part, name, "" if more else "fill"),
+            )
+            axes.add_patch(patch)
+
+
+def _paint_ties(axes: Any, layout: Layout) -> None:
+    """Paint the lines that are no edges: from members to ensembles, and to slow copies."""
+    for pair, curve in layout.members.items():
+        _paint_curve(axes, curve, _gid("member", *pair), arrowstyle="-", linewidth=1.0, color=_TIE)
+    for pair, curve in layout.copies.items():
+        _paint_curve(
+            axes,
+            curve,
+            _gid("copy", *pair),
+            arrowstyle="-|>,head_length=0.45,head_width=0.22",
+            mutation_scale=11,
+            linewidth=1.5,
+            linestyle=(0, (1, 2)),
+            color=_TIE,
+        )
+
+
 def _paint_arrow(axes: Any, edge: SceneEdge, curve: Curve) -> None:
+    _paint_curve(
+        axes,
+        curve,
+        _gid("edge", *edge.link[:3]),
+        arrowstyle="-|>,head_length=0.5,head_width=0.25",
+        mutation_scale=10 + 1.5 * edge.width,
+        linewidth=edge.width,
+        color=edge.color,
+        alpha=0.3 if edge.left_out else 1,
+    )
+
+
+def _paint_curve(axes: Any, curve: Curve, gid: str, **style: Any) -> None:
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path
 
     points = [_xy(point) for point in (curve.start, curve.control, curve.end)]
-    axes.add_patch(
-        FancyArrowPatch(
-            path=Path(points, [Path.MOVETO, Path.CURVE3, Path.CURVE3]),
-            arrowstyle="-|>,head_length=0.5,head_width=0.25",
-            mutation_scale=10 + 1.5 * edge.width,
-            linewidth=edge.width,
-            color=edge.color,
-            alpha=0.3 if edge.left_out else 1,
-            joinstyle="miter",
-            capstyle="butt",
-            zorder=2,
-            gid=_gid("edge", *edge.link[:3]),
-        )
-    )
+    path = Path(points, [Path.MOVETO, Path.CURVE3, Path.CURVE3])
+    fixed: dict[str, Any] = {"joinstyle": "miter", "capstyle": "butt", "zorder": 2, "gid": gid}
+    axes.add_patch(FancyArrowPatch(path=path, **style, **fixed))
 
 
 def _paint_word(axes: Any, edge: SceneEdge, place: Rect) -> None:

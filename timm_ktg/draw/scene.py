@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..graph.edge import default_loss
+from ..graph.edge import EdgeTaps, default_loss
 from ..graph.registry import with_arguments
-from ..graph.topology import Link, Topology
+from ..graph.topology import EMA, ENSEMBLE, NETWORK, Link, Pair, Topology, Traits
 from ..recipe.graph_config import EdgeConfig, GraphConfig
 
-Role = Literal["target", "frozen", "left out", ""]
+Role = Literal["target", "frozen", "left out", "ensemble", "slow copy", ""]
+_MADE: dict[str, Role] = {ENSEMBLE: "ensemble", EMA: "slow copy", NETWORK: ""}
 
 # Distinct for all kinds of color vision, and dark enough to read on white.
 _COLORS = {
@@ -30,8 +32,8 @@ class Results:
 
     Args:
         top1: Top-1 by node, in percent.
-        weights: Mean weight of each gate in the last epoch, what passed over what came, by the
-            name of the edge.
+        weights: Mean weight of each edge in the last epoch, the gate's times its own, by the name
+            of the edge.
         split: The images for top-1: `train`, `val` or `test`.
     """
 
@@ -46,15 +48,19 @@ class SceneNode:
 
     Args:
         name: Name of the node.
-        model: Name of its model.
+        model: Name of its model, or what it is made from.
         role: Its special role, if any.
         top1: Top-1 in percent, if known.
+        kind: `network`, `ensemble` or `ema`.
+        needs: Names of the nodes that it is made from.
     """
 
     name: str
     model: str
     role: Role
     top1: float | None
+    kind: str = NETWORK
+    needs: tuple[str, ...] = ()
 
     @property
     def accuracy(self) -> str:
@@ -70,14 +76,14 @@ class SceneEdge:
         link: The ends and the name.
         word: The gate, with all other settings that are not the default.
         color: Color of the gate.
-        weight: Mean weight of the gate, if known.
+        weight: Mean weight in the last epoch, if known; otherwise its own weight.
         left_out: Whether its destination is left out of training.
     """
 
     link: Link
     word: str
     color: str
-    weight: float | None
+    weight: float
     left_out: bool
 
     @property
@@ -97,8 +103,12 @@ class SceneEdge:
 
     @property
     def width(self) -> float:
-        """Thickness of the arrow, in points."""
-        return 1.4 if self.weight is None else 0.8 + 2.2 * min(max(self.weight, 0.0), 1.5)
+        """Thickness of the arrow, in points.
+
+        It grows with the logarithm of 1 + weight: nearly in proportion for gates, which are mostly
+        in 0..1, and slowly above, so that a weight of 9 does not cover the picture.
+        """
+        return 0.6 + 1.8 * math.log2(1 + min(max(self.weight, 0.0), 15.0))
 
 
 @dataclass(frozen=True)
@@ -115,6 +125,16 @@ class Scene:
     edges: tuple[SceneEdge, ...]
     caption: str
 
+    @property
+    def ensembles(self) -> dict[str, tuple[str, ...]]:
+        """The members of every ensemble, by its name."""
+        return {node.name: node.needs for node in self.nodes if node.kind == ENSEMBLE}
+
+    @property
+    def copies(self) -> tuple[Pair, ...]:
+        """Every network that has a slow copy, with its copy."""
+        return tuple((node.needs[0], node.name) for node in self.nodes if node.kind == EMA)
+
 
 def scene_of(graph: GraphConfig, results: Results | None = None) -> Scene:
     """Return the scene of a graph.
@@ -126,8 +146,9 @@ def scene_of(graph: GraphConfig, results: Results | None = None) -> Scene:
     results = results or Results()
     topology, configs = graph.topology, graph.edges
     names = [graph.target, *(name for name in graph.nodes if name != graph.target)]
+    traits = {each.name: each for each in topology.nodes}
     nodes = tuple(
-        SceneNode(name, graph.nodes[name].title, _role(name, topology), results.top1.get(name))
+        _node(traits[name], graph.nodes[name].title, topology, results.top1.get(name))
         for name in names
     )
     colors = gate_colors(configs[link].gate for link in topology.live)
@@ -136,12 +157,12 @@ def scene_of(graph: GraphConfig, results: Results | None = None) -> Scene:
             link,
             word_of(configs[link], link.source),
             colors[configs[link].gate],
-            results.weights.get(link.name),
+            results.weights.get(link.name, configs[link].weight),
             link.destination in topology.left_out,
         )
         for link in topology.live
     )
-    return Scene(nodes, edges, _caption(results))
+    return Scene(nodes, edges, _caption(results, edges))
 
 
 def gate_colors(gates: Iterable[str]) -> dict[str, str]:
@@ -153,7 +174,7 @@ def gate_colors(gates: Iterable[str]) -> dict[str, str]:
 
 
 def word_of(edge: EdgeConfig, source: str) -> str:
-    """Return an edge's gate, with arguments, temperature and loss unless they are the default.
+    """Return an edge's gate, and all other settings that are not the default.
 
     Neither the gate nor the loss needs to be installed.
 
@@ -161,26 +182,46 @@ def word_of(edge: EdgeConfig, source: str) -> str:
         edge: The edge.
         source: Name of its source.
     """
-    words = [with_arguments(edge.gate, edge.gate_kwargs)]
-    if edge.temperature != 1:
-        words.append(f"T={edge.temperature:g}")
-    if edge.loss is not None and (edge.loss != default_loss(source) or edge.loss_kwargs):
-        words.append(with_arguments(edge.loss, edge.loss_kwargs))
-    return ", ".join(words)
+    loss = edge.loss or default_loss(source)
+    is_default = loss == default_loss(source) and not edge.loss_kwargs
+    words = [
+        with_arguments(edge.gate, edge.gate_kwargs),
+        "" if is_default else with_arguments(loss, edge.loss_kwargs),
+        f"T={edge.temperature:g}" if edge.temperature != 1 else "",
+        f"weight={edge.weight:g}" if edge.weight != 1 else "",
+        _taps_word(EdgeTaps.of(edge.taps or ())),
+        f"head={edge.head}" if edge.head else "",
+    ]
+    return ", ".join(filter(None, words))
 
 
-def _role(name: str, topology: Topology) -> Role:
-    if name == topology.target:
+def _taps_word(taps: EdgeTaps) -> str:
+    """Return the modules that are compared: `taps=layer3`, or `taps=layer3→blocks.5`."""
+    ends = dict.fromkeys("+".join(names) for names in taps if names)
+    return f"taps={'→'.join(ends)}" if ends else ""
+
+
+def role_of(node: Traits, topology: Topology) -> Role:
+    """Return the special role of a node, if it has one."""
+    if node.name == topology.target:
         return "target"
-    if name in topology.left_out:
+    if node.name in topology.left_out:
         return "left out"
-    return "frozen" if name in topology.frozen else ""
+    return "frozen" if node.name in topology.frozen else _MADE[node.kind]
 
 
-def _caption(results: Results) -> str:
+def _node(node: Traits, title: str, topology: Topology, top1: float | None) -> SceneNode:
+    role = role_of(node, topology)
+    model = title.removeprefix(f"{role} ")  # the role is not said twice
+    return SceneNode(node.name, model, role, top1, node.kind, node.needs)
+
+
+def _caption(results: Results, edges: Iterable[SceneEdge]) -> str:
     parts = []
     if results.top1:
         parts.append(f"Top-1 on {results.split} images.")
     if results.weights:
-        parts.append("Thickness: mean weight of the gate in the last epoch.")
+        parts.append("Thickness: mean weight in the last epoch, the gate's times the edge's.")
+    elif any(edge.weight != 1 for edge in edges):
+        parts.append("Thickness: weight of the edge.")
     return " ".join(parts)

@@ -14,6 +14,8 @@ INK = "#1B2430"
 PALE = "#5A6472"
 FADED = "#A3ABB6"
 TARGET = "#8A4B00"
+ENSEMBLE = "#5B3FA0"
+COPY = "#1F6B52"
 
 _WORD, _NAME = 28, 36  # letters after which a line breaks
 
@@ -60,7 +62,7 @@ def box_pieces(node: SceneNode) -> list[Piece]:
     if node.role == "left out":
         role, ink, pale = [Piece(node.role, 7, PALE)], FADED, FADED
     else:
-        color = TARGET if node.role == "target" else PALE
+        color = {"target": TARGET, "ensemble": ENSEMBLE, "slow copy": COPY}.get(node.role, PALE)
         role, ink, pale = [Piece(node.role, 7.5, color, bold=True)], INK, PALE
     name = Piece(_broken(node.name, _NAME), 10.5, ink, bold=True)
     model = Piece(_broken(node.model, _NAME), 7.5, pale)

@@ -67,6 +67,7 @@ class KnowledgeTransferGraph(nn.Module):
         members: The modules of the nodes, by name.
         edge_modules: The modules of the edges, by name.
         emas: The exponential moving averages among the nodes.
+        made: The nodes that are made from others, by name; those that are left out, too.
 
     Raises:
         ValueError: The graph is wrong; lists all problems, a line each.
@@ -105,13 +106,14 @@ class KnowledgeTransferGraph(nn.Module):
         self.edges = tuple(edge for edge in edges if edge.name in active)
         self.edge_modules = Edges(self.edges, mean=reduction == "mean")
         by_name = {node.traits.name: node for node in nodes}
-        made: dict[str, nn.Module] = {}
+        self.made = {name: node for name, node in by_name.items() if node.traits.needs}
+        modules: dict[str, nn.Module] = {}
         for name in topology.order:
             place = _place(name, topology, self.edges, mean, std)
-            needed = {each: made[each] for each in by_name[name].traits.needs}
-            made[name] = by_name[name].at_work(place, needed)
-        self.members = nn.ModuleDict({name: made[name] for name in by_name if name in made})
-        self.emas = tuple(node for node in nodes if isinstance(node, Ema) and node.name in made)
+            needed = {each: modules[each] for each in by_name[name].traits.needs}
+            modules[name] = by_name[name].at_work(place, needed)
+        self.members = nn.ModuleDict({name: modules[name] for name in by_name if name in modules})
+        self.emas = tuple(node for node in nodes if isinstance(node, Ema) and node.name in modules)
 
     @property
     def frozen(self) -> tuple[str, ...]:

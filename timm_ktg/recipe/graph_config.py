@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -205,8 +206,12 @@ class EnsembleConfig(Section):
     @property
     def title(self) -> str:
         """What the node is, in a word or two."""
-        of = "" if self.combine == "logits" else f" ({self.combine})"
-        return f"ensemble of {', '.join(self.ensemble)}{of}"
+        members, combine = self.ensemble, "" if self.combine == "logits" else f" ({self.combine})"
+        if len({*(self.weights or ())}) > 1:
+            assert self.weights is not None
+            shares = (100 * weight / math.fsum(self.weights) for weight in self.weights)
+            members = [f"{s:.3g} % {name}" for s, name in zip(shares, members, strict=True)]
+        return f"ensemble of {', '.join(members)}{combine}"
 
     def traits(self, name: str) -> Traits:
         """Return the node's traits for the topology."""
@@ -242,7 +247,7 @@ class EmaConfig(Section):
     @property
     def title(self) -> str:
         """What the node is, in a word or two."""
-        return f"ema of {self.ema}"
+        return f"slow copy of {self.ema}, decay {self.decay:g}"
 
     def traits(self, name: str) -> Traits:
         """Return the node's traits for the topology."""

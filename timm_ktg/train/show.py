@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 
 from rich.table import Table
 
-from ..graph.edge import Edge, default_loss
+from ..draw.config import edge_config
+from ..draw.scene import role_of, word_of
 from ..graph.graph import KnowledgeTransferGraph
-from ..graph.registry import shown
 from ..records.metrics import (
     EPOCH,
     IMAGES_PER_SECOND,
@@ -33,10 +33,17 @@ def show_graph(graph: KnowledgeTransferGraph, models: Mapping[str, str]) -> None
     table = Table(title="Knowledge transfer graph")
     for column in ("node", "model", "parameters", "role", "learns from, through which gate"):
         table.add_column(column, justify="right" if column == "parameters" else "left")
-    for name in graph.members:
+    for node in graph.topology.nodes:
+        name = node.name
+        if name not in graph.members:
+            continue  # it is left out
         parameters = sum(parameter.numel() for parameter in graph.members[name].parameters())
-        sources = [_describe(edge) for edge in graph.edges if edge.destination == name]
-        role = "target" if name == graph.target else "frozen" if name in graph.frozen else ""
+        sources = [
+            f"{edge.link.key}: {word_of(edge_config(edge, edge.link.gate), edge.source)}"
+            for edge in graph.edges
+            if edge.destination == name
+        ]
+        role = role_of(node, graph.topology)
         style = "bold" if name == graph.target else None
         table.add_row(
             name, models[name], f"{parameters:,}", role, "\n".join(sources) or "-", style=style
@@ -101,18 +108,3 @@ def _show_accuracies(
     console().print(table)
     for what, where in files:
         print(f"{what:<10} {where}")
-
-
-def _describe(edge: Edge) -> str:
-    is_default = shown(edge.loss) == default_loss(edge.source)
-    words = [
-        shown(edge.gate),
-        f"T={edge.temperature:g}" if edge.temperature != 1 else "",
-        f"weight={edge.weight:g}" if edge.weight != 1 else "",
-        "" if is_default else shown(edge.loss),
-        f"taps={' '.join(dict.fromkeys([*edge.tapped.source, *edge.tapped.destination]))}"
-        if edge.tapped.destination
-        else "",
-        f"head={edge.head}" if edge.head else "",
-    ]
-    return f"{edge.link.key}: {', '.join(filter(None, words))}"

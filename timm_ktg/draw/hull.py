@@ -1,0 +1,70 @@
+"""The region round the members of an ensemble: the convex hull of their boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .geometry import Points, Rect
+
+PAD = 9.0  # from the boxes of the members to the border of their region
+BAND = 14.0  # thickness of the band from the region to the box of the ensemble
+
+
+@dataclass(frozen=True)
+class Hull:
+    """The region round the members of an ensemble, and the band that joins it to the ensemble.
+
+    Args:
+        corners: Corners of the convex hull of the members' boxes, counterclockwise; the region
+            is larger by `PAD`.
+        band: Both ends of the band: the middle of the members, and of the ensemble's box.
+    """
+
+    corners: Points
+    band: Points
+
+    @classmethod
+    def of(cls, members: Sequence[Rect], ensemble: Rect) -> Hull:
+        """Return the region round these members.
+
+        Args:
+            members: Boxes of the members, with the texts under them.
+            ensemble: Box of the ensemble.
+        """
+        from scipy.spatial import ConvexHull
+
+        points = np.array([corner for member in members for corner in member.corners])
+        found = ConvexHull(np.column_stack([points.real, points.imag]))
+        corners = points[found.vertices]
+        return cls(corners, np.array([corners.mean(), ensemble.center]))
+
+    def touches(self, rect: Rect) -> bool:
+        """Return whether the region or the band touches a rectangle."""
+        parts = ((self.corners, PAD), (self.band, BAND / 2))
+        return any(overlap(part, np.array(rect.grown(by).corners)) for part, by in parts)
+
+    def holds(self, rect: Rect) -> bool:
+        """Return whether the region touches a rectangle; the band may."""
+        return overlap(self.corners, np.array(rect.grown(PAD).corners))
+
+    def overlaps(self, other: Hull) -> bool:
+        """Return whether two regions share something."""
+        return overlap(self.corners, other.corners)
+
+
+def overlap(first: Points, second: Points) -> bool:
+    """Return whether two convex shapes overlap: no edge of either is between them.
+
+    Args:
+        first: The corners of a shape in order; two for a line.
+        second: The corners of the other.
+    """
+    for corners in (first, second):
+        for normal in 1j * (np.roll(corners, -1) - corners):
+            one, other = ((each * normal.conjugate()).real for each in (first, second))
+            if one.max() <= other.min() or other.max() <= one.min():
+                return False
+    return True
