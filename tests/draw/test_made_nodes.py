@@ -14,12 +14,14 @@ from tests.draw.picture_cases import checked_graph, made_graph, results_of_graph
 from tests.draw.test_draw import assert_nothing_overlaps, words_of
 from tests.nets import TinyNet
 from timm_ktg.draw.config import config_of
+from timm_ktg.draw.curves import plot_curves
 from timm_ktg.draw.hull import PAD
 from timm_ktg.draw.paint import paint
 from timm_ktg.draw.picture import mermaid_of, svg_of
 from timm_ktg.draw.ring import ring_of
 from timm_ktg.draw.scene import Results, Scene, scene_of
 from timm_ktg.recipe.graph_config import GraphConfig
+from timm_ktg.records.metrics import ALL_NETWORKS
 
 LEARNS = {"label": "through", "crowd": {"temperature": 3.0}}
 PEERS = {name: LEARNS for name in ("a", "b", "c")}
@@ -252,3 +254,15 @@ def test_graph_by_hand_has_the_picture_of_its_recipe() -> None:
         node.model.replace("resnet8_cifar", "TinyNet") for node in theirs.nodes
     ]
     assert by_hand.nodes["slow"] == recipe.nodes["slow"]
+
+
+def test_curves_name_the_roles_and_show_all_networks_together() -> None:
+    nodes = ("a", "b", "c", "old", "crowd", "slow")
+    metrics: dict[str, float] = {"epoch": 1, "train/weight/crowd->a": 9.0}
+    metrics |= {f"{split}/top1/{name}": 50.0 for name in nodes for split in ("train", "val")}
+    metrics |= {f"val/top1/{ALL_NETWORKS}": 60.0}
+    _, top1, weight = plot_curves([metrics], scene_of(ALL_KINDS)).axes
+    legend = [text.get_text().split(": ")[0] for text in top1.get_legend().get_texts()]
+    shown = ["a (target)", "b", "c", "old (frozen)", "crowd (ensemble)", "slow (slow copy)"]
+    assert legend == [*shown, ALL_NETWORKS]
+    assert top1.lines[-1].get_ydata() == [60.0] and weight.get_ylim()[1] > 9

@@ -20,6 +20,7 @@ from tests.wandb_log import epochs_of, logs_in
 from tests.wandb_log import nobody as nobody
 from timm_ktg.recipe.command_line import parse_command
 from timm_ktg.recipe.recipe import bundled_recipes
+from timm_ktg.records.metrics import ALL_NETWORKS
 from timm_ktg.tracking.wandb_run import STEP, flat
 
 pytestmark = pytest.mark.slow
@@ -68,6 +69,24 @@ def test_wandb_holds_all_of_a_run(tmp_path: Path) -> None:
     for name in pictures:
         (file,) = path.glob(f"wandb/offline-run-*/files/{name}")
         assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_wandb_holds_an_ensemble_with_its_members(tmp_path: Path) -> None:
+    values = tracked(epochs=1)
+    values["graph"]["nodes"] |= {"crowd": {"ensemble": ["a", "b"]}, "slow": {"ema": "a"}}
+    values["graph"]["target"] = "crowd"
+    path = train_run(tmp_path / "run", values)
+    (log,) = logs_in(path)
+    assert log.config["graph.nodes.crowd.ensemble"] == ["a", "b"]
+    assert log.summary["target"] == "crowd"
+    names = ("a", "b", "crowd", "slow", ALL_NETWORKS)
+    assert {f"nodes/{name}/top1" for name in names} <= set(log.summary)
+    assert epochs_of(log) == lines_of(path)
+    (artifact,) = log.artifacts
+    assert artifact.name == "run-crowd"
+    files = sorted(entry.path for entry in artifact.manifest.contents)
+    assert files == ["a.safetensors", "b.safetensors"]
+    assert len([name for name in log.files if name.startswith("media/images/graph")]) == 2
 
 
 def test_wandb_goes_on_with_a_resumed_run(tmp_path: Path) -> None:

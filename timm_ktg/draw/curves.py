@@ -1,4 +1,4 @@
-"""The curves of a run: losses and top-1 of the nodes, and the mean weight of every gate."""
+"""The curves of a run: losses and top-1 of the nodes, and the mean weight of every edge."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..records.files import replace_whole
-from ..records.metrics import EPOCH, Metrics, mean_weights, node_losses, shares_passed, top1_by_node
+from ..records.metrics import (
+    ALL_NETWORKS,
+    EPOCH,
+    Metrics,
+    mean_weights,
+    node_losses,
+    shares_passed,
+    top1_by_node,
+)
 from ..records.run_directory import RunDirectory
 from .reading import load_graph, measured_epochs
 from .scene import Scene, scene_of
@@ -18,6 +26,7 @@ if TYPE_CHECKING:
 
 _TARGET = "#1B2430"
 _NODES = ("#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A8A8A")
+_TOGETHER = {"color": _TARGET, "linewidth": 1.2, "linestyle": ":"}  # all networks
 _STYLES = ("-", "--", "-.", ":")
 _ROWS = 14  # in a legend
 _MARKED = 20  # up to this many epochs, each gets a marker; a single epoch has no line
@@ -67,8 +76,8 @@ def plot_curves(epochs: Sequence[Metrics], scene: Scene) -> Figure:
     numbers = [epoch[EPOCH] for epoch in epochs]
     _plot(loss, numbers, _losses(epochs, scene), "training loss")
     _plot(top1, numbers, _accuracies(epochs, scene), "top-1 %")
-    _plot(weight, numbers, _weights(epochs, scene), "mean weight of the gate")
-    weight.set_ylim(-0.03, max(1.03, weight.get_ylim()[1]))  # a gate may weigh more than 1
+    _plot(weight, numbers, _weights(epochs, scene), "mean weight, gate times edge")
+    weight.set_ylim(-0.03, max(1.03, weight.get_ylim()[1]))  # an edge may weigh more than 1
     weight.set_xlim(numbers[0] - 0.5, numbers[-1] + 0.5)
     weight.set_xlabel("epoch")
     figure.align_ylabels()
@@ -121,6 +130,8 @@ def _accuracies(epochs: Sequence[Metrics], scene: Scene) -> Iterator[Line]:
         )
         if watched:
             yield Line(f"{shown}: val (train thin)", [epoch.get(name) for epoch in val], style)
+    if any(ALL_NETWORKS in epoch for epoch in val):
+        yield Line(f"{ALL_NETWORKS}: val", [epoch.get(ALL_NETWORKS) for epoch in val], _TOGETHER)
 
 
 def _weights(epochs: Sequence[Metrics], scene: Scene) -> Iterator[Line]:
@@ -150,5 +161,5 @@ def _nodes(scene: Scene) -> Iterator[tuple[str, str, dict[str, Any]]]:
         if node.role == "target":
             yield node.name, f"{node.name} (target)", {"color": _TARGET, "linewidth": 2.4}
         else:
-            frozen = " (frozen)" if node.role == "frozen" else ""
-            yield node.name, node.name + frozen, {"color": next(colors), "linewidth": 1.5}
+            role = f" ({node.role})" if node.role else ""
+            yield node.name, node.name + role, {"color": next(colors), "linewidth": 1.5}

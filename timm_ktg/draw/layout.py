@@ -199,7 +199,7 @@ def _places(sizes: Sizes, scale: float) -> dict[str, NodePlace]:
         wide = scale * (width + 0.5 * word) * max(1.0, number / 4.2)
         high = scale * (height + 50) * max(1.0, number / 2.8)
         angles = [math.pi / 2 - 2 * math.pi * index / number for index in range(number)]
-        # Of many nodes, the neighbors of an ensemble nearly hide it from the others.
+        # The more nodes there are, the closer an ensemble would lie to the region round the others.
         out = {name: max(1.0, number / 5) for name in sizes.ensembles}
         reach = [out.get(name, 1.0) for name in ring]
         places = [

@@ -34,7 +34,9 @@ def _parser() -> ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     compare = commands.add_parser("compare", help="several runs in one table")
     compare.add_argument("runs", nargs="+", type=Path, help="directories of runs, or of seeds")
-    compare.add_argument("--node", help="node to compare; by default each run's target")
+    compare.add_argument(
+        "--node", help="node to compare, or all-networks; by default each run's target"
+    )
     compare.set_defaults(run=lambda given: show_compare(given.runs, given.node))
     report = commands.add_parser("report", help="a search, or runs, as one HTML page")
     report.add_argument(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ..errors import RecipeError
+from ..errors import RecipeError, did_you_mean
 from ..records.reader import read_results
 from ..records.result import RunResult
 from ..records.sample import Sample, difference
@@ -67,6 +67,7 @@ def _top1(path: Path, results: Sequence[RunResult], node: str | None) -> Sample:
         name = node or result.target
         if name not in result.nodes:
             known = ", ".join(result.nodes)
-            raise RecipeError([f"{path}: `{name}` is no node. Nodes: {known}."])
+            near = did_you_mean(name, result.nodes)
+            raise RecipeError([f"{path}: `{name}` is no node. Nodes: {known}.{near}"])
         values.append(result.nodes[name].top1)
     return Sample(tuple(values))

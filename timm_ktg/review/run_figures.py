@@ -1,4 +1,4 @@
-"""The figures of runs: accuracy and loss of each node, and what each gate lets through."""
+"""The figures of runs: accuracy and loss of each node, and the weight of each edge."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def loss_figure(run: RunData) -> go.Figure:
 
 
 def weight_figure(run: RunData) -> go.Figure:
-    """Return the mean weight of each gate by epoch; dotted, the share of samples that passed."""
-    plot = figure(320, xaxis_title="epoch", yaxis_title="mean weight of the gate")
+    """Return the mean weight of each edge by epoch; dotted, the share of samples that passed."""
+    plot = figure(320, xaxis_title="epoch", yaxis_title="mean weight")
     plot.update_yaxes(rangemode="tozero")
     shares = run.curves(shares_passed)
     for index, (edge, curve) in enumerate(run.curves(mean_weights).items()):

@@ -7,6 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from ..records.metrics import ALL_NETWORKS
 from ..records.sample import gain
 from .pictures import picture, title
 from .run_data import RunData
@@ -29,20 +30,24 @@ def runs_page(runs: Sequence[RunData]) -> dict[str, Any]:
 
 
 def _rows(run: RunData, first: RunData) -> list[dict[str, Any]]:
-    """Return a row for every node of a run, the target first."""
+    """Return a row for every node of a run, the target first, and one for all networks."""
     gained = "-"
     if run is not first and run.splits == first.splits:
         gained = gain(first.accuracy(first.target), run.accuracy(run.target))
+    nodes = sorted(run.graph["nodes"], key=lambda name: name != run.target)
+    models = {node: title(run.graph["nodes"][node]) for node in nodes}
+    if run.accuracy(ALL_NETWORKS) is not None:
+        models[ALL_NETWORKS] = "mean of the logits"
     return [
         {
             "run": str(run.path),
             "node": f"{node} (target)" if node == run.target != "target" else node,
-            "model": title(run.graph["nodes"][node]),
+            "model": model,
             "state": run.state,
             "split": run.splits,
             "top1": run.accuracy(node),
             "top5": run.accuracy(node, "top5"),
             "gain": gained if node == run.target else "",
         }
-        for node in sorted(run.graph["nodes"], key=lambda name: name != run.target)
+        for node, model in models.items()
     ]
