@@ -35,6 +35,7 @@ def workplace(
     """An empty working directory, on the CPU, off the network and out of the user's cache."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", datasets_cache)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     # With nets this small, extra threads only wait for each other.

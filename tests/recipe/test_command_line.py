@@ -91,6 +91,10 @@ TRAIN = {
     "clip_mode": ("agc", "agc"),
     "mixed_precision": ("bf16", "bf16"),
     "sync_bn": ("true", True),
+    "model_ema": ("true", True),
+    "model_ema_decay": ("0.99", 0.99),
+    "model_ema_warmup": ("true", True),
+    "teacher_table": ("never", "never"),
     "torchcompile": ("true", True),
     "cuda_graph": ("auto", "auto"),
     "channels_last": ("true", True),
@@ -102,6 +106,7 @@ NODE = {
     "checkpoint_path": ("w.safetensors", "w.safetensors"),
     "seed": ("7", 7),
     "taps": ("[layer1,layer2]", ["layer1", "layer2"]),
+    "img_size": ("16", 16),
 }
 EDGE = {
     "gate": ("confident", "confident"),
@@ -109,6 +114,9 @@ EDGE = {
     "loss": ("cross_entropy", "cross_entropy"),
     "loss_kwargs": ('{"smoothing": 0.1}', {"smoothing": 0.1}),
     "temperature": ("3", 3.0),
+    "weight": ("0.5", 0.5),
+    "taps": ("layer3", "layer3"),
+    "head": ("dist", "dist"),
 }
 STUDENT = "--graph.nodes.student"
 PEER = f"{STUDENT}.learns_from.helper"

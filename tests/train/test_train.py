@@ -68,6 +68,7 @@ def test_line_of_an_epoch_holds_every_measure(run: Path) -> None:
                 for top in (1, 5)
                 for n in "ab"
             ),
+            *(f"val/top{top}/all-networks" for top in (1, 5)),
         }
         assert all(map(math.isfinite, line.values()))
         assert line["images_per_second"] * line["seconds"] == pytest.approx(TRAIN)
@@ -93,7 +94,7 @@ def test_summary_holds_what_was_promised(run: Path) -> None:
     assert summary["device"] == "cpu" and summary["wall_seconds"] > summary["training_seconds"] > 0
     versions = {name: summary["packages"][name] for name in ("torch", "timm", "accelerate")}
     assert versions["timm"] == timm.__version__ and versions["torch"].split("+")[0]
-    assert set(summary["nodes"]) == {"a", "b"}
+    assert set(summary["nodes"]) == {"a", "b", "all-networks"}
     lines = (run / "metrics.jsonl").read_text().splitlines()
     seconds = [json.loads(line)["seconds"] for line in lines]
     assert set(weights_of(run)) == {"a.safetensors", "b.safetensors"}
@@ -122,8 +123,9 @@ def test_pictures_of_the_graph_and_of_its_curves_are_in_a_run(run: Path) -> None
     graph = (run / "graph.svg").read_text()
     for edge in EDGES:
         assert f"edge-{edge.replace('->', '-')}" in graph
-    for node in summary_of(run)["nodes"].values():
-        assert f"<!-- {node['top1']:.2f} % top-1 -->" in graph
+    for name in "ab":
+        top1 = summary_of(run)["nodes"][name]["top1"]
+        assert f"<!-- {top1:.2f} % top-1 -->" in graph
 
 
 def test_terminal_shows_graph_epochs_and_result(run: Path, terminal: StringIO) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from hashlib import sha256
 
 import torch
 from torch import Tensor
@@ -70,6 +72,35 @@ class MemoryLoader:
         self._sampler = create_sampler(
             size, batch_size, train=train, seed=seed, rank=rank, world_size=world_size
         )
+
+    @property
+    def views(self) -> int:
+        """The number of ways to augment an image."""
+        return 2 * (2 * self.pad + 1) ** 2
+
+    @cached_property
+    def content(self) -> str:
+        """A hash of all pixels."""
+        return sha256(self.images.cpu().numpy().tobytes()).hexdigest()
+
+    @property
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel, in 0..255."""
+        return tuple(self._mean.flatten().tolist()), tuple((1 / self._scale).flatten().tolist())
+
+    def view_of(self, indices: Tensor, offsets: Tensor, flip: Tensor) -> Tensor:
+        """Return which view of which image each item of `draws` is.
+
+        Args:
+            indices: int64 [B].
+            offsets: int64 [2, B].
+            flip: bool [B].
+
+        Returns:
+            int64 [B], in 0 .. N * views - 1.
+        """
+        spots = 2 * self.pad + 1
+        return ((indices * spots + offsets[0]) * spots + offsets[1]) * 2 + flip
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, from 0, whose order and augmentation the next iteration has."""

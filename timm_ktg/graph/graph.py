@@ -16,6 +16,7 @@ from .gates import EdgeContext
 from .losses import NodeOutput
 from .node import Channels, GraphNode, Network, Place
 from .problems import Reduction, graph_problems
+from .table import LogitTable
 from .topology import LABEL, Topology
 
 _logger = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class KnowledgeTransferGraph(nn.Module):
         edges: The edges that train something.
         members: The modules of the nodes, by name.
         edge_modules: The modules of the edges, by name.
+        tables: Logits of frozen nodes by name, which are looked up if `forward` gets views.
         emas: The exponential moving averages among the nodes.
         made: The nodes that are made from others, by name; those that are left out, too.
 
@@ -113,6 +115,7 @@ class KnowledgeTransferGraph(nn.Module):
             needed = {each: modules[each] for each in by_name[name].traits.needs}
             modules[name] = by_name[name].at_work(place, needed)
         self.members = nn.ModuleDict({name: modules[name] for name in by_name if name in modules})
+        self.tables: dict[str, LogitTable] = {}
         self.emas = tuple(node for node in nodes if isinstance(node, Ema) and node.name in modules)
 
     @property
@@ -213,14 +216,21 @@ class KnowledgeTransferGraph(nn.Module):
         for name in set(self.frozen) & set(self.untapped):
             self.network(name).speed_up(images, dtype, torchcompile)
 
-    def forward(self, images: Tensor) -> dict[str, NodeOutput]:
-        """Return the nodes' outputs for the same images [B, 3, H, W].
+    def forward(self, images: Tensor, views: Tensor | None = None) -> dict[str, NodeOutput]:
+        """Return the nodes' outputs for the same images.
 
         In training mode these are the nodes that a training step needs, otherwise all.
+
+        Args:
+            images: [B, 3, H, W].
+            views: Rows of `tables`, int64 [B], which the images are; None: compute all nodes.
         """
         outputs: dict[str, NodeOutput] = {}
         for name in self.topology.in_training if self.training else self.topology.order:
-            outputs[name] = self.members[name](images, outputs)
+            if views is not None and name in self.tables:
+                outputs[name] = self.tables[name].look_up(views, images, self.network(name))
+            else:
+                outputs[name] = self.members[name](images, outputs)
         return outputs
 
     def update_emas(self, update: float | Tensor) -> None:

@@ -27,7 +27,14 @@ S = TypeVar("S", bound=Section)
 PLACE = {
     "data": {"dataset", "workers"},
     # Earlier versions wrote the last two; see `_FORMER`.
-    "train": {"torchcompile", "channels_last", "cuda_graph", "capture", "node_threads"},
+    "train": {
+        "torchcompile",
+        "channels_last",
+        "cuda_graph",
+        "teacher_table",
+        "capture",
+        "node_threads",
+    },
     "tracking": {*TrackingConfig.model_fields, "with"},
 }
 

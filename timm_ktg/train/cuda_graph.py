@@ -26,9 +26,10 @@ OTHER_STEPS = ("foreach", "differentiable")  # these exclude the fused one
 
 WARM_UP = 3  # updates before the recording, so that libraries choose their algorithms
 
-# A loader's batch, and a function from it to images [B, 3, H, W] and labels [B] or [B, C].
+# A loader's batch, and a function from it to images [B, 3, H, W], labels [B] or [B, C], and
+# maybe the views that the images are [B].
 Batch = tuple[Tensor, ...]
-Make = Callable[..., tuple[Tensor, Tensor]]
+Make = Callable[..., tuple[Tensor, ...]]
 
 # Does an update for a batch, its number from 1, and the progress k / k_end.
 Update = Callable[[Batch, float | Tensor, float | Tensor], None]

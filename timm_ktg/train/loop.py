@@ -36,13 +36,13 @@ def train_epoch(training: Training, batches: Iterable[Batch]) -> Metrics:
     owners = graph.parameter_owners()
 
     def update(batch: Batch, number: float | Tensor, progress: float | Tensor) -> None:
-        images, labels = training.make(*batch)
-        chunks = (each.chunk(options.grad_accum_steps) for each in (images, labels))
+        images, labels, *views = training.make(*batch)
+        chunks = (each.chunk(options.grad_accum_steps) for each in (images, labels, *views))
         parts = list(zip(*chunks, strict=True))
         optimizer.zero_grad()
-        for index, (some, their) in enumerate(parts, start=1):
+        for index, (some, their, *of_them) in enumerate(parts, start=1):
             with nullcontext() if index == len(parts) else accelerator.no_sync(model):
-                outputs = model(some.contiguous(memory_format=training.layout))
+                outputs = model(some.contiguous(memory_format=training.layout), *of_them)
                 losses = graph.losses(outputs, their, progress)
                 accelerator.backward(losses.total * (len(their) / len(labels)))
             meter.update(losses, outputs, their, number)
@@ -81,7 +81,7 @@ def start_epoch(training: Training) -> Iterable[Batch]:
     set_seed(derive_seed("epoch", training.recipe.train.seed, epoch, rank) % 2**32)
     loader = training.images.train
     loader.set_epoch(epoch)
-    if training.is_recorded and isinstance(loader, MemoryLoader):
+    if training.makes_batches and isinstance(loader, MemoryLoader):
         return loader.draws()  # the rest happens in the update
     return loader
 

@@ -42,6 +42,7 @@ from .cuda_graph import (
     plain_updates,
 )
 from .metrics import EpochMeter
+from .tables import tables_of
 
 _logger = logging.getLogger(__name__)
 
@@ -120,6 +121,11 @@ class Training:
         return _layout(self.recipe.train)
 
     @property
+    def makes_batches(self) -> bool:
+        """Whether an update makes its batch itself, from what the loader draws."""
+        return self.make is not _as_they_are
+
+    @property
     def is_recorded(self) -> bool:
         """Whether updates are recorded and replayed."""
         return isinstance(self.do, RecordedUpdates)
@@ -137,8 +143,8 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
         RecipeError: The recipe does not work; lists all problems.
     """
     nodes, edges, data = _build_parts(recipe, accelerator, data)
-    graph = _build_graph(recipe, nodes, edges, data, accelerator)
     recorded = _is_recorded(recipe, accelerator)
+    graph = _build_graph(recipe, nodes, edges, data, accelerator, recorded)
     arguments = cuda_graph_arguments(recipe.train.opt) if recorded else None
     optimizer = build_optimizer(recipe.train, graph, arguments)
     loader = data.images.train
@@ -150,6 +156,8 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
     # The scheduler is not prepared, because accelerate would step it once for every process.
     make: Make = _as_they_are
     do: Do = plain_updates
+    if graph.tables and isinstance(loader, MemoryLoader):
+        make = _with_views(loader)
     if recorded:
         required = recipe.train.cuda_graph == "always"
         do = RecordedUpdates(prepared, accelerator.device, required)
@@ -250,6 +258,7 @@ def _build_graph(
     edges: list[Edge],
     data: Data,
     accelerator: Accelerator,
+    recorded: bool,
 ) -> KnowledgeTransferGraph:
     """Return the graph on its device, checked and optimized as the recipe says."""
     device, images, train = accelerator.device, data.images, recipe.train
@@ -262,6 +271,10 @@ def _build_graph(
     some = torch.randn(2, 3, *images.size, generator=torch.Generator().manual_seed(0))
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     graph.speed_up_frozen(some, dtype, train.torchcompile)
+    loader = images.train
+    if train.teacher_table == "auto" and isinstance(loader, MemoryLoader) and not recorded:
+        precision = f"{accelerator.mixed_precision} {train.channels_last} {train.torchcompile}"
+        graph.tables = tables_of(graph, loader, data.splits.num_classes, precision)
     if train.torchcompile:
         for name in set(graph.untapped) - set(graph.frozen):
             graph.model(name).compile()
@@ -270,6 +283,15 @@ def _build_graph(
 
 def _as_they_are(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return images, labels
+
+
+def _with_views(loader: MemoryLoader) -> Make:
+    """Return a function from what the loader draws to images, labels and their views."""
+
+    def make(indices: Tensor, offsets: Tensor, flip: Tensor) -> tuple[Tensor, ...]:
+        return *loader.make(indices, offsets, flip), loader.view_of(indices, offsets, flip)
+
+    return make
 
 
 def _layout(train: TrainConfig) -> torch.memory_format:

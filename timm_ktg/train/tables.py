@@ -1,0 +1,109 @@
+"""Tables of frozen nodes' logits on disk, shared by the processes and the runs of a host."""
+
+from __future__ import annotations
+
+import logging
+import os
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor, nn
+
+from ..data import MemoryLoader
+from ..errors import one_line
+from ..graph.graph import KnowledgeTransferGraph
+from ..graph.table import LogitTable
+
+_logger = logging.getLogger(__name__)
+
+SHARE = 0.25  # of the machine's memory, for all tables together; the oldest make room for new ones
+BYTES = 2  # of a number in float16
+
+
+def tables_of(
+    graph: KnowledgeTransferGraph, loader: MemoryLoader, num_classes: int, precision: str
+) -> dict[str, LogitTable]:
+    """Return tables for the frozen nodes without taps, filled as far as earlier runs did.
+
+    They are kept in `timm_ktg/tables` of the user's cache folder (XDG_CACHE_HOME).
+
+    Args:
+        graph: The graph, its weights loaded.
+        loader: The training images.
+        num_classes: C.
+        precision: What the nodes compute in, such as `bf16`.
+
+    Returns:
+        The tables by node; none, and a log line, if they do not fit.
+    """
+    names = [name for name in graph.frozen if name in graph.untapped]
+    rows = len(loader.images) * loader.views
+    size, allowed = rows * num_classes * BYTES, int(SHARE * psutil.virtual_memory().total)
+    if names and size * len(names) > allowed:
+        needed, given = (f"{each / 2**30:.1f} GiB" for each in (size * len(names), allowed))
+        _logger.warning("Frozen nodes are computed: tables take %s, above %s.", needed, given)
+        return {}
+    images = loader.content if names else ""
+    tables = {}
+    for name in names:
+        network = graph.network(name)
+        facts = (images, loader.pad, loader.normalization, precision, num_classes)
+        own = (network.mean, network.std, network.size, _contents(network.model))
+        key = sha256(repr((*facts, *own)).encode()).hexdigest()[:24]
+        try:
+            tables[name] = LogitTable(_opened(_folder() / key, rows, num_classes, allowed - size))
+        except OSError as error:
+            _logger.warning("Frozen nodes are computed: no table. %s", one_line(error))
+            return {}
+    return tables
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "timm_ktg" / "tables"
+
+
+def _opened(path: Path, rows: int, num_classes: int, others: int) -> Tensor:
+    """Return a table in a file, which is made if it is not there.
+
+    Args:
+        path: The file.
+        rows: R.
+        num_classes: C.
+        others: Bytes that the tables of other nodes may keep.
+
+    Raises:
+        OSError: The file cannot be made, or the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = rows * num_classes * BYTES
+    with path.open("a+b") as file:
+        # All of it is claimed now: a full disk would kill the process that writes later.
+        os.posix_fallocate(file.fileno(), 0, size)
+        os.utime(path)
+    _make_room(path, others)
+    table = np.memmap(path, np.float16, "r+", shape=(rows, num_classes))
+    return torch.from_numpy(table)
+
+
+def _make_room(kept: Path, others: int) -> None:
+    """Remove the tables that were opened longest ago; runs that use them keep what they have."""
+    tables = sorted(
+        (each for each in kept.parent.iterdir() if each != kept),
+        key=lambda each: each.stat().st_mtime,
+        reverse=True,
+    )
+    for table in tables:
+        others -= table.stat().st_size
+        if others < 0:
+            table.unlink(missing_ok=True)
+
+
+def _contents(model: nn.Module) -> str:
+    """Return a hash of a model's weights and architecture."""
+    found = sha256(str(model).encode())
+    for name, value in model.state_dict().items():
+        found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
