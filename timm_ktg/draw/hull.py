@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .geometry import Points, Rect
+from .geometry import Curve, Points, Rect, Size
 
 PAD = 9.0  # from the boxes of the members to the border of their region
 BAND = 14.0  # thickness of the band from the region to the box of the ensemble
@@ -20,26 +20,31 @@ class Hull:
     Args:
         corners: Corners of the convex hull of the members' boxes, counterclockwise; the region
             is larger by `PAD`.
-        band: Both ends of the band: the middle of the members, and of the ensemble's box.
+        band: Both ends of the band: the middle of the members, and a point of the ensemble.
     """
 
     corners: Points
     band: Points
 
     @classmethod
-    def of(cls, members: Sequence[Rect], ensemble: Rect) -> Hull:
+    def of(cls, members: Sequence[Rect], box: Rect, texts: Sequence[Rect]) -> Hull:
         """Return the region round these members.
 
         Args:
             members: Boxes of the members, with the texts under them.
-            ensemble: Box of the ensemble.
+            box: Box of the ensemble; the band ends behind its border.
+            texts: Texts under the box; the band ends before them.
         """
         from scipy.spatial import ConvexHull
 
         points = np.array([corner for member in members for corner in member.corners])
         found = ConvexHull(np.column_stack([points.real, points.imag]))
         corners = points[found.vertices]
-        return cls(corners, np.array([corners.mean(), ensemble.center]))
+        middle = complex(corners.mean())
+        line = Curve(middle, (middle + box.center) / 2, box.center)
+        ends = (box.grown(-BAND / 2), *texts)
+        band = line.outside([Rect(middle, Size(0, 0))], ends)
+        return cls(corners, np.array([band.start, band.end]))
 
     def touches(self, rect: Rect) -> bool:
         """Return whether the region or the band touches a rectangle."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..graph.topology import LABEL, Link, Pair
 from .geometry import Curve, Points, Rect, Size, around
-from .hull import Hull
+from .hull import PAD, Hull
 from .ring import ring_of
 
 UNDER = 4.0  # between a box and the text under it
@@ -116,7 +116,10 @@ class Layout:
         """The rectangle that holds everything."""
         rects = [place.whole for place in self.nodes.values()]
         rects += [*self.chips.values(), *self.words.values()]
-        rects += [Rect(arrow.at(0.5), Size(0, 0)) for arrow in self.arrows.values()]
+        lines = (*self.arrows.values(), *self.members.values(), *self.copies.values())
+        rects += [Rect(line.at(0.5), Size(0, 0)) for line in lines]
+        corners = (corner for hull in self.hulls.values() for corner in hull.corners)
+        rects += [Rect(complex(corner), Size(2 * PAD, 2 * PAD)) for corner in corners]
         return around(rects)
 
 
@@ -174,7 +177,8 @@ def _hulls(
     """
     hulls: dict[str, Hull] = {}
     for name, members in ensembles.items():
-        hull = Hull.of([nodes[member].whole for member in members], nodes[name].box)
+        box, *texts = nodes[name].shape
+        hull = Hull.of([nodes[member].whole for member in members], box, texts)
         others = [place.whole for other, place in nodes.items() if other not in (*members, name)]
         others += [chip for link, chip in chips.items() if link.destination not in members]
         apart = not any(hull.overlaps(other) for other in hulls.values())
@@ -269,7 +273,8 @@ def _arrow(source: NodePlace, destination: NodePlace, lane: int) -> Curve:
     if lane:
         left = 1j * (end - start)
         aside = lane * _ASIDE * left / abs(left)
-        start, middle, end = start + aside, middle + aside + lane * _BEND * left, end + aside
+        bend = (1.5 * lane - 0.5) * _BEND * left  # the words need room between two arrows
+        start, middle, end = start + aside, middle + aside + bend, end + aside
     return Curve(start, middle, end).outside(source.shape, destination.shape)
 
 
