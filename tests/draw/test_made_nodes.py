@@ -16,7 +16,8 @@ from tests.nets import TinyNet
 from timm_ktg.draw.config import config_of
 from timm_ktg.draw.curves import plot_curves
 from timm_ktg.draw.hull import PAD
-from timm_ktg.draw.paint import paint
+from timm_ktg.draw.layout import lay_out
+from timm_ktg.draw.paint import _sizes, paint
 from timm_ktg.draw.picture import mermaid_of, svg_of
 from timm_ktg.draw.ring import ring_of
 from timm_ktg.draw.scene import Results, Scene, scene_of
@@ -57,7 +58,22 @@ ALL_KINDS = made_graph(
     crowd={"ensemble": ["a", "b", "c"]},
     slow={"ema": "a"},
 )
+PAIR = made_graph(
+    {
+        "a": {
+            "label": {"gate": "through", "weight": 0.1},
+            "old/kl_div": {"temperature": 4.0, "weight": 0.9},
+            "old/attention": {
+                "loss": "attention",
+                "taps": {"source": "layer3", "destination": "stages.2"},
+                "weight": 5.0,
+            },
+        },
+        "old": {},
+    }
+)
 CASES = {
+    "pair": PAIR,
     "one": ONE,
     "mean teacher": MEAN_TEACHER,
     "teachers": TEACHERS,
@@ -266,3 +282,11 @@ def test_curves_name_the_roles_and_show_all_networks_together() -> None:
     shown = ["a (target)", "b", "c", "old (frozen)", "crowd (ensemble)", "slow (slow copy)"]
     assert legend == [*shown, ALL_NETWORKS]
     assert top1.lines[-1].get_ydata() == [60.0] and weight.get_ylim()[1] > 9
+
+
+def test_words_of_two_edges_hide_neither_arrow() -> None:
+    scene = scene_of(PAIR)
+    layout = lay_out(_sizes(scene))
+    for edge in scene.edges:
+        others = [arrow for link, arrow in layout.arrows.items() if link != edge.link]
+        assert not any(layout.words[edge.link].count(arrow.points(50)) for arrow in others)
