@@ -72,7 +72,21 @@ PAIR = made_graph(
         "old": {},
     }
 )
+PAIR_AND_CROWD = made_graph(
+    {
+        "a": {
+            **LEARNS,
+            "b/dkd": {"loss": "dkd", "temperature": 2.0, "gate": "correct"},
+            "b/attention": {"loss": "attention", "taps": "layer3", "weight": 5.0},
+            "slow": "linear",
+        },
+        "b": LEARNS,
+    },
+    crowd={"ensemble": ["a", "b"], "combine": "probabilities"},
+    slow={"ema": "a", "decay": 0.99},
+)
 CASES = {
+    "pair and crowd": PAIR_AND_CROWD,
     "pair": PAIR,
     "one": ONE,
     "mean teacher": MEAN_TEACHER,
@@ -284,9 +298,11 @@ def test_curves_name_the_roles_and_show_all_networks_together() -> None:
     assert top1.lines[-1].get_ydata() == [60.0] and weight.get_ylim()[1] > 9
 
 
-def test_words_of_two_edges_hide_neither_arrow() -> None:
-    scene = scene_of(PAIR)
+@pytest.mark.parametrize("graph", [PAIR, PAIR_AND_CROWD], ids=["pair", "pair and crowd"])
+def test_words_of_two_edges_hide_neither_arrow(graph: GraphConfig) -> None:
+    scene = scene_of(graph)
     layout = lay_out(_sizes(scene))
     for edge in scene.edges:
-        others = [arrow for link, arrow in layout.arrows.items() if link != edge.link]
+        alike = [each.link for each in scene.edges if each.link.pair == edge.link.pair]
+        others = [layout.arrows[link] for link in alike if link != edge.link]
         assert not any(layout.words[edge.link].count(arrow.points(50)) for arrow in others)

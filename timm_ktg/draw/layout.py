@@ -273,7 +273,7 @@ def _arrow(source: NodePlace, destination: NodePlace, lane: int) -> Curve:
     if lane:
         left = 1j * (end - start)
         aside = lane * _ASIDE * left / abs(left)
-        bend = (1.5 * lane - 0.5) * _BEND * left  # the words need room between two arrows
+        bend = (2 * lane - 1) * _BEND * left  # the words need room between two arrows
         start, middle, end = start + aside, middle + aside + bend, end + aside
     return Curve(start, middle, end).outside(source.shape, destination.shape)
 
