@@ -11,10 +11,22 @@ from typing import Any
 
 SECRET = frozenset({"storage", "password"})  # keys whose values no message shows
 
-# Where a text may hold a password: postgres://..., somebody:password@host.
+# Where a text may hold a password: the URL of anything but a web page or a bucket,
+# somebody:password@host, password=... . Databases are also known by their names alone, because a
+# URL may lack its slashes.
+_OPEN = r"https?:|s3:|file:|hf:"
+_DATABASES = r"(?:postgres|mysql|mariadb|mssql|oracle|redis|mongodb|cockroach)[\w+.-]*:/*"
+_WORD = r"[^\s'\"`]"
 _PASSWORDS = (
-    (re.compile(r"\b(postgres\w*(?:\+\w+)?:/*)(?!/|\.\.\.)[^\s'\"`]+"), r"\1***"),
+    # A password may hold a space, where it should hold %20.
+    (
+        re.compile(
+            rf"\b({_DATABASES}|(?!{_OPEN})[a-z][\w+.-]+:/+)(?!/|\.\.\.){_WORD}+(\s{_WORD}*@{_WORD}*)?"
+        ),
+        r"\1***",
+    ),
     (re.compile(r"[^\s/'\"`:@=]+:[^\s'\"`]+@(?=[^\s@]*)"), "***@"),
+    (re.compile(rf"\b(password|passwd|pwd)(\s*=\s*){_WORD}+"), r"\1\2***"),
 )
 
 _TOO_LONG = re.compile(r"(\S{200})\S{200,}")  # such as a path that no system takes

@@ -12,6 +12,7 @@ from timm_ktg.recipe.search_command import parse_search
 from timm_ktg.recipe.search_config import SearchRecipe
 from timm_ktg.review.__main__ import main as review
 from timm_ktg.search.__main__ import main as search
+from timm_ktg.train.__main__ import main as train
 
 PW = "hunter2!x"
 URL = f"postgresql://bob:{PW}@host/db"
@@ -23,6 +24,13 @@ MISSPELT = [
     f"postgresql://bob:{PW}@host:port/db",
     f"posgresql://bob:{PW}@host/db",
     f"mysql://bob:{PW}@host/db",
+    f"mysql://bob:{PW}",
+    f"mysql:bob:{PW}",
+    f"redis://:{PW}",
+    f"postgresql:///db?user=bob&password={PW}{{",
+    f"postgresql://bob:p@{PW}@host/db",
+    f"postgresql://bob:p {PW}@host/db",
+    f"host=h user=bob password={PW}",
 ]
 WRONG: list[Any] = [*MISSPELT, [URL], {"url": "host", "password": PW}, [PW], f"x\n{URL}"]
 
@@ -125,6 +133,29 @@ def test_error_shows_no_password_whoever_raises_it() -> None:
     assert PW not in found({"a": [URL], "storage": PW, "b": {"password": PW}})
 
 
-@pytest.mark.parametrize("text", ["data.mean: a, b@c", "https://docs.org/x", "postgresql://... ."])
+@pytest.mark.parametrize("url", ["postgresql://bob:73154", "mysql://bob:73154"])
+def test_password_that_looks_like_a_port_is_not_repeated(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("s.yaml").write_text(yaml.safe_dump(values(url)))
+    for argv in (["s.yaml", "--output-dir", "out"], [url], ["s.yaml", f"--search.models={url}"]):
+        assert search(argv) == 2
+        assert "73154" not in output(capsys)
+
+
+def test_password_in_place_of_a_data_set_is_not_repeated(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert train(["digits", f"--data.dataset=mysql://bob:{PW}"]) == 2
+    assert PW not in output(capsys)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("data.mean: a, b@c", "https://docs.org:80/x", "postgresql://... .", "C:/a b", "s3://a/b"),
+        *("hf-hub:timm/resnet18.a1_in1k", "graph.nodes.oracle: should be", "/tmp/x: /tmp/y"),
+    ],
+)
 def test_what_holds_no_password_is_shown_as_it_is(text: str) -> None:
     assert masked(text) == text

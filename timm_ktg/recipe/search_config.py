@@ -30,6 +30,9 @@ from .section import Section, checked, problem
 from .tracking_config import TrackingConfig
 from .train_config import TrainConfig
 
+# Also where slashes are missing: a journal of such a name would show a password to all who list it.
+_LOOKS_LIKE_A_URL = re.compile(r"postgres|(?!.:)[^/]*:/|[^/]*:.*[@:]|.*\bpassword\s*=")
+
 
 def _from_one(value: Any) -> Any:
     return [value] if isinstance(value, int | str) else value
@@ -44,15 +47,17 @@ def storage_problem(where: object) -> str | None:
     said = "should be null, the path of a journal, or postgresql://... ."
     if where is not None and not isinstance(where, str):
         return f"{said} Found a {type(where).__name__}."
-    if where is None or not re.match(r"postgres|[^/]*://|[^/]*:.*@", where):
+    if where is None or not _LOOKS_LIKE_A_URL.match(where):
         return None
     from sqlalchemy import make_url
 
     try:
-        name = make_url(where).drivername
+        url = make_url(where)
     except Exception:  # its message may repeat the password
         return f"{said} Found a URL that cannot be read: user, password, host, port, name?"
-    return f"{said} Did you mean `postgresql`?" if name == "postgres" else None
+    if "@" in (url.host or ""):  # part of the password would be taken for the host, and shown
+        return f"{said} Found an @ too many: write those of a password as %40."
+    return f"{said} Did you mean `postgresql`?" if url.drivername == "postgres" else None
 
 
 def _checked_storage(where: Any) -> Any:

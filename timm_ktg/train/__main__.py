@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ..errors import RecipeError, StorageError
+from ..errors import RecipeError, StorageError, masked
 from ..recipe.command_line import Command, parse_command
 from ..recipe.recipe import Recipe, change_recipe, save_recipe
 from ..records.reader import runs_in
@@ -102,7 +102,8 @@ def _build(command: Command, recipe: Recipe) -> Ready:
             return {}
         recipe = with_seed(recipe, seed)
     accelerator = create_accelerator(recipe)  # a separate one, because it refers to the training
-    accelerator.print(f"Reading {recipe.data.dataset}, building {len(recipe.graph.nodes)} nodes.")
+    dataset = masked(recipe.data.dataset)
+    accelerator.print(f"Reading {dataset}, building {len(recipe.graph.nodes)} nodes.")
     training = build_training(recipe, accelerator)
     if accelerator.is_main_process:
         show_graph(training.graph, {name: n.title for name, n in recipe.graph.nodes.items()})
