@@ -290,7 +290,7 @@ ERRORS = {
     "search.models": ([], "search.models: should name a candidate"),
     "search.target_model": ("resnet8_cifra", "Did you mean `resnet8_cifar`?"),
     "search.gates": (["through", "corect"], "Did you mean `correct`?"),
-    "search.sampler": ("tpee", "search.sampler: Input should be"),
+    "search.sampler": ("tpee", "search.sampler: should be `random`, `tpe` or"),
     "search.trails": (3, "search.trails: unknown key. Did you mean `trials`?"),
     "search.grace_period": (5, "search.grace_period: should be above heartbeat_interval, 60"),
     "search.weights": ({"ktg_tiny": "nowhere"}, "should be a file of weights"),

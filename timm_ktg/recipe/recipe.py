@@ -326,7 +326,9 @@ def _line(section: type[BaseModel], details: Any) -> str:
         return f"{where}: should be given."
     if details["type"] == "problem":
         return f"{where}: {details['msg']}"
-    return f"{where}: {details['msg']}. Found {found(details['input'])}."
+    choices = re.findall("`([^`]+)`", details["msg"]) if details["type"] == "literal_error" else []
+    hint = did_you_mean(str(details["input"]), choices)
+    return f"{where}: {details['msg']}. Found {found(details['input'])}.{hint}"
 
 
 def _fields_at(section: Any, location: Location) -> list[str]:

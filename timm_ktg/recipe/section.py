@@ -14,7 +14,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from ..errors import found
 
@@ -95,13 +95,40 @@ def _relay(error: ValidationError) -> list[InitErrorDetails]:
             type=PydanticCustomError(
                 details["type"],
                 "{message}",
-                {"message": details["msg"]},
+                {"message": _said(details)},
             ),
             loc=details["loc"],
             input=details["input"],
         )
         for details in error.errors(include_url=False)
     ]
+
+
+# What pydantic says, in the words of all other messages; by the kind of its error.
+_WORDS = {
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_parsing", "float_type"), "a number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(
+        ("dict_type", "mapping_type", "model_type", "model_attributes_type"), "a mapping"
+    ),
+    "string_type": "a text",
+    "finite_number": "a finite number",
+    "greater_than": "above {gt:g}",
+    "greater_than_equal": "{ge:g} or more",
+    "less_than_equal": "at most {le:g}",
+    "literal_error": "{expected}",
+    "too_long": "a list of at most {max_length}",
+}
+
+
+def _said(details: ErrorDetails) -> str:
+    """Return an error of pydantic's in plain words; one that was relayed before stays as it is."""
+    words, context = _WORDS.get(details["type"]), details.get("ctx", {})
+    if words is None or "message" in context:
+        return details["msg"].removeprefix("Input ")
+    return f"should be {words.format(**context)}".replace("'", "`")
 
 
 def checked(check: Callable[[Any], str | None]) -> AfterValidator:
