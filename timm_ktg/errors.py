@@ -87,7 +87,7 @@ class RecipeError(ValueError):
         super().__init__("\n".join(self.problems))
 
 
-class StorageError(RuntimeError):
+class StorageError(OSError):
     """A file cannot be written: the disk is full, permission is missing, or the folder is gone."""
 
 

@@ -24,6 +24,7 @@ from tests.study_cases import (
     work,
 )
 from tests.training_cases import DEADLINE, finish, start
+from timm_ktg.errors import DataError, StorageError
 from timm_ktg.search.journal import JOURNAL, Journal
 from timm_ktg.search.study import run_trials
 from timm_ktg.search.trials import finished
@@ -93,13 +94,21 @@ def test_search_program_on_a_full_disk_is_one_line_and_goes_on_when_there_is_roo
     assert all(trial.state != "failed" for trial in finished(study))
 
 
-def test_search_trial_in_which_the_disk_is_full_is_done_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "weights"),
+        StorageError("weights: cannot be written: SafetensorError: No space left on device"),
+        DataError("data.input_key: row 5 of `image` (weights.png): image file is truncated"),
+    ],
+)
+def test_search_trial_that_is_not_at_fault_is_done_again(tmp_path: Path, error: Exception) -> None:
     study = joined(tmp_path, search_of(2), lambda study: None)
 
     def full(trial: Trial) -> float:
-        raise OSError(errno.ENOSPC, "No space left on device", "weights")
+        raise error
 
-    with pytest.raises(OSError, match="weights"):
+    with pytest.raises(type(error), match="weights"):
         run_trials(study, full, lambda study: bool(finished(study)))
     assert [trial.state.name for trial in study.trials] == ["RUNNING"]
     assert finished(study) == []

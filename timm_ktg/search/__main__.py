@@ -11,7 +11,7 @@ from pathlib import Path
 
 from optuna.exceptions import StorageInternalError
 
-from ..errors import RecipeError, one_line
+from ..errors import DataError, RecipeError, one_line
 from ..recipe.search_command import SearchCommand, parse_search
 from ..records.run_directory import RUNS
 from ..train.program import create_accelerator, resolved, run_program
@@ -19,7 +19,7 @@ from .final import finish
 from .processes import WorkerProcesses
 from .recipes import candidates_recipe
 from .space import build_choices
-from .study import StoppedError, say
+from .study import STOPS, StoppedError, say
 from .tracking import search_tracking_problems
 from .weights import NoWeightsError
 from .worker import check_candidates, join_search
@@ -60,9 +60,14 @@ def _parsed(argv: Sequence[str]) -> SearchCommand:
 def _run(command: SearchCommand) -> None:
     try:
         run(command)
-    except OSError as error:  # no room, no permission, or a folder that is gone
-        where = f"{error.filename}: " if error.filename else ""
-        raise StoppedError(f"{where}{error.strerror or one_line(error)}. {GOES_ON}") from error
+    except STOPS as error:  # no room, no permission, a folder that is gone, a damaged image
+        raise StoppedError(f"{_said(error).rstrip('.')}. {GOES_ON}") from error
+
+
+def _said(error: OSError | DataError) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or one_line(error)
 
 
 def run(command: SearchCommand) -> None:

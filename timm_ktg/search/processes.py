@@ -15,6 +15,7 @@ from optuna import TrialPruned
 from ..errors import RecipeError
 from ..graph.weights import export_node
 from ..recipe.recipe import Recipe
+from ..records.files import writing
 from ..records.metrics import Metrics, top1_name
 from ..records.run_directory import RunDirectory
 from ..train.loop import evaluate, start_epoch, train_epoch
@@ -86,7 +87,8 @@ class WorkerProcesses:
                     raise TrialPruned(f"after {epoch} epochs")
             if export is not None and accelerator.is_main_process:
                 network = graph.network(graph.target)
-                export_node(network.model, export, network.mean, network.std)
+                with writing(export):
+                    export_node(network.model, export, network.mean, network.std)
             return value
         finally:
             accelerator.free_memory()  # this collects garbage and empties the device's cache

@@ -11,7 +11,7 @@ from typing import Any
 from ..graph.registry import with_arguments
 from ..graph.topology import LABEL
 from ..recipe.graph_config import from_word
-from ..recipe.recipe import Recipe
+from ..recipe.recipe import Recipe, check_section
 from ..recipe.search_config import LossConfig, SearchRecipe
 from .canonical import TARGET, CanonicalGraph, GraphEdge, all_through
 from .result import Row
@@ -84,7 +84,7 @@ def candidates_recipe(recipe: SearchRecipe) -> Recipe:
 
 
 def _recipe(recipe: SearchRecipe, graph: Mapping[str, Any]) -> Recipe:
-    return Recipe.model_validate({"graph": graph, "data": recipe.data, "train": recipe.train})
+    return check_section(Recipe, {"graph": graph, "data": recipe.data, "train": recipe.train})
 
 
 def words_of(search: Mapping[str, Any]) -> dict[str, Any]:

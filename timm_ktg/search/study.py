@@ -18,7 +18,7 @@ from optuna.storages._heartbeat import is_heartbeat_enabled
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from ..errors import RecipeError, one_line
+from ..errors import DataError, RecipeError, one_line
 from .liveness import doubtful, fail_dead, sign
 from .storage import making
 from .trials import note
@@ -34,6 +34,9 @@ LATER = {
     "search.losses": [],
     "search.label_losses": [],
 }
+
+# A full disk, say, or an image that cannot be read: no fault of the trial, which is done again.
+STOPS = (OSError, DataError)
 
 Objective = Callable[[Trial], float]
 Identity = Mapping[str, Any]
@@ -119,10 +122,11 @@ def run_trials(
         except _Interrupted:
             raise KeyboardInterrupt from None
         except _Stopped as stopped:
-            assert isinstance(stopped.__cause__, OSError)
+            assert isinstance(stopped.__cause__, STOPS)
             raise stopped.__cause__ from None
-        except AssertionError as error:  # what Optuna makes of it where it ends a trial
-            if isinstance(error.__context__, OSError):
+        # What Optuna makes of it where it ends a trial, by a slip of its own.
+        except (AssertionError, UnboundLocalError) as error:
+            if isinstance(error.__context__, STOPS):
                 raise error.__context__ from None
             raise
         except (_GivenAway, UpdateFinishedTrialError) as error:
@@ -144,7 +148,7 @@ def _held(objective: Objective, catch: tuple[type[Exception], ...]) -> Objective
         except (TrialPruned, UpdateFinishedTrialError):
             raise
         except Exception as error:
-            if isinstance(error, OSError) and not isinstance(error, catch):
+            if isinstance(error, STOPS) and not isinstance(error, catch):
                 raise _Stopped from error
             note(trial, reason=one_line(error))
             raise
@@ -193,7 +197,7 @@ class _Interrupted(BaseException):
 
 
 class _Stopped(BaseException):
-    """A full disk, say, which is no fault of the trial: as after Ctrl-C, it is done again."""
+    """One of `STOPS`. Optuna would fail the trial for good, as after Ctrl-C."""
 
 
 class _GivenAway(BaseException):

@@ -63,7 +63,7 @@ def run_program(
         return fail([str(error)], 2)
     except stops as error:
         return fail([str(error)], 1)
-    except (StorageError, OSError) as error:
+    except OSError as error:
         return fail([str(error) if isinstance(error, StorageError) else one_line(error)], 1)
     except KeyboardInterrupt:
         return fail([f"Interrupted. {interrupted}"], 130)

@@ -1,0 +1,66 @@
+"""Disks of tests: small ones that fill up, and ones that are locked or lose a folder in use."""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+DEADLINE = 240  # seconds
+
+
+class Disk:
+    """A file system in memory.
+
+    Args:
+        path: Where it is mounted.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def resize(self, size: str) -> None:
+        """Change its size, such as to `8k`."""
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(self.path)], check=True)
+
+    def lock(self) -> None:
+        """Make it read-only. The kernel does so at an error of a disk, but not on demand.
+
+        On demand it refuses as long as a file is open for writing, so the disk is mounted once
+        more, upon itself.
+        """
+        path = str(self.path)
+        subprocess.run(["mount", "--bind", path, path], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", path], check=True)
+
+    def unlock(self) -> None:
+        """Make it writable again."""
+        subprocess.run(["umount", "--lazy", str(self.path)], check=True)
+
+    def empty(self) -> None:
+        """Remove everything on it, whatever is in use."""
+        for path in self.path.iterdir():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A disk of 8 MiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(path)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a disk can only be mounted by root")
+    yield Disk(path)
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def wait_for(line: str, log: Path, process: BaseProcess) -> None:
+    """Wait until a process that runs has written a line."""
+    end = time.monotonic() + DEADLINE
+    while line not in (log.read_text() if log.exists() else ""):
+        assert process.is_alive() and time.monotonic() < end, log.read_text()
+        time.sleep(0.01)
