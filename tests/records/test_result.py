@@ -11,7 +11,7 @@ from timm_ktg.records.result import RunResult, SeedsResult
 
 KEYS = [
     *("target", "split", "nodes", "seed", "epochs", "data", "processes", "device", "python"),
-    *("packages", "training_seconds", "wall_seconds"),
+    *("packages", "training_seconds", "wall_seconds", "images"),
 ]
 
 
@@ -21,6 +21,12 @@ def test_result_comes_back_from_its_json_as_it_was() -> None:
     assert values == result.as_json()
     assert RunResult.from_json(values) == result
     assert result.target_accuracy.top1 == 71.5
+
+
+def test_result_of_an_earlier_version_has_no_number_of_images() -> None:
+    values = a_result({"student": 71.5}, images=360).as_json()
+    assert RunResult.from_json(values).images == values.pop("images") == 360
+    assert RunResult.from_json(values).images is None
 
 
 def test_json_has_the_keys_of_summary_json_in_their_order() -> None:

@@ -117,9 +117,9 @@ def test_directory_of_seeds_is_replaced_as_a_whole(tmp_path: Path) -> None:
 # Side by side.
 
 
-def save_summary(path: Path, top1: float, split: str = "test") -> None:
+def save_summary(path: Path, top1: float, split: str = "test", **others: Any) -> None:
     path.mkdir(parents=True)
-    RunDirectory(path).write_result(a_result({"a": top1, "b": 1.0}, split=split))
+    RunDirectory(path).write_result(a_result({"a": top1, "b": 1.0}, split=split, **others))
 
 
 def test_compare_shows_n_mean_std_and_the_interval_of_the_difference(
@@ -129,7 +129,7 @@ def test_compare_shows_n_mean_std_and_the_interval_of_the_difference(
     for seed, top1 in enumerate((70.0, 71.0, 72.0)):
         save_summary(Path("base", f"seed-{seed}"), top1)
     for seed, top1 in enumerate((73.0, 74.0, 75.0)):
-        save_summary(Path("graph", f"seed-{seed}"), top1)
+        save_summary(Path("graph", f"seed-{seed}"), top1, images=10_000)
     save_summary(Path("one"), 80.0)
     assert review(["compare", "base", "graph", "one"]) == 0
     rows = {
@@ -139,9 +139,10 @@ def test_compare_shows_n_mean_std_and_the_interval_of_the_difference(
         if f" {name} " in line
     }
     # Welch: t(4 degrees, 97.5 %) = 2.776, standard error sqrt(1/3 + 1/3).
-    assert rows["base"].endswith("a 2 3 71.00 1.00 - -")
-    assert rows["graph"].endswith("a 2 3 74.00 1.00 +3.00 +0.73 .. +5.27")
-    assert rows["one"].endswith("a 2 1 80.00 - +9.00 n too small")
+    assert rows["base"].endswith("a 2 3 71.00 1.00 - - -")  # an earlier version's
+    # Binomial: sqrt(74 x 26 / 10,000).
+    assert rows["graph"].endswith("a 2 3 74.00 1.00 ± 0.44 +3.00 +0.73 .. +5.27")
+    assert rows["one"].endswith("a 2 1 80.00 - - +9.00 n too small")
 
 
 def test_compare_takes_another_node(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

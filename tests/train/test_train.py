@@ -22,7 +22,7 @@ import timm_ktg.train.run
 from tests import training_cases as cases
 from tests.nets import ktg_tiny
 from tests.recipe_cases import MUTUAL, Values, recipe_values, write_recipe
-from tests.tiny_data import TRAIN, UPDATES, VAL, small_digits
+from tests.tiny_data import TEST, TRAIN, UPDATES, VAL, small_digits
 from tests.training_cases import (
     assert_same_run,
     metrics_of,
@@ -91,6 +91,7 @@ def test_summary_holds_what_was_promised(run: Path) -> None:
     summary = summary_of(run)
     assert summary["target"] == "a" and summary["split"] == "test"
     assert (summary["seed"], summary["epochs"], summary["processes"]) == (4, 2, 1)
+    assert summary["images"] == TEST
     assert summary["device"] == "cpu" and summary["wall_seconds"] > summary["training_seconds"] > 0
     versions = {name: summary["packages"][name] for name in ("torch", "timm", "accelerate")}
     assert versions["timm"] == timm.__version__ and versions["torch"].split("+")[0]

@@ -58,6 +58,8 @@ class RunResult:
         packages: Versions of the packages that decide the result.
         training_seconds: Seconds of training.
         wall_seconds: Seconds from start to end, of the last process if the run was resumed.
+        images: How many images the accuracies were measured on; None: an earlier version did not
+            write it down.
     """
 
     target: str
@@ -72,6 +74,7 @@ class RunResult:
     packages: Mapping[str, str]
     training_seconds: float
     wall_seconds: float
+    images: int | None = None
 
     @property
     def target_accuracy(self) -> Accuracy:

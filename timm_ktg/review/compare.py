@@ -31,7 +31,17 @@ def show_compare(paths: Sequence[Path], node: str | None = None) -> None:
         listed = ", ".join(f"{path}: {split}" for path, split in splits.items())
         raise RecipeError([f"compare: all runs should be evaluated on one split. Found {listed}."])
     table = Table(title=f"Top-1 in % on {splits[str(paths[0])]} images")
-    for column in ("run", "node", "epochs", "n", "mean", "std", "difference", "95 % interval"):
+    for column in (
+        "run",
+        "node",
+        "epochs",
+        "n",
+        "mean",
+        "std",
+        "test set",
+        "difference",
+        "95 % interval",
+    ):
         table.add_column(column, justify="left" if column in ("run", "node") else "right")
     samples = [_top1(path, results, node) for path, results in runs]
     for index, ((path, results), sample) in enumerate(zip(runs, samples, strict=True)):
@@ -44,11 +54,20 @@ def show_compare(paths: Sequence[Path], node: str | None = None) -> None:
             str(sample.n),
             f"{sample.mean:.2f}",
             "-" if sample.std is None else f"{sample.std:.2f}",
+            _error(results, sample),
             f"{gap:+.2f}" if index else "-",
             interval if index else "-",
         )
     console().print(table)
     print("Intervals: Welch's, of the difference of means to the first run.")
+    print("Test set: the standard error that its size alone makes; more seeds do not lower it.")
+
+
+def _error(results: Sequence[RunResult], sample: Sample) -> str:
+    """Return the error that the number of images alone makes; `-` if that is not known."""
+    sizes = {result.images for result in results}
+    images = sizes.pop() if len(sizes) == 1 else None
+    return f"± {sample.error_of_test_set(images):.2f}" if images else "-"
 
 
 def _split_of(path: Path, results: Sequence[RunResult]) -> str:

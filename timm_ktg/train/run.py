@@ -157,7 +157,9 @@ def _finish(training: Training, directory: RunDirectory, start: float) -> RunRes
 
 
 def _result(training: Training, metrics: Metrics, split: str, seconds: float) -> RunResult:
-    images = training.images
+    images, splits = training.images, training.splits
+    scored = {"test": splits.test, "val": splits.val, "train": splits.train}[split]
+    assert scored is not None
     return RunResult(
         target=training.graph.target,
         split=split,
@@ -169,10 +171,10 @@ def _result(training: Training, metrics: Metrics, split: str, seconds: float) ->
         seed=training.recipe.train.seed,
         epochs=training.epochs,
         data=DataFacts(
-            training.splits.fingerprint,
+            splits.fingerprint,
             tuple(images.mean),
             tuple(images.std),
-            training.splits.class_names,
+            splits.class_names,
         ),
         processes=training.accelerator.num_processes,
         device=str(training.accelerator.device),
@@ -180,4 +182,5 @@ def _result(training: Training, metrics: Metrics, split: str, seconds: float) ->
         packages={name: version(name) for name in PACKAGES},
         training_seconds=training.state.seconds,
         wall_seconds=seconds,
+        images=len(scored),
     )
