@@ -110,6 +110,26 @@ def test_state_of_an_earlier_version_goes_on(run: Path) -> None:
     assert 1000 < summary_of(run)["training_seconds"] < 2000
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("lr", None), ("momentum", None), ("lr", "fast"), ("state", "none")]
+)
+def test_optimizer_that_lacks_an_entry_is_refused(
+    key: str, value: str | None, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = newest(run) / "optimizer.bin"
+    optimizer = torch.load(file, weights_only=True)
+    if key == "state":
+        optimizer["state"] = {number: {"momentum_buffer": value} for number in optimizer["state"]}
+    for group in optimizer["param_groups"] if key != "state" else ():
+        group.update({key: value}) if value else group.pop(key)
+    torch.save(optimizer, file)
+    with_manifest(newest(run))
+    capsys.readouterr()
+    assert run_main("--resume", run) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"resume: {newest(run)} cannot be loaded: the optimizer's ")
+
+
 MANIFESTS = [
     b"",
     b"\xff\xfe\x00",

@@ -16,12 +16,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.checkpointing import load_accelerator_state
 from pydantic import PositiveInt, TypeAdapter
 
-from ..errors import RecipeError, located
+from ..errors import RecipeError, found, located
 from ..records.files import writing
 from .training import RunState, Training, together
 
@@ -98,20 +99,50 @@ def load_state(training: Training, state: Path) -> None:
     Raises:
         RecipeError: The state does not fit the run, or holds more than tensors and numbers.
     """
-    accelerator = training.accelerator
+    accelerator, optimizer = training.accelerator, training.optimizer
+    options = [_kinds(group) for group in optimizer.param_groups]
     with located(f"resume: {state} cannot be loaded"):
         manifest = _read_manifest(state)
         load_accelerator_state(
             str(state),
             models=[training.graph],  # accelerate saves it without the wrapper of DDP
-            optimizers=[training.optimizer],
+            optimizers=[optimizer],
             schedulers=[],
             dataloaders=[],
             process_index=accelerator.process_index,
             scaler=accelerator.scaler,
         )
+        _check_optimizer(optimizer, options)
         seconds = _former_seconds(state) if manifest.seconds is None else manifest.seconds
     training.state.epochs, training.state.seconds = manifest.epoch, seconds
+
+
+def _kinds(group: Mapping[str, Any]) -> dict[str, type]:
+    """Return the options of a group of parameters, and what each is; all numbers are alike."""
+    return {
+        key: float if isinstance(value, int | float) else type(value)
+        for key, value in group.items()
+    }
+
+
+def _check_optimizer(
+    optimizer: torch.optim.Optimizer, options: Sequence[Mapping[str, type]]
+) -> None:
+    """Raise ValueError if a loaded optimizer cannot compute an update.
+
+    Args:
+        optimizer: The optimizer; torch has taken whatever a file held.
+        options: The options of its groups before it was loaded.
+    """
+    for group, before in zip(optimizer.param_groups, options, strict=True):
+        now = _kinds(group)
+        wrong = [key for key, kind in before.items() if now.get(key) is not kind]
+        if wrong:
+            raise ValueError(f"the optimizer's {', '.join(wrong)} should be as in this run")
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            if not isinstance(value, torch.Tensor | int | float | None):
+                raise ValueError(f"the optimizer's {key} should be numbers. Found {found(value)}")
 
 
 def newest_state(folder: Path, *runs: str) -> tuple[Path | None, list[str]]:
@@ -141,8 +172,8 @@ def newest_state(folder: Path, *runs: str) -> tuple[Path | None, list[str]]:
 
 def _states(folder: Path) -> list[Path]:
     """Return the states in a folder; the newest comes last."""
-    found = {path: re.fullmatch(r"epoch-(\d+)", path.name) for path in folder.glob("epoch-*")}
-    numbers = {path: int(match[1]) for path, match in found.items() if match}
+    matches = {path: re.fullmatch(r"epoch-(\d+)", path.name) for path in folder.glob("epoch-*")}
+    numbers = {path: int(match[1]) for path, match in matches.items() if match}
     return sorted(numbers, key=lambda path: numbers[path])
 
 
