@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from tests.study_cases import (
 from timm_ktg.errors import RecipeError
 from timm_ktg.search.jobs import Jobs
 from timm_ktg.search.journal import JOURNAL, Journal
+from timm_ktg.search.space import build_choices
 from timm_ktg.search.storage import open_storage
 from timm_ktg.search.study import READY
+from timm_ktg.search.worker import _prepare
 
 pytestmark = pytest.mark.slow
 
@@ -125,3 +128,12 @@ def test_search_study_that_was_begun_with_other_choices_is_refused(tmp_path: Pat
     process.join()
     with pytest.raises(RecipeError, match="was made with digits. Found cifar10."):
         Jobs("jobs", open_storage(search_of(1), tmp_path), JOBS, {"data": "cifar10"})
+
+
+def test_search_controls_are_enqueued_once_though_their_worker_was_killed(tmp_path: Path) -> None:
+    search = search_of(1, enqueue_controls=True)
+    choices = build_choices(search)
+    study = joined(tmp_path, search, partial(_prepare, search, choices))
+    before = len(study.trials)
+    _prepare(search, choices, study)  # the next worker, who cannot know how far the first one came
+    assert len(study.trials) == before > 0

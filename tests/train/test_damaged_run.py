@@ -13,6 +13,7 @@ import timm_ktg.train.run
 from tests.recipe_cases import PLAIN, recipe_values, write_recipe
 from tests.training_cases import (
     assert_same_run,
+    build,
     finish,
     metrics_of,
     program,
@@ -21,6 +22,8 @@ from tests.training_cases import (
     stop_run,
     train_run,
 )
+from timm_ktg.errors import StorageError
+from timm_ktg.train.checkpoint import save_state
 
 pytestmark = pytest.mark.slow
 
@@ -234,3 +237,10 @@ def test_overwrite_replaces_what_a_killed_run_left(tmp_path: Path) -> None:
     (other / f".recipe.yaml.{'0' * 32}.partial").write_text("half")
     assert run_main(recipe, "--output-dir", other) == 0
     assert json.loads((other / "summary.json").read_text())["epochs"] == 1
+
+
+def test_run_that_is_gone_is_not_made_again_by_its_states(tmp_path: Path) -> None:
+    training = build(recipe_values(PLAIN, epochs=1))
+    with pytest.raises(StorageError, match="cannot be written"):
+        save_state(training, tmp_path / "run" / "checkpoint", "id")
+    assert not (tmp_path / "run").exists()
