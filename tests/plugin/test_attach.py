@@ -302,3 +302,14 @@ def test_run_that_is_longer_than_it_said_is_refused() -> None:
     model(images())
     with pytest.raises(ValueError, match=r"Found 2, and update 3 is being computed"):
         handle.loss(hard_labels())
+
+
+def test_losses_and_gates_are_tried_on_images_before_the_loop() -> None:
+    def one_number(losses: Tensor, context: ktg.EdgeContext) -> Tensor:
+        return losses.mean()
+
+    graph = graph_of(edge("label", "a"), ktg.Edge("b", "a", gate=one_number), edge("label", "b"))
+    model = graph.model("a").train()
+    with pytest.raises(ValueError, match="^b->a: gate `one_number` should return one loss per"):
+        attach(model, graph, sgd(model.parameters()), STEPS, images=images(2))
+    assert model.training

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+import timm_ktg as ktg
 from tests.recipe_cases import write_recipe
 from tests.search_cases import result_in, run_search, search_values, study_in
 from timm_ktg.errors import RecipeError
@@ -109,7 +110,37 @@ def test_search_draws_losses_and_its_best_graph_is_an_ordinary_recipe(tmp_path: 
     assert result_in(tmp_path / "out")["rows"]
 
 
-def test_loss_that_breaks_its_contract_is_named_before_the_first_trial(tmp_path: Path) -> None:
+def test_loss_that_breaks_its_contract_is_named_before_the_first_trial(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     values = search_values(losses=["kl_div", {"loss": "attention"}])
     path = write_recipe(tmp_path / "search.yaml", values)
     assert run_search(path, "--output-dir", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "search.losses.1: loss `attention` says: attention should get taps" in said
+    assert "graph." not in said
+    values["search"]["losses"][1]["taps"] = "head"
+    assert run_search(write_recipe(path, values), "--output-dir", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "search.losses.1: loss `attention` says: attention should get features" in said
+
+
+def test_gate_that_reads_features_is_a_candidate_with_its_taps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def near(losses: Any, context: Any) -> Any:
+        (features,) = context.destination.features.values()
+        return losses * (features.flatten(1).norm(dim=-1) < 100)
+
+    ktg.register_gate(near)
+    gates = ["through", {"gate": "near", "taps": {"destination": "act"}}]
+    recipe = recipe_of(losses=[], label_losses=[], gates=gates)
+    assert [gate.shown for gate in recipe.search.gates] == [
+        "through",
+        'near taps={"destination": "act"}',
+    ]
+    for candidates, code in ((gates, 0), (["through", "near"], 2)):
+        values = search_values(gates=candidates, models=["ktg_tiny"])
+        path = write_recipe(tmp_path / "search.yaml", values)
+        assert run_search(path, "--output-dir", tmp_path / "out", "--dry-run") == code
+    assert "search.gates.1: gate `near` should return losses" in capsys.readouterr().err

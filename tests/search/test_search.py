@@ -336,5 +336,5 @@ def test_graph_that_was_found_is_trained_on_other_data_with_other_classes(tmp_pa
     recipe, run = write_recipe(tmp_path / "r.yaml", other), tmp_path / "transferred"
     assert run_main(recipe, "--graph", tmp_path / "run" / "best.yaml", "--output-dir", run) == 0
     assert load_recipe(str(run / "recipe.yaml")).graph == found
-    assert set(summary_of(run)["nodes"]) == set(found.nodes)
+    assert set(summary_of(run)["nodes"]) == {*found.nodes, "all-networks"}
     assert load_file(run / "nodes" / "target.safetensors")["head.weight"].shape[0] == 7

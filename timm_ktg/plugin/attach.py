@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
+from ..graph.contract import contract_problems
 from ..graph.graph import GraphLosses, KnowledgeTransferGraph
 from ..graph.losses import NodeOutput
 from .clock import Clock
@@ -44,15 +45,16 @@ def attach(
         optimizer: The loop's optimizer, before it gets a scheduler.
         total_updates: k_end, the optimizer updates of the whole run.
         group: Options of the auxiliaries' parameter group, such as lr; None: the model's options.
-        images: A few images [B, 3, H, W] like the loop's; needed if a loss or a gate of the graph
-            has parameters that are not built yet.
+        images: A few images [B, 3, H, W] like the loop's, to try all losses and gates on; needed if
+            one of them has parameters that are not built yet.
 
     Returns:
         A handle whose `loss(labels)` replaces the loop's criterion.
 
     Raises:
         ValueError: The model is wrapped for several processes or is not the graph's target, the
-            options for the auxiliaries are ambiguous, or images are needed but missing.
+            options for the auxiliaries are ambiguous, images are needed but missing, or a loss or a
+            gate breaks its contract on them.
 
     Example:
         >>> handle = attach(model, "digits", optimizer, total_updates=epochs * len(loader))
@@ -81,7 +83,7 @@ def _prepare(graph: KnowledgeTransferGraph, device: torch.device, images: Tensor
     for name in set(graph.members) - {graph.target}:
         graph.members[name].to(device)
     graph.edge_modules.to(device)
-    if not graph.unbuilt:
+    if images is None and not graph.unbuilt:
         return
     if images is None:
         raise ValueError(
@@ -91,9 +93,13 @@ def _prepare(graph: KnowledgeTransferGraph, device: torch.device, images: Tensor
     modes = {module: module.training for module in graph.modules()}
     graph.eval()  # BatchNorm's statistics stay as they are
     with torch.no_grad():
-        graph.build_edges(graph(images.to(device)))
+        outputs = graph(images.to(device))
+    graph.build_edges(outputs)
+    problems = [f"{edge.name}: {why}" for edge, _, why in contract_problems(graph, outputs, False)]
     for module, mode in modes.items():
         module.training = mode
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def _graph_around(model: nn.Module, named: Recipe | str | Path) -> KnowledgeTransferGraph:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..graph.registry import with_arguments
 from ..graph.topology import LABEL
 from ..recipe.graph_config import from_word
 from ..recipe.recipe import Recipe, check_section
-from ..recipe.search_config import LossConfig, SearchRecipe
+from ..recipe.search_config import GateConfig, LossConfig, SearchRecipe
 from .canonical import TARGET, CanonicalGraph, GraphEdge, all_through
 from .result import Row
 from .space import edge_word
@@ -72,15 +72,35 @@ def on_all_images(recipe: Recipe) -> Recipe:
 
 
 def candidates_recipe(recipe: SearchRecipe) -> Recipe:
-    """Return a recipe with every candidate model, to see before a search that all can be built."""
+    """Return a recipe with every candidate, to see before a search that all can be built.
+
+    The target learns through every gate and every loss, by edges that `candidate_named` knows.
+    """
     search = recipe.search
     models = {"target": search.target_model}
     models |= {f"aux{number}": model for number, model in enumerate(search.models, start=1)}
-    nodes = {
+    nodes: dict[str, Any] = {
         name: {"model": model, "learns_from": {"label": "through"}}
         for name, model in models.items()
     }
+    fields = [(LABEL, "gates"), (LABEL, "label_losses")]
+    fields += [("aux1", "gates"), ("aux1", "losses")] if search.models else []
+    learns_from: dict[str, Any] = {
+        f"{source}/{field}{number}": candidate.model_dump()
+        for source, field in fields
+        for number, candidate in enumerate(getattr(search, field))
+    }
+    nodes["target"]["learns_from"] |= {
+        key: from_word(each) if "gates" in key else _with_loss(each)
+        for key, each in learns_from.items()
+    }
     return _recipe(recipe, {"target": "target", "nodes": nodes, "keep": list(nodes)})
+
+
+def candidate_named(problem: str) -> str:
+    """Return a problem of `candidates_recipe`, with the candidate instead of the edge."""
+    edge = r"graph\.nodes\.target\.learns_from\.\w+/([a-z_]+)(\d+)\.\w+: "
+    return re.sub(edge, r"search.\1.\2: ", problem)
 
 
 def _recipe(recipe: SearchRecipe, graph: Mapping[str, Any]) -> Recipe:
@@ -98,9 +118,10 @@ def words_of(search: Mapping[str, Any]) -> dict[str, Any]:
     for source, field in ((LABEL, "label_losses"), (TARGET, "losses")):
         losses = [_with_loss(each) for each in search.get(field, ())] or [{}]
         for gate, loss in product(gates, losses):
-            shown = with_arguments(gate["gate"], gate.get("gate_kwargs", {}))
+            shown = GateConfig.model_construct(**gate).shown
             said = LossConfig.model_construct(**loss).shown if loss else ""
-            words[edge_word((source, TARGET), shown, said)] = {**gate, **loss}
+            given = {key: value for key, value in loss.items() if value is not None}
+            words[edge_word((source, TARGET), shown, said)] = {**gate, **given}
     return words
 
 

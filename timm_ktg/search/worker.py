@@ -17,8 +17,7 @@ from accelerate import PartialState
 from optuna import Study, Trial, get_all_study_names
 from optuna.storages import BaseStorage
 
-from ..errors import RecipeError, collected, located
-from ..graph.gates import check_gate, create_gate
+from ..errors import RecipeError, located
 from ..graph.topology import CUTOFF
 from ..recipe.recipe import save_recipe
 from ..recipe.search_config import SearchConfig, SearchRecipe
@@ -31,7 +30,7 @@ from .looks import looks_before
 from .objective import GraphObjective
 from .processes import WorkerProcesses
 from .pruning import build_pruner
-from .recipes import RecipeBuilder, candidates_recipe, label_only
+from .recipes import RecipeBuilder, candidate_named, candidates_recipe, label_only
 from .result import Row, best_and_controls
 from .sampler import GraphSampler
 from .space import Choices, build_choices, controls
@@ -204,7 +203,7 @@ def join_search(
 
 
 def check_candidates(recipe: SearchRecipe, processes: WorkerProcesses) -> None:
-    """Build every candidate model, and call every candidate gate, before anything is trained.
+    """Build every candidate model, and call every gate and loss, before anything is trained.
 
     Args:
         recipe: The search's recipe.
@@ -213,15 +212,11 @@ def check_candidates(recipe: SearchRecipe, processes: WorkerProcesses) -> None:
     Raises:
         RecipeError: All that is wrong.
     """
-    problems: list[str] = []
-    for number, gate in enumerate(recipe.search.gates):
-        with collected(problems), located(f"search.gates.{number}"):
-            if gate.gate != CUTOFF:  # it has no edge to pass on
-                check_gate(create_gate(gate.gate, **gate.gate_kwargs))
-    with collected(problems):
+    try:
         processes.check(candidates_recipe(recipe))
-    if problems:
-        raise RecipeError(problems)
+    except RecipeError as error:
+        problems = dict.fromkeys(map(candidate_named, error.problems))
+        raise RecipeError(list(problems)) from None
 
 
 def _prepare(search: SearchConfig, choices: Choices, study: Study) -> None:
