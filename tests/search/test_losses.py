@@ -143,4 +143,4 @@ def test_gate_that_reads_features_is_a_candidate_with_its_taps(
         values = search_values(gates=candidates, models=["ktg_tiny"])
         path = write_recipe(tmp_path / "search.yaml", values)
         assert run_search(path, "--output-dir", tmp_path / "out", "--dry-run") == code
-    assert "search.gates.1: gate `near` should return losses" in capsys.readouterr().err
+    assert "search.gates.1: gate `near` says: not enough values" in capsys.readouterr().err
