@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -117,6 +118,8 @@ class WorkerProcesses:
         accelerator = create_accelerator(recipe)
         self._build(recipe, accelerator)
         accelerator.free_memory()
+        # What the first build imported and cached need not be looked at after every trial.
+        gc.freeze()
 
     def dismiss(self) -> None:
         """Let the other processes go."""
