@@ -181,7 +181,7 @@ def summary_of(run: Path) -> Values:
 
 
 def weights_of(run: Path) -> dict[str, bytes]:
-    found = {path.name: path.read_bytes() for path in (run / "nodes").iterdir()}
+    found = {path.name: path.read_bytes() for path in (run / "nodes").glob("*.safetensors")}
     assert found
     return found
 

@@ -41,6 +41,7 @@ def test_json_has_the_keys_of_summary_json_in_their_order() -> None:
         ("mean", [0.5, 0.25, 0.5]),
         ("std", [0.1, 0.2, 0.3]),
         ("class_names", []),
+        ("preparation", None),
     ]
 
 

@@ -27,6 +27,7 @@ from ..data import (
 )
 from ..errors import RecipeError, did_you_mean
 from ..graph.node import Channels
+from ..records.result import Preparation
 from .data_config import DataConfig
 from .recipe import Recipe
 
@@ -65,6 +66,7 @@ class Images:
         size: Height and width of the images.
         mean: Per-channel mean that all batches are normalized with.
         std: Per-channel standard deviation, likewise.
+        preparation: How evaluation prepares an image.
     """
 
     train: Loader
@@ -74,6 +76,7 @@ class Images:
     size: tuple[int, int]
     mean: Channels
     std: Channels
+    preparation: Preparation
 
     def with_seed(self, seed: int) -> Images:
         """Return the same images in the order and with the augmentation of another seed."""
@@ -181,6 +184,8 @@ def _in_memory(recipe: Recipe, splits: Splits, target: nn.Module, process: Proce
         size=image_size,
         mean=mean,
         std=std,
+        # The images are of this size already, or `decode` has resized them so.
+        preparation=Preparation((3, *image_size), "bicubic", crop_pct=1.0, crop_mode="squash"),
     )
 
 
@@ -191,13 +196,15 @@ def _by_timm(recipe: Recipe, splits: Splits, target: nn.Module, process: Process
     mean = data.mean or tuple(config["mean"])
     std = data.std or tuple(config["std"])
     size = data.img_size or int(config["input_size"][-1])
+    crop_pct = data.crop_pct or config["crop_pct"]
+    preparation = Preparation((3, size, size), config["interpolation"], crop_pct, "center")
 
     def loader(split: Dataset, train: bool = False, seed: int = 0) -> Loader:
         return TransformLoader(
             split,
             splits.input_key,
             splits.target_key,
-            _transform(data, config, size, mean, std, train),
+            _transform(data, preparation, mean, std, train),
             batch_size=recipe.train.batch_size,
             device=process.device,
             train=train,
@@ -218,23 +225,18 @@ def _by_timm(recipe: Recipe, splits: Splits, target: nn.Module, process: Process
         size=(size, size),
         mean=mean,
         std=std,
+        preparation=preparation,
     )
 
 
 def _transform(
-    data: DataConfig,
-    config: Mapping[str, Any],
-    size: int,
-    mean: Channels,
-    std: Channels,
-    train: bool,
+    data: DataConfig, preparation: Preparation, mean: Channels, std: Channels, train: bool
 ) -> Transform:
     """Return timm's transform.
 
     Args:
         data: The section of the recipe.
-        config: The evaluation settings of the target's model.
-        size: Height and width of the resulting images.
+        preparation: How evaluation prepares an image.
         mean: [3] means of the channels, in 0..1.
         std: [3] standard deviations of the channels, in 0..1.
         train: Whether to augment.
@@ -249,7 +251,7 @@ def _transform(
         )
     try:
         transform: Transform = create_transform(
-            size,
+            preparation.input_size,
             is_training=train,
             no_aug=data.no_aug,
             scale=data.scale,
@@ -258,13 +260,14 @@ def _transform(
             vflip=data.vflip,
             color_jitter=data.color_jitter,
             auto_augment=data.aa,
-            interpolation=data.interpolation if train else config["interpolation"],
+            interpolation=data.interpolation if train else preparation.interpolation,
             mean=mean,
             std=std,
             re_prob=data.reprob,
             re_mode=data.remode,
             re_count=data.recount,
-            crop_pct=data.crop_pct or config["crop_pct"],
+            crop_pct=preparation.crop_pct,
+            crop_mode=preparation.crop_mode,
         )
     except AssertionError as error:  # timm's error for an unknown policy
         raise ValueError(f"data.aa: `{data.aa}`: {error}.") from error

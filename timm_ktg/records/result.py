@@ -25,6 +25,23 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class Preparation:
+    """How evaluation makes an image fit, in the words of timm's `create_transform`.
+
+    Args:
+        input_size: Channels, height and width of the result.
+        interpolation: How the image is resized.
+        crop_pct: Share of the resized image's sides that is kept, in 0..1.
+        crop_mode: `center` keeps the aspect ratio and cuts off the rest; `squash` does not keep it.
+    """
+
+    input_size: tuple[int, int, int]
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+
+
+@dataclass(frozen=True)
 class DataFacts:
     """What the images were.
 
@@ -33,12 +50,14 @@ class DataFacts:
         mean: Mean of each channel that batches are normalized with.
         std: Standard deviation of each channel, likewise.
         class_names: [C] names; empty in the results of earlier versions.
+        preparation: How evaluation prepared an image; None in the results of earlier versions.
     """
 
     fingerprint: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     class_names: tuple[str, ...] = ()
+    preparation: Preparation | None = None
 
 
 @dataclass(frozen=True)

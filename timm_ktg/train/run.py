@@ -11,7 +11,6 @@ from importlib.metadata import version
 from tqdm import tqdm
 
 from ..errors import RecipeError, collected
-from ..graph.weights import export_node
 from ..recipe.recipe import read_recipe, training_values
 from ..records.files import writing
 from ..records.metrics import ALL_NETWORKS, Metrics, top_name
@@ -21,6 +20,7 @@ from ..records.run_directory import RunDirectory
 from ..terminal import progress
 from ..tracking.trackers import Trackers, open_trackers
 from .checkpoint import load_state, newest_state, save_state
+from .exporting import export_nodes
 from .loop import evaluate, start_epoch, train_epoch
 from .pictures import RunPictures
 from .show import epoch_line
@@ -140,11 +140,10 @@ def _forget_later_epochs(training: Training, directory: RunDirectory) -> None:
 
 def _finish(training: Training, directory: RunDirectory, start: float) -> RunResult:
     """Export the nodes, evaluate the last epoch once on the test images, write the result."""
-    graph, images = training.graph, training.images
+    images = training.images
     with together(), writing(directory.nodes):
-        for name, network in graph.networks.items() if training.accelerator.is_main_process else ():
-            path = directory.nodes / f"{name}.safetensors"
-            export_node(network.model, path, network.mean, network.std)
+        if training.accelerator.is_main_process:
+            export_nodes(training, directory)
     split, loader = "test", images.test() if images.test else None
     if loader is None:
         split, loader = ("val", images.val) if images.val else ("train", images.train)
@@ -175,6 +174,7 @@ def _result(training: Training, metrics: Metrics, split: str, seconds: float) ->
             tuple(images.mean),
             tuple(images.std),
             splits.class_names,
+            images.preparation,
         ),
         processes=training.accelerator.num_processes,
         device=str(training.accelerator.device),

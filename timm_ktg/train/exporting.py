@@ -1,0 +1,48 @@
+"""What a run exports: the weights of every network, alone and as a folder for timm."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import Any
+
+from ..errors import one_line
+from ..graph.folder import export_folder
+from ..graph.node import Network
+from ..graph.weights import export_node
+from ..recipe.images import Images
+from ..records.run_directory import RunDirectory
+from .training import Training
+
+_logger = logging.getLogger(__name__)
+
+
+def export_nodes(training: Training, directory: RunDirectory) -> None:
+    """Write the weights of every network, and the folder that timm reads.
+
+    If timm could not build a model again, a warning says why its folder is missing.
+
+    Args:
+        training: The run.
+        directory: The directory of the run.
+    """
+    for name, network in training.graph.networks.items():
+        path = directory.nodes / f"{name}.safetensors"
+        export_node(network.model, path, network.mean, network.std)
+        try:
+            data_config = _data_config(network, training.images)
+            export_folder(network.model, path, data_config, training.splits.class_names)
+        except (AttributeError, KeyError, ValueError) as error:  # a model that is not timm's
+            _logger.warning("%s: no folder for timm: %s", path, one_line(error))
+
+
+def _data_config(network: Network, images: Images) -> dict[str, Any]:
+    """Return how to prepare an image for a network, as timm's `resolve_model_data_config` does.
+
+    A node with an `img_size` of its own gets an image of that size at once, without the detour by
+    the run's size. The pixels then differ a little from those of the run.
+    """
+    config = {**asdict(images.preparation), "mean": network.mean, "std": network.std}
+    if isinstance(network.size, tuple):
+        config["input_size"] = (3, *network.size)
+    return config
