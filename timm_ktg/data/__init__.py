@@ -7,7 +7,7 @@ transforms them as timm does.
 
 from __future__ import annotations
 
-from .images import channel_stats, check_some, decode
+from .images import channel_stats, check_some, decode, decode_image
 from .memory import MemoryLoader
 from .mixup import MixupLoader
 from .sampling import EpochSampler, EvalSampler, Loader, derive_seed
@@ -27,6 +27,7 @@ __all__ = [
     "check_labels",
     "check_some",
     "decode",
+    "decode_image",
     "derive_seed",
     "load_splits",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -134,16 +134,31 @@ def read_image(stored: Any, input_key: str, row: int) -> Image.Image:
     Raises:
         ValueError: There is no image, or it cannot be read or converted.
     """
-    from datasets import Image as ImageFeature
-
     try:
         if stored is None:
             raise ValueError("should hold an image, found none")
-        return _to_rgb(ImageFeature().decode_example(stored))
+        return decode_image(stored)
     except Exception as error:  # Pillow's plugins raise all kinds of errors
         path = stored.get("path") if isinstance(stored, dict) else None
         where = f"row {row} of `{input_key}`" + (f" ({path})" if path else "")
         raise ValueError(f"data.input_key: {where}: {first_line(error)}") from error
+
+
+def decode_image(stored: Mapping[str, Any]) -> Image.Image:
+    """Decode an image, turned upright, as every image of a data set is decoded.
+
+    Args:
+        stored: `bytes` of the file, or None, and its `path`.
+
+    Returns:
+        An RGB image.
+
+    Raises:
+        Exception: It cannot be read; Pillow's plugins raise all kinds of errors.
+    """
+    from datasets import Image as ImageFeature
+
+    return _to_rgb(ImageFeature().decode_example(stored))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -89,7 +89,7 @@ class Program:
         Raises:
             RecipeError: An option does not exist, or its value is missing.
         """
-        own, flags = _split(argv)
+        own, flags = split_flags(argv)
         try:
             given, unknown = self._parser().parse_known_args(own)
         except ArgumentError as error:
@@ -185,7 +185,7 @@ def _merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str
     return result
 
 
-def _split(argv: Iterable[str]) -> tuple[list[str], list[Flag]]:
+def split_flags(argv: Iterable[str]) -> tuple[list[str], list[Flag]]:
     """Return the program's own arguments, and the flags for the recipe's fields.
 
     Both can be written with `-` or `_`: `--train.batch-size`, `--dry_run`.

@@ -1,21 +1,110 @@
-"""A node of a finished run, to predict with."""
+"""A finished run, and its nodes to predict with."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from timm.data import create_transform
 from torch import nn
 
+from ..data import Transform
 from ..errors import RecipeError, did_you_mean, located
 from ..graph.node import Network, Place
 from ..graph.predictor import Predictor
 from ..records.reader import read_result, runs_in
-from ..records.result import DataFacts
+from ..records.result import DataFacts, RunResult
 from ..records.run_directory import RunDirectory
 from .build import build_ensemble, build_network
 from .graph_config import EmaConfig, EnsembleConfig, GraphConfig, NodeConfig
-from .recipe import check_recipe, read_recipe
+from .recipe import Recipe, check_recipe, read_recipe
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run, read back.
+
+    Args:
+        directory: Its directory.
+        recipe: Its recipe, whose networks start from the weights that the run exported.
+        result: Its result.
+    """
+
+    directory: RunDirectory
+    recipe: Recipe
+    result: RunResult
+
+    @property
+    def nodes(self) -> list[str]:
+        """Names of the nodes that can be loaded."""
+        return [name for name in self.recipe.graph.nodes if name in self.result.nodes]
+
+    def name_of(self, node: str | None) -> str:
+        """Return the name of a node of the run; None means the target.
+
+        Raises:
+            RecipeError: The run has no such node.
+        """
+        name = self.recipe.graph.target if node is None else node
+        if name not in self.nodes:
+            listed, near = ", ".join(self.nodes), did_you_mean(name, self.nodes)
+            raise RecipeError(
+                [f"{self.directory.path}: has no node `{name}`. Nodes: {listed}.{near}"]
+            )
+        return name
+
+    def load(self, *names: str) -> dict[str, nn.Module]:
+        """Return the modules of some nodes by name, each after those that it needs.
+
+        Raises:
+            RecipeError: A file is missing or does not fit.
+        """
+        members: dict[str, nn.Module] = {}
+        for name in names:
+            _add(name, self.recipe.graph, self.directory, self.result.data, members)
+        return {name: member.eval() for name, member in members.items()}
+
+    def predictor(self, node: str | None = None) -> Predictor:
+        """Return a node as a module of its own; see `load_run`."""
+        data = self.result.data
+        members = self.load(self.name_of(node))
+        return Predictor(members, data.mean, data.std, data.class_names).eval()
+
+    def transform(self) -> Transform:
+        """Return what maps an RGB image to the normalized [3, H, W] that the run evaluated.
+
+        Raises:
+            RecipeError: The run does not say how it prepared images.
+        """
+        data = self.result.data
+        if data.preparation is None:
+            said = "does not say how it prepared images. An earlier version made it."
+            raise RecipeError([f"{self.directory.path}: {said}"])
+        prepare: Transform = create_transform(
+            **asdict(data.preparation), mean=data.mean, std=data.std
+        )
+        return prepare
+
+
+def open_run(path: str | Path) -> TrainedRun:
+    """Return a finished run.
+
+    Args:
+        path: Its directory.
+
+    Raises:
+        RecipeError: The run is not complete, or its recipe or result cannot be read.
+    """
+    directory = RunDirectory(Path(path))
+    result = read_result(directory)
+    if result is None:
+        runs = ", ".join(str(run.path) for run in runs_in(directory.path) if run != directory)
+        hint = f" Its runs are {runs}." if runs else ""
+        raise RecipeError([f"{path}: should be a finished run (summary.json). Found none.{hint}"])
+    if not result.data.class_names:
+        raise RecipeError([f"{path}: does not say its classes. An earlier version made it."])
+    return TrainedRun(directory, _recipe_of(directory), result)
 
 
 def load_run(path: str | Path, node: str | None = None) -> Predictor:
@@ -32,23 +121,7 @@ def load_run(path: str | Path, node: str | None = None) -> Predictor:
     Raises:
         RecipeError: The run is not complete, lacks a file, or has no such node.
     """
-    directory = RunDirectory(Path(path))
-    result = read_result(directory)
-    if result is None:
-        runs = ", ".join(str(run.path) for run in runs_in(directory.path) if run != directory)
-        hint = f" Its runs are {runs}." if runs else ""
-        raise RecipeError([f"{path}: should be a finished run (summary.json). Found none.{hint}"])
-    if not result.data.class_names:
-        raise RecipeError([f"{path}: does not say its classes. An earlier version made it."])
-    graph = _graph_of(directory)
-    name = graph.target if node is None else node
-    if name not in result.nodes or name not in graph.nodes:
-        nodes = [each for each in graph.nodes if each in result.nodes]
-        near = did_you_mean(name, nodes)
-        raise RecipeError([f"{path}: has no node `{name}`. Nodes: {', '.join(nodes)}.{near}"])
-    data, members = result.data, dict[str, nn.Module]()
-    _add(name, graph, directory, data, members)
-    return Predictor(members, data.mean, data.std, data.class_names).eval()
+    return open_run(path).predictor(node)
 
 
 def _add(
@@ -77,8 +150,8 @@ def _add(
         members[name] = Network(built, Place(True, data.mean, data.std))
 
 
-def _graph_of(directory: RunDirectory) -> GraphConfig:
-    """Return the run's graph, with the weights that it exported."""
+def _recipe_of(directory: RunDirectory) -> Recipe:
+    """Return the run's recipe, with the weights that it exported."""
     values = read_recipe(directory.recipe)
     nodes: Any = values.get("graph", {}).get("nodes", {})
     for name, node in nodes.items():
@@ -87,4 +160,4 @@ def _graph_of(directory: RunDirectory) -> GraphConfig:
             # A node that was left out has no file, and is not built here either.
             own = {"checkpoint_path": str(file)} if file.is_file() else {"pretrained": True}
             nodes[name] = {**node, "checkpoint_path": None, "pretrained": False, **own}
-    return check_recipe(values).graph
+    return check_recipe(values)

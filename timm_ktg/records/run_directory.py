@@ -90,10 +90,15 @@ class RunDirectory:
         return self.path / "report.html"
 
     @property
+    def validation(self) -> Path:
+        """Where `timm_ktg.validate` may put its tables."""
+        return self.path / "validation"
+
+    @property
     def content(self) -> tuple[Path, ...]:
         """Everything that a run may write."""
         files = (self.recipe, self.metrics, self.summary, self.seeds, self.nodes, self.checkpoint)
-        shown = (self.graph, self.curves, self.report)
+        shown = (self.graph, self.curves, self.report, self.validation)
         tracked = (self.wandb_id, self.wandb, self.trackers)
         return (*files, *shown, *tracked, *self.path.glob("seed-*"), *self.leftovers)
 

@@ -1,0 +1,139 @@
+"""`python -m timm_ktg.validate`: what a run reaches on its own images and on others."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import ClassLabel
+
+import timm_ktg as ktg
+from tests.recipe_cases import recipe_values
+from tests.tiny_data import TEST, VAL, rows, save, save_images
+from tests.training_cases import build, metrics_of, summary_of
+from timm_ktg.data.sources import load_source
+from timm_ktg.validate import main
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("workplace")]
+
+
+def validated(*argv: str | Path) -> Any:
+    """Run the program, and return validation.json."""
+    assert main([*map(str, argv), "-o", "found"]) == 0
+    return json.loads(Path("found/validation.json").read_text())
+
+
+def table(name: str) -> list[list[str]]:
+    with Path("found", name).open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def said(capsys: pytest.CaptureFixture[str], *argv: str | Path) -> str:
+    """The one line that a wrong command costs."""
+    capsys.readouterr()
+    assert main([*map(str, argv)]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1, shown.err
+    return shown.err.strip()
+
+
+def test_accuracies_are_those_of_the_run(run: Path) -> None:
+    found, summary = validated(run), summary_of(run)
+    assert (found["split"], found["images"]) == ("test", TEST)
+    assert list(found["nodes"]) == ["a", "b", "crowd", "all-networks"]
+    for name, node in found["nodes"].items():
+        expected = summary["nodes"][name]
+        assert {top: node[top] for top in ("top1", "top5")} == pytest.approx(expected)
+
+
+def test_validation_images_are_those_of_the_last_epoch(run: Path) -> None:
+    found = validated(run, "--split", "val", "--node", "b")
+    assert (found["images"], list(found["nodes"])) == (VAL, ["b"])
+    assert found["nodes"]["b"]["top1"] == pytest.approx(metrics_of(run)[-1]["val/top1/b"])
+
+
+def test_tables_agree_with_the_nodes_predictions(run: Path) -> None:
+    found = validated(run)
+    loader = build(recipe_values()).images.test
+    assert loader is not None
+    images, labels = (torch.cat(each) for each in zip(*loader(), strict=True))
+    with torch.inference_mode():
+        a, b = (ktg.load_run(run, name)(images) for name in "ab")
+    same = 100 * (a.argmax(-1) == b.argmax(-1)).double().mean().item()
+    assert (
+        found["agreement"]["a"]["b"] == pytest.approx(same) and found["agreement"]["a"]["a"] == 100
+    )
+    header, *body = table("agreement.csv")
+    assert header[1:] == [row[0] for row in body] and float(body[0][2]) == pytest.approx(same)
+    header, *body = table("confusion-a.csv")
+    for label, row in enumerate(body):
+        counts = torch.bincount(a.argmax(-1)[labels == label], minlength=10)
+        assert row == [str(label), *map(str, counts.tolist())]
+    header, *body = table("per-class.csv")
+    assert header == ["class", "images", "a", "b", "crowd", "all-networks"]
+    expected = found["nodes"]["b"]["per_class"]
+    assert {row[0]: float(row[3]) for row in body} == pytest.approx(expected)
+
+
+def test_terminal_shows_nodes_agreement_and_classes(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(run)]) == 0
+    shown = capsys.readouterr().out
+    for wanted in ("crowd (target)", "ECE %", "Same top-1", "Classes of crowd", f"{TEST} test"):
+        assert wanted in shown
+
+
+def test_other_images_are_prepared_as_the_runs_were(run: Path) -> None:
+    digits = load_source("digits")["test"]
+    large = digits.map(lambda row: {"image": row["image"].resize((24, 16))})
+    save(Path("here"), train=digits.select(range(20)), test=digits)
+    save(Path("large"), train=digits.select(range(20)), test=large)
+    flags = ["--data.holdout", "0", "--data.dataset"]
+    small, resized = (validated(run, *flags, name) for name in ("here", "large"))
+    assert small["images"] == resized["images"] == len(digits)
+    # Resized there and back, most digits look the same.
+    assert abs(small["nodes"]["a"]["loss"] - resized["nodes"]["a"]["loss"]) < 0.5
+    assert small["nodes"]["a"]["loss"] != resized["nodes"]["a"]["loss"]
+
+
+def test_classes_named_otherwise_are_told(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    digits = load_source("digits")
+    save_images(Path("named"), **{name: digits[name].select(range(99)) for name in digits})
+    validated(run, "--data.dataset", "named", "--data.holdout", "0")
+    (told,) = caplog.messages
+    assert told == "data.target_key: `class 0` is taken for the run's class `0`."
+
+
+def test_wrong_input_costs_a_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(Path("three"), train=rows(9), test=rows(9))
+    digits = load_source("digits")["test"]
+    reverse = digits.cast_column("label", ClassLabel(names=list("9876543210")))
+    save(Path("turned"), train=reverse, test=reverse)
+    none = ("--data.holdout", "0")
+    for argv, expected in {
+        ("nowhere",): "nowhere: should be a finished run (summary.json). Found none.",
+        (run, "--node", "crowds"): "Nodes: a, b, crowd. Did you mean `crowd`?",
+        (run, "--split", "val", *none): "--split: the data have no val images. Found train, test.",
+        (run, *none, "--data.dataset", "three"): "the 10 classes of the run. Found 3.",
+        (run, *none, "--data.dataset", "turned"): "classes in its order. Found `9` for `0`.",
+        (run, "--data.pad", "0"): "--data.pad should choose images. Only --data. flags do.",
+        (run, "--data.datasett", "x"): "Did you mean `--data.dataset`?",
+        (run, "--train.lr", "1"): "--train.lr should choose images.",
+        (run, "--device", "quantum"): "--device: ",
+    }.items():
+        assert expected in said(capsys, *argv)
+
+
+def test_run_of_an_earlier_version_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = summary_of(run)
+    del summary["data"]["preparation"]
+    Path("old").mkdir()
+    for name in ("recipe.yaml", "nodes"):
+        Path("old", name).symlink_to(run / name)
+    Path("old/summary.json").write_text(json.dumps(summary))
+    assert "old: does not say how it prepared images." in said(capsys, "old")

@@ -1,0 +1,1 @@
+"""Uses what a run trained: measures it anew, predicts with it, exports it."""

@@ -1,0 +1,166 @@
+"""Measures the nodes of a run, each alone and all together, on any labeled images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..data import Loader, Splits, TransformLoader, check_labels
+from ..errors import RecipeError, located
+from ..graph.losses import NodeOutput
+from ..recipe.data_config import DataConfig
+from ..recipe.images import build_splits
+from ..recipe.trained import TrainedRun
+from ..records.metrics import ALL_NETWORKS
+from .tally import Measured, Tally
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SPLITS = ("train", "val", "test")
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What the nodes of a run reach on some images.
+
+    Args:
+        dataset: The data set.
+        split: `train`, `val` or `test`.
+        images: Number of images.
+        class_names: [C] names.
+        nodes: What each node reaches. With two or more networks, `all-networks`, the mean of their
+            logits, is one of them.
+        agreement: Share of the images in percent that two nodes predict the same class for, by
+            both names.
+    """
+
+    dataset: str
+    split: str
+    images: int
+    class_names: tuple[str, ...]
+    nodes: Mapping[str, Measured]
+    agreement: Mapping[str, Mapping[str, float]]
+
+
+@torch.inference_mode()
+def validate(
+    run: TrainedRun, data: DataConfig, split: str, node: str | None, device: torch.device
+) -> Validation:
+    """Measure a run's nodes.
+
+    Images are prepared as the run prepared them for evaluation, in float32.
+
+    Args:
+        run: The run.
+        data: Which images; nothing else of the section matters.
+        split: `train`, `val` or `test`.
+        node: The only node to measure; None: all, and all networks together.
+        device: Where to compute.
+
+    Raises:
+        RecipeError: There are no such images, node or files, or the images have other classes.
+        DataError: An image cannot be read.
+    """
+    names = run.nodes if node is None else [run.name_of(node)]
+    members = {name: each.to(device) for name, each in run.load(*names).items()}
+    splits = build_splits(data)
+    images = _images(splits, split)
+    class_names = run.result.data.class_names
+    _check_classes(splits.class_names, class_names)
+    loader = TransformLoader(
+        images,
+        splits.input_key,
+        splits.target_key,
+        run.transform(),
+        batch_size=run.recipe.train.batch_size,
+        device=device,
+        train=False,
+        workers=data.workers if data.pipeline == "timm" else 0,
+    )
+    topology = run.recipe.graph.topology
+    networks = (*topology.learning, *topology.frozen) if node is None else ()
+    tallies, agreement = _predict_all(loader, members, names, networks, len(class_names))
+    return Validation(
+        data.dataset,
+        split,
+        len(images),
+        class_names,
+        {name: tally.measured() for name, tally in tallies.items()},
+        _shares(list(tallies), agreement, len(images)),
+    )
+
+
+def _predict_all(
+    loader: Loader,
+    members: Mapping[str, nn.Module],
+    names: Sequence[str],
+    networks: Sequence[str],
+    classes: int,
+) -> tuple[dict[str, Tally], Tensor]:
+    """Return a tally for each node, and for all networks, and how often they agree [K, K]."""
+    together = [ALL_NETWORKS] * (len(networks) > 1)
+    tallies = {name: Tally(classes) for name in (*names, *together)}
+    agreement = torch.zeros(len(tallies), len(tallies), dtype=torch.int64)
+    for images, labels in tqdm(loader, total=len(loader), unit="batch", leave=False, disable=None):
+        outputs: dict[str, NodeOutput] = {}
+        for name, member in members.items():
+            outputs[name] = member(images, outputs)
+        logits = {name: outputs[name].logits.float().cpu() for name in names}
+        for each in together:
+            logits[each] = torch.stack([logits[name] for name in networks]).mean(0)
+        predicted = torch.stack(
+            [tallies[name].update(logits[name], labels.cpu()) for name in tallies]
+        )
+        agreement += (predicted[:, None] == predicted).sum(-1)
+    return tallies, agreement
+
+
+def _shares(names: Sequence[str], counts: Tensor, images: int) -> dict[str, dict[str, float]]:
+    shares = (100 * counts.double() / images).tolist()
+    return {
+        name: dict(zip(names, row, strict=True)) for name, row in zip(names, shares, strict=True)
+    }
+
+
+def _images(splits: Splits, split: str) -> Dataset:
+    """Return the images of a split, whose labels are checked.
+
+    Raises:
+        RecipeError: There are none, or a label is not a class.
+    """
+    there = {"train": splits.train, "val": splits.val, "test": splits.test}
+    images = there[split]
+    if images is None:
+        found = ", ".join(name for name, each in there.items() if each is not None)
+        raise RecipeError([f"--split: the data have no {split} images. Found {found}."])
+    with located(f"--split {split}"):
+        check_labels(images, splits.target_key, splits.num_classes, field=f"data.{split}_split")
+    return images
+
+
+def _check_classes(found: Sequence[str], expected: Sequence[str]) -> None:
+    """Refuse images of other classes; warn if only their names are others.
+
+    Raises:
+        RecipeError: The classes are others, or in another order.
+    """
+    if len(found) != len(expected):
+        said = f"should have the {len(expected)} classes of the run. Found {len(found)}."
+        raise RecipeError([f"data.target_key: {said}"])
+    others = [pair for pair in zip(found, expected, strict=True) if pair[0] != pair[1]]
+    if not others:
+        return
+    here, there = others[0]
+    if sorted(found) == sorted(expected):
+        said = f"should have the run's classes in its order. Found `{here}` for `{there}`."
+        raise RecipeError([f"data.target_key: {said}"])
+    _logger.warning("data.target_key: `%s` is taken for the run's class `%s`.", here, there)
