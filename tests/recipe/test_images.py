@@ -83,7 +83,7 @@ def test_what_timm_does_not_know_is_refused() -> None:
     for changed, message in (
         ({"aa": "foo"}, r"data\.aa: `foo`: Unknown AA policy foo"),
         ({"interpolation": "bicubik"}, r"data\.interpolation: .* Did you mean `bicubic`\?"),
-        ({"remode": "pixle"}, r"data\.remode: .* 'const', 'rand' or 'pixel'. Found 'pixle'"),
+        ({"remode": "pixle"}, r"data\.remode: .* `const`, `rand` or `pixel`. Found 'pixle'"),
     ):
         with pytest.raises(RecipeError, match=message):
             images(**changed)

@@ -66,10 +66,14 @@ def test_edge_says_weight_taps_and_head() -> None:
         (made(crowd={"ensemble": ["student"]}), "nodes.crowd", "at least two different members"),
         (made(crowd={"ensemble": ["student", "crowd"]}), "nodes.crowd", "made of itself"),
         (made(crowd={"ensemble": ["student", "helpr"]}), "nodes.crowd", "Did you mean `helper`"),
-        (made(crowd={"ensemble": "student"}), "nodes.crowd.ensemble", "valid list"),
+        (made(crowd={"ensemble": "student"}), "nodes.crowd.ensemble", "should be a list."),
         (made(crowd={**CROWD, "weights": [1]}), "nodes.crowd.weights", "one for each of the 2"),
         (made(crowd={**CROWD, "weights": [1, -1]}), "nodes.crowd.weights", "positive and finite"),
-        (made(crowd={**CROWD, "combine": "sum"}), "nodes.crowd.combine", "'logits' or"),
+        (
+            made(crowd={**CROWD, "combine": "sum"}),
+            "nodes.crowd.combine",
+            "should be `logits` or `probabilities`.",
+        ),
         (made(crowd={**CROWD, "wieghts": [1, 1]}), "nodes.crowd.wieghts", "Did you mean `weights`"),
         (
             made(crowd={**CROWD, "learns_from": {"label": "through"}}),
@@ -82,7 +86,7 @@ def test_edge_says_weight_taps_and_head() -> None:
         (
             made({"helper": {"weight": -1}}),
             "nodes.student.learns_from.helper.weight",
-            "greater than or equal to 0",
+            "should be 0 or more.",
         ),
         (
             made({"helper": {"weight": float("inf")}}),

@@ -76,7 +76,7 @@ def test_compare_takes_all_networks(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["compare", *runs, "--node", ALL_NETWORKS]) == 0
     rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
     assert [row[2].strip() for row in rows] == [ALL_NETWORKS] * 2
-    assert [(row[5].strip(), row[7].strip()) for row in rows] == [
+    assert [(row[5].strip(), row[8].strip()) for row in rows] == [
         ("92.00", "-"),
         ("94.00", "+2.00"),
     ]

@@ -86,6 +86,12 @@ class Edges(nn.ModuleDict):
         ]
         return torch.cat(losses), torch.cat(gated)
 
+    def by_edge(self, values: Tensor) -> dict[str, Tensor]:
+        """Return the values [E] of all edges by name, in the order in which they were given."""
+        computed = [edge.name for edge in self.computed]
+        found = dict(zip(computed, values.unbind(), strict=True))
+        return {name: found[name] for name in self}
+
     def by_node(self, terms: Tensor) -> dict[str, Tensor]:
         """Return each node's loss L_t, the sum over its incoming edges (Eq. 3).
 

@@ -273,10 +273,8 @@ class KnowledgeTransferGraph(nn.Module):
         by_node = self.edge_modules.by_node(terms)
         nodes = {name: by_node[name] for name in self.learning}
         total = torch.stack(list(nodes.values())).sum()
-        names = [edge.name for edge in self.edge_modules.computed]
         edges, ungated, shares = (
-            dict(zip(names, each.detach().unbind(), strict=True))
-            for each in (terms, losses.mean(1), passed)
+            self.edge_modules.by_edge(each.detach()) for each in (terms, losses.mean(1), passed)
         )
         return GraphLosses(total, nodes, edges, ungated, shares)
 
