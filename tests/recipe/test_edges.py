@@ -90,6 +90,22 @@ def test_impossible_edges_are_said_in_a_line(sources: Any, problem: str) -> None
     assert problems_of(learning_from(**sources)) == (problem,)
 
 
+@pytest.mark.parametrize(
+    ("edge", "said"),
+    [
+        ({"gate": 5}, ".gate: should be a text. Found 5."),
+        ({"gate": ["correct"]}, ".gate: should be a text. Found ['correct']."),
+        ({"gate_kwargs": 5}, ".gate_kwargs: should be a mapping. Found 5."),
+        ({"gate_kwargs": {5: 1}}, ".gate_kwargs.5: should be a text. Found 5."),
+        ({"loss": 5}, ".loss: should be a text. Found 5."),
+        ({"loss": "kl_div", "loss_kwargs": [1]}, ".loss_kwargs: should be a mapping. Found [1]."),
+    ],
+)
+def test_edge_with_a_value_of_another_type_costs_one_line(edge: Any, said: str) -> None:
+    place = "graph.nodes.student.learns_from.helper"
+    assert problems_of(learning_from(helper=edge)) == (place + said,)
+
+
 def test_all_edges_of_a_source_cut_off_freeze_a_node() -> None:
     values = learning_from(**{"helper/first": "cutoff", "helper/second": "cutoff"})
     assert check_recipe(values).graph.topology.left_out == ("helper",)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,22 +84,31 @@ def _loss_of(edge: Any, source: str) -> str:
 
 def gate_problems(data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
     """Yield the problems of an unchecked section's gate and its arguments."""
-    try:
-        create_gate(data.get("gate", "through"), **data.get("gate_kwargs", {}))
-    except Exception as error:  # third-party code can raise anything
-        yield problem(("gate",), one_line(error))
+    gate, arguments = data.get("gate", "through"), data.get("gate_kwargs", {})
+    if said := _problem_of(create_gate, gate, arguments):
+        yield problem(("gate",), said)
 
 
 def loss_problems(data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
     """Yield the problems of an unchecked section's loss and its arguments."""
-    loss = data.get("loss")
+    loss, arguments = data.get("loss"), data.get("loss_kwargs", {})
+    if loss is None and arguments:
+        yield problem(("loss_kwargs",), "should come with `loss`, the name of the loss.")
+    elif said := _problem_of(create_loss, loss, arguments):
+        yield problem(("loss",), said)
+
+
+def _problem_of(create: Callable[..., object], name: Any, arguments: Any) -> str | None:
+    """Return why a gate or a loss cannot be created, unless pydantic reports it."""
+    if not (isinstance(name, str) and isinstance(arguments, Mapping)):
+        return None
+    if not all(isinstance(key, str) for key in arguments):
+        return None
     try:
-        if loss is not None:
-            create_loss(loss, **data.get("loss_kwargs", {}))
-        elif data.get("loss_kwargs"):
-            yield problem(("loss_kwargs",), "should come with `loss`, the name of the loss.")
-    except Exception as error:  # third-party code, as in a gate
-        yield problem(("loss",), one_line(error))
+        create(name, **arguments)
+    except Exception as error:  # third-party code can raise anything
+        return one_line(error)
+    return None
 
 
 def _taps_problem(taps: Any) -> str | None:
