@@ -1,5 +1,6 @@
 """Disks of tests: small ones that fill up, and ones that are locked or lose a folder in use."""
 
+import os
 import shutil
 import subprocess
 import time
@@ -23,8 +24,18 @@ class Disk:
         self.path = path
 
     def resize(self, size: str) -> None:
-        """Change its size, such as to `8k`."""
+        """Change its size, such as to `8k` or `8192`."""
         subprocess.run(["mount", "-o", f"remount,size={size}", str(self.path)], check=True)
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes."""
+        disk = os.statvfs(self.path)
+        return disk.f_blocks * disk.f_frsize
+
+    def fill(self) -> None:
+        """Make it as small as what is on it."""
+        self.resize(str(shutil.disk_usage(self.path).used))
 
     def lock(self) -> None:
         """Make it read-only. The kernel does so at an error of a disk, but not on demand.

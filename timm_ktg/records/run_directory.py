@@ -162,7 +162,8 @@ def create_run_directory(
         RecipeError: The directory is not empty and may not be replaced, or cannot be created.
     """
     if output_dir is None:
-        return RunDirectory(_next_free(RUNS / name))
+        with located(f"output-dir: {RUNS / name} cannot be made"):
+            return RunDirectory(_next_free(RUNS / name))
     check_output_dir(output_dir, overwrite)
     run = RunDirectory(output_dir)
     with located(f"output-dir: {output_dir} cannot be made"):

@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ..errors import RecipeError, StorageError, masked
+from ..errors import RecipeError, masked
 from ..recipe.command_line import Command, parse_command
 from ..recipe.recipe import Recipe, change_recipe, save_recipe
 from ..records.reader import runs_in
@@ -125,7 +125,7 @@ def _open(command: Command, recipe: Recipe, accelerator: Accelerator) -> RunDire
             if command.seeds:
                 write_seeds(directory.path, command.seeds)
             made = [directory]
-        except (RecipeError, StorageError) as error:
+        except (RecipeError, OSError) as error:
             made = [error]
     broadcast_object_list(made)
     if isinstance(made[0], Exception):

@@ -48,8 +48,9 @@ def run_seeds(
         run = _seed_directory(directory.path, seed)
         results.append(run_seed(recipe, seed, run, ready))
     result = SeedsResult.of(seeds, results)
-    if is_main:
-        write_whole(directory.seeds, json.dumps(result.as_json(), indent=2) + "\n")
+    with together():
+        if is_main:
+            write_whole(directory.seeds, json.dumps(result.as_json(), indent=2) + "\n")
     return result
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data import MemoryLoader, Splits
-from ..errors import RecipeError, StorageError, collected, said
+from ..errors import RecipeError, StorageError, collected, one_line, said
 from ..graph.edge import Edge
 from ..graph.graph import KnowledgeTransferGraph
 from ..graph.node import GraphNode, Node
@@ -193,12 +193,12 @@ def problems_everywhere(problems: Sequence[str], **group: Any) -> list[str]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Raise on all processes the StorageError that one of them raises; they wait for each other."""
+    """Raise on all processes the OSError that one of them raises; they wait for each other."""
     problems: list[str] = []
     try:
         yield
-    except StorageError as error:
-        problems = [str(error)]
+    except OSError as error:
+        problems = [str(error) if isinstance(error, StorageError) else one_line(error)]
     problems = problems_everywhere(problems)
     if problems:
         raise StorageError(problems[0])
