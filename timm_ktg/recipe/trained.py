@@ -14,7 +14,7 @@ from ..errors import RecipeError, did_you_mean, located
 from ..graph.node import Network, Place
 from ..graph.predictor import Predictor
 from ..records.reader import read_result, runs_in
-from ..records.result import DataFacts, RunResult
+from ..records.result import DataFacts, Preparation, RunResult
 from ..records.run_directory import RunDirectory
 from .build import build_ensemble, build_network
 from .graph_config import EmaConfig, EnsembleConfig, GraphConfig, NodeConfig
@@ -71,20 +71,27 @@ class TrainedRun:
         members = self.load(self.name_of(node))
         return Predictor(members, data.mean, data.std, data.class_names).eval()
 
+    def preparation(self) -> Preparation:
+        """Return how the run's evaluation prepared an image.
+
+        Raises:
+            RecipeError: The run does not say it.
+        """
+        found = self.result.data.preparation
+        if found is None:
+            said = "does not say how it prepared images. An earlier version made it."
+            raise RecipeError([f"{self.directory.path}: {said}"])
+        return found
+
     def transform(self) -> Transform:
         """Return what maps an RGB image to the normalized [3, H, W] that the run evaluated.
 
         Raises:
             RecipeError: The run does not say how it prepared images.
         """
-        data = self.result.data
-        if data.preparation is None:
-            said = "does not say how it prepared images. An earlier version made it."
-            raise RecipeError([f"{self.directory.path}: {said}"])
-        prepare: Transform = create_transform(
-            **asdict(data.preparation), mean=data.mean, std=data.std
-        )
-        return prepare
+        data, preparation = self.result.data, asdict(self.preparation())
+        transform: Transform = create_transform(**preparation, mean=data.mean, std=data.std)
+        return transform
 
 
 def open_run(path: str | Path) -> TrainedRun:
