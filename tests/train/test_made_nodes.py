@@ -108,7 +108,7 @@ def test_run_with_an_ensemble_as_its_target_goes_on_bit_for_bit(tmp_path: Path) 
     summary = summary_of(whole)
     assert summary["target"] == "crowd"
     assert list(summary["nodes"]) == ["a", "b", "crowd", "slow", ALL_NETWORKS]
-    exported = sorted(path.name for path in (whole / "nodes").iterdir())
+    exported = sorted(path.name for path in (whole / "nodes").glob("*.safetensors"))
     assert exported == ["a.safetensors", "b.safetensors", "slow.safetensors"]
     _predicts_what_was_measured(whole, summary)
     slow, a = (load_file(whole / "nodes" / f"{name}.safetensors") for name in ("slow", "a"))

@@ -151,6 +151,7 @@ def _show(result: RunResult, directory: RunDirectory) -> None:
             ("summary", str(directory.summary)),
             ("pictures", f"{directory.graph}, {directory.curves.name}"),
             ("weights", str(directory.nodes / "<node>.safetensors")),
+            ("card", str(directory.nodes / "README.md")),
             ("resume", f"{PROGRAM} --resume {directory.path}"),
         ],
     )

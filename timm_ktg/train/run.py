@@ -19,6 +19,7 @@ from ..records.result import Accuracy, DataFacts, RunResult
 from ..records.run_directory import RunDirectory
 from ..terminal import progress
 from ..tracking.trackers import Trackers, open_trackers
+from .card import write_card
 from .checkpoint import load_state, newest_state, save_state
 from .exporting import export_nodes
 from .loop import evaluate, start_epoch, train_epoch
@@ -67,6 +68,9 @@ def run_training(
         if result is None:
             result = _finish(training, directory, start)
         pictures.end()
+        with together():
+            if accelerator.is_main_process:
+                write_card(training.recipe, directory, result)
         trackers.complete(result)
     return result
 
