@@ -6,7 +6,8 @@ import pytest
 
 from tests.recipe_cases import LABEL_ONLY, recipe, write
 from timm_ktg.recipe.data_config import DataConfig
-from timm_ktg.recipe.graph_config import EdgeConfig, GraphConfig, NodeConfig
+from timm_ktg.recipe.graph_config import GraphConfig
+from timm_ktg.recipe.node_config import EdgeConfig, NodeConfig
 from timm_ktg.recipe.search_config import SearchConfig
 from timm_ktg.recipe.tracking_config import TrackingConfig
 from timm_ktg.recipe.train_config import TrainConfig

@@ -16,7 +16,7 @@ from timm_ktg.errors import RecipeError
 from timm_ktg.recipe.command_line import Command, parse_command, recipe_groups
 from timm_ktg.recipe.data_config import DataConfig
 from timm_ktg.recipe.flags import overridden
-from timm_ktg.recipe.graph_config import EdgeConfig, NodeConfig
+from timm_ktg.recipe.node_config import EdgeConfig, NodeConfig
 from timm_ktg.recipe.recipe import check_recipe, save_recipe
 from timm_ktg.recipe.train_config import TrainConfig
 from timm_ktg.train.__main__ import main

@@ -11,14 +11,8 @@ from ..graph.ensemble import Ensemble
 from ..graph.graph import KnowledgeTransferGraph
 from ..graph.registry import Bound, shown
 from ..graph.topology import Traits
-from ..recipe.graph_config import (
-    AnyNode,
-    EdgeConfig,
-    EmaConfig,
-    EnsembleConfig,
-    GraphConfig,
-    NodeConfig,
-)
+from ..recipe.graph_config import GraphConfig
+from ..recipe.node_config import AnyNode, EdgeConfig, EmaConfig, EnsembleConfig, NodeConfig
 from ..recipe.recipe import Recipe, load_recipe
 
 Drawable = GraphConfig | Recipe | KnowledgeTransferGraph | str | Path

@@ -10,7 +10,8 @@ from typing import Literal
 from ..graph.edge import EdgeTaps, default_loss
 from ..graph.registry import with_arguments
 from ..graph.topology import EMA, ENSEMBLE, NETWORK, Link, Pair, Topology, Traits
-from ..recipe.graph_config import EdgeConfig, GraphConfig
+from ..recipe.graph_config import GraphConfig
+from ..recipe.node_config import EdgeConfig
 
 Role = Literal["target", "frozen", "left out", "ensemble", "slow copy", ""]
 _MADE: dict[str, Role] = {ENSEMBLE: "ensemble", EMA: "slow copy", NETWORK: ""}

@@ -24,7 +24,7 @@ from ..graph.node import Channels, GraphNode, Node
 from ..graph.taps import Taps
 from ..graph.topology import LABEL, Link
 from ..graph.weights import load_weights
-from .graph_config import EdgeConfig, EmaConfig, EnsembleConfig, NodeConfig
+from .node_config import EdgeConfig, EmaConfig, EnsembleConfig, NodeConfig
 from .recipe import Recipe
 from .train_config import TrainConfig
 

@@ -13,8 +13,8 @@ from ..errors import RecipeError
 from ..graph.topology import LABEL
 from ..records.run_directory import read_seeds
 from .flags import COMMON, Group, Options, Program, below, overridden, section_groups
-from .graph_config import KINDS, EdgeConfig, NodeConfig, from_word, kind_of
 from .images import data_problems
+from .node_config import KINDS, EdgeConfig, NodeConfig, from_word, kind_of
 from .recipe import (
     Recipe,
     check_recipe,

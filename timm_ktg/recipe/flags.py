@@ -15,7 +15,7 @@ import yaml
 from pydantic_core import to_jsonable_python
 
 from ..errors import RecipeError, collected, did_you_mean
-from .graph_config import EdgeConfig, from_word
+from .node_config import EdgeConfig, from_word
 from .recipe import MEANT, YAML_ERRORS, parse_yaml, yaml_said
 from .section import Section
 

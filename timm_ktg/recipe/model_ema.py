@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ..graph.topology import NETWORK
-from .graph_config import GraphConfig, kind_of
+from .graph_config import GraphConfig
+from .node_config import kind_of
 from .train_config import TrainConfig
 
 

@@ -15,8 +15,9 @@ from pydantic_core import InitErrorDetails
 from ..errors import RecipeError, did_you_mean, found, one_line
 from ..records.files import write_whole
 from .data_config import DataConfig
-from .graph_config import KINDS, GraphConfig
+from .graph_config import GraphConfig
 from .model_ema import model_ema_problem, with_model_ema
+from .node_config import KINDS
 from .section import Location, Section, problem
 from .tracking_config import TrackingConfig
 from .train_config import TrainConfig

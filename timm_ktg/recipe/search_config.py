@@ -24,7 +24,7 @@ from ..errors import found
 from ..graph.problems import Reduction
 from ..graph.registry import with_arguments
 from .data_config import DataConfig
-from .graph_config import ModelName, Taps, WeightsFile, from_word, gate_problems, loss_problems
+from .node_config import ModelName, Taps, WeightsFile, from_word, gate_problems, loss_problems
 from .section import Section, checked, problem
 from .tracking_config import TrackingConfig
 from .train_config import TrainConfig

@@ -17,7 +17,8 @@ from ..records.reader import read_result, runs_in
 from ..records.result import DataFacts, Preparation, RunResult
 from ..records.run_directory import RunDirectory
 from .build import build_ensemble, build_network
-from .graph_config import EmaConfig, EnsembleConfig, GraphConfig, NodeConfig
+from .graph_config import GraphConfig
+from .node_config import EmaConfig, EnsembleConfig, NodeConfig
 from .recipe import Recipe, check_recipe, read_recipe
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..recipe.graph_config import KINDS, EdgeConfig, GraphConfig, from_word, kind_of
+from ..recipe.graph_config import GraphConfig
+from ..recipe.node_config import KINDS, EdgeConfig, from_word, kind_of
 
 
 def title(node: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..graph.topology import LABEL
-from ..recipe.graph_config import from_word
+from ..recipe.node_config import from_word
 from ..recipe.recipe import Recipe, check_section
 from ..recipe.search_config import GateConfig, LossConfig, SearchRecipe
 from .canonical import TARGET, CanonicalGraph, GraphEdge, all_through
