@@ -45,8 +45,7 @@ def attach(
         optimizer: The loop's optimizer, before it gets a scheduler.
         total_updates: k_end, the optimizer updates of the whole run.
         group: Options of the auxiliaries' parameter group, such as lr; None: the model's options.
-        images: A few images [B, 3, H, W] like the loop's, to try all losses and gates on; needed if
-            one of them has parameters that are not built yet.
+        images: A few images [B, 3, H, W], to try losses and gates on; needed if one has parameters.
 
     Returns:
         A handle whose `loss(labels)` replaces the loop's criterion.
