@@ -112,3 +112,21 @@ def test_search_trial_that_is_not_at_fault_is_done_again(tmp_path: Path, error: 
         run_trials(study, full, lambda study: bool(finished(study)))
     assert [trial.state.name for trial in study.trials] == ["RUNNING"]
     assert finished(study) == []
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_search_trial_whose_end_cannot_be_written_is_not_lost_in_a_slip_of_optuna(
+    readable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = joined(tmp_path, search_of(2), lambda study: None)
+
+    def full(*arguments: object, **values: object) -> None:
+        if not readable:
+            monkeypatch.setattr(study._storage, "get_trial", full)
+        raise OSError(errno.ENOSPC, "No space left on device", "journal")
+
+    monkeypatch.setattr(study._storage, "set_trial_state_values", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        run_trials(study, lambda trial: 1.0, lambda study: bool(finished(study)))
+    monkeypatch.undo()
+    assert [trial.state.name for trial in study.trials] == ["RUNNING"]

@@ -7,14 +7,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 from optuna import Study, Trial
 
-from tests.study_cases import joined, pid_of, search_of, tell_pid
+from tests.recipe_cases import write_recipe
+from tests.search_cases import run_search, search_values, study_in
+from tests.study_cases import JOBS, jobs_of, joined, pid_of, search_of, tell_pid
 from timm_ktg.recipe.search_command import parse_search
 from timm_ktg.search.journal import Journal, journal_of
 from timm_ktg.search.liveness import _is_dead, doubtful, fail_dead, identify, sign
@@ -25,6 +29,7 @@ from timm_ktg.search.trials import note
 pytestmark = pytest.mark.slow
 
 ELSEWHERE = {"kernel": "another", "host": "elsewhere"}
+LOST: dict[str, Any] = {**ELSEWHERE, "pid": 7, "started": 0.0, "namespace": "pid:[1]"}
 
 
 @pytest.fixture
@@ -139,6 +144,55 @@ def test_search_worker_of_an_earlier_boot_is_dead(study: Study, trial: Trial) ->
     assert journal is not None
     signed(trial, kernel="before", lock=unlocked(journal))
     assert fail_dead(study) == [0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "dead"), [(0, False), (59, False), (-59, False), (61, True), (-61, True)]
+)
+def test_search_trial_that_no_worker_has_signed_is_dead_after_a_minute(
+    seconds: int, dead: bool, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study.ask()
+    began = study.trials[0].datetime_start
+    assert began is not None
+    clock = SimpleNamespace(now=lambda: began + timedelta(seconds=seconds))
+    monkeypatch.setattr("timm_ktg.search.liveness.datetime", clock)
+    assert _is_dead(study.trials[0], None) is dead
+
+
+def test_search_program_gives_up_the_workers_of_a_lost_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = write_recipe(tmp_path / "s.yaml", search_values(trials=1, final_seeds=[0], top_k=0))
+    assert run_search(recipe, "--output-dir", tmp_path / "run") == 0
+    study = study_in(tmp_path / "run", "s")
+    number = study.ask().number
+    note(Trial(study, study.trials[number]._trial_id), worker=LOST)
+    monkeypatch.setattr("timm_ktg.search.study.until", lambda over: None)
+    lost = ("--lost", LOST["host"])
+    assert run_search(recipe, "--output-dir", tmp_path / "run", *lost) == 0
+    assert study.trials[number].state.name == "FAIL"
+
+
+def test_search_job_of_a_worker_elsewhere_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = jobs_of(tmp_path)
+    for _ in JOBS:
+        note(jobs.study.ask(), worker=LOST)
+
+    def until(over: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr("timm_ktg.search.jobs.until", until)
+    with pytest.raises(InterruptedError):
+        jobs.work(lambda job, trial: 0.0)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in said] == [
+        "Waiting for other workers",
+        *(f"trial {number}" for number in range(len(JOBS))),
+    ]
+    assert all(line.endswith("add: --lost elsewhere") for line in said[1:])
 
 
 @pytest.mark.parametrize("new", [{}, {"lock": "removed"}])
