@@ -33,7 +33,7 @@ def test_card_says_what_was_measured(run: Path) -> None:
     for name, found in summary["nodes"].items():
         row = rf"\| {name} \| .* \| {found['top1']:.2f} \| {found['top5']:.2f} \|"
         assert re.search(row, card), name
-    assert "# a: resnet8_cifar" in card and "2 epochs, batch size\n64" in card
+    assert "# a: resnet8_cifar" in card and "2 epochs, batch size 64" in card
     assert "flowchart LR" in card and "n_b -- " in card
     assert "0, 1, 2, 3, 4, 5, 6, 7, 8, 9." in card
 

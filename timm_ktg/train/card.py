@@ -41,10 +41,12 @@ def write_card(recipe: Recipe, directory: RunDirectory, result: RunResult) -> No
 def _lines(recipe: Recipe, directory: RunDirectory, result: RunResult) -> Iterator[str]:
     target, data, train = recipe.graph.nodes[result.target], recipe.data, recipe.train
     yield f"# {result.target}: {target.title}\n"
-    yield f"Classifies images into {len(result.data.class_names)} classes. A knowledge transfer"
-    yield f"graph trained it on `{data.dataset}`: {result.epochs} epochs, batch size"
-    yield f"{train.batch_size}, {train.opt}, learning rate {train.lr:g}, schedule"
-    yield f"{train.sched}. All settings are in the run's `recipe.yaml`, which repeats the run.\n"
+    yield (
+        f"Classifies images into {len(result.data.class_names)} classes. A knowledge transfer "
+        f"graph trained it on `{data.dataset}`: {result.epochs} epochs, batch size "
+        f"{train.batch_size}, {train.opt}, learning rate {train.lr:g}, schedule {train.sched}. "
+        "All settings are in the run's `recipe.yaml`, which repeats the run.\n"
+    )
     yield from _figures(recipe, result)
     yield "\n## Graph\n"
     yield f"```mermaid\n{mermaid_of(recipe.graph, results_of(directory.path))}```"
@@ -83,9 +85,9 @@ def _usage(directory: RunDirectory, result: RunResult) -> Iterator[str]:
             'names = model.pretrained_cfg["label_names"]\n```\n'
         )
     yield (
-        "With timm_ktg, any node, also an ensemble, from the folder of the run:\n\n```python\n"
-        'import timm_ktg\n\nmodel = timm_ktg.load_run("..")  # takes images normalized with its\n'
-        "model.mean, model.std, model.class_names\n```"
+        "With timm_ktg, which loads ensembles, too:\n\n```python\n"
+        'import timm_ktg\n\nmodel = timm_ktg.load_run("..")  # the folder of the run\n'
+        "model.mean, model.std  # of the images that it takes\nmodel.class_names\n```"
     )
 
 
