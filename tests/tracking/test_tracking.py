@@ -167,7 +167,11 @@ def test_wandb_out_of_reach_does_not_stop_a_run(
         monkeypatch.setattr(f"timm_ktg.tracking.wandb_run.{name}", 2.0)
     with caplog.at_level(logging.WARNING, "timm_ktg.tracking.wandb_run"):
         path = train_run(tmp_path / "run", tracked({"wandb": True}))
-    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("timm_k")]
+    (line,) = [
+        record.getMessage()
+        for record in caplog.records
+        if record.name.startswith("timm_ktg.tracking")
+    ]
     assert "cannot be reached" in line and "wandb sync" in line
     *failed, log = logs_in(path)
     assert [each.run.run_id for each in failed] == [log.run.run_id] * listening
