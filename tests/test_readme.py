@@ -6,12 +6,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import timm
 import torch
 import torch.nn.functional as F
 import yaml
+from PIL import Image
 
 import timm_ktg
+from tests.training_cases import run_main
 from timm_ktg.recipe.recipe import check_recipe, check_section
 from timm_ktg.recipe.search_config import SearchRecipe
 from timm_ktg.search.space import build_choices
@@ -38,7 +41,7 @@ def test_three_lines_in_an_ordinary_loop_train() -> None:
 
 
 def test_graph_by_hand_has_a_loss_for_each_node() -> None:
-    by_hand, _, _ = blocks("python")
+    _, by_hand, *_ = blocks("python")
     images, labels = batch()
     names: dict[str, Any] = {"images": images, "labels": labels, "k": 1, "k_end": 10}
     exec(by_hand, names)
@@ -46,8 +49,19 @@ def test_graph_by_hand_has_a_loss_for_each_node() -> None:
     assert names["losses"].total.isfinite()
 
 
+@pytest.mark.slow
+def test_run_is_used_by_timm_alone(workplace: Path) -> None:
+    use, *_ = blocks("python")
+    assert run_main("digits", "--train.epochs", "1", "--output-dir", "runs/digits") == 0
+    names: dict[str, Any] = {}
+    exec(use, names)
+    assert names["model"](torch.randn(2, 3, 8, 8)).shape == (2, 10)
+    image = names["transform"](Image.new("L", (8, 8)).convert("RGB"))
+    assert image.shape == (3, 8, 8)
+
+
 def test_gate_of_your_own_is_registered_and_keeps_its_contract() -> None:
-    _, gate, _ = blocks("python")
+    _, _, gate, _ = blocks("python")
     exec(gate, {"ktg": timm_ktg, "__name__": "readme"})
     timm_ktg.check_gate(timm_ktg.create_gate("confident", threshold=0.5))
 
@@ -77,7 +91,7 @@ def test_several_edges_between_two_nodes_are_right() -> None:
 
 
 def test_loss_with_parameters_is_trained_with_the_node_that_learns() -> None:
-    by_hand, _, loss = blocks("python")
+    _, by_hand, _, loss = blocks("python")
     exec(loss, {"ktg": timm_ktg, "torch": torch, "__name__": "readme"})
     code = by_hand.replace(
         'gate=ktg.create_gate("correct")', 'loss=ktg.create_loss("projected", width=8)'
