@@ -45,6 +45,7 @@ class Edges(nn.ModuleDict):
         # Each destination's edges side by side, the label's first.
         self._incoming = _incoming(edges)
         at = {edge.name: number for number, edge in enumerate(self.computed)}
+        self._numbers = {edge.name: at[edge.name] for edge in edges}
         sorted_edges = [edge for each in self._incoming.values() for edge in each]
         order = torch.tensor([at[edge.name] for edge in sorted_edges], dtype=torch.int64)
         self.register_buffer("order", order, persistent=False)
@@ -88,9 +89,8 @@ class Edges(nn.ModuleDict):
 
     def by_edge(self, values: Tensor) -> dict[str, Tensor]:
         """Return the values [E] of all edges by name, in the order in which they were given."""
-        computed = [edge.name for edge in self.computed]
-        found = dict(zip(computed, values.unbind(), strict=True))
-        return {name: found[name] for name in self}
+        found = values.unbind()
+        return {name: found[number] for name, number in self._numbers.items()}
 
     def by_node(self, terms: Tensor) -> dict[str, Tensor]:
         """Return each node's loss L_t, the sum over its incoming edges (Eq. 3).
