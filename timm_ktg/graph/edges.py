@@ -163,6 +163,14 @@ class _Rows(NodeOutput):
 
     def log_probabilities(self, temperature: float = 1.0) -> Tensor:
         """Return log softmax(z / T) [E, B, C] of the node at the end of each edge."""
-        nodes = super().log_probabilities(temperature).unbind()
+        return self._at_edges(super().log_probabilities(temperature))
+
+    def probabilities(self, temperature: float = 1.0) -> Tensor:
+        """Return softmax(z / T) [E, B, C] of the node at the end of each edge."""
+        return self._at_edges(super().log_probabilities(temperature).exp())
+
+    def _at_edges(self, values: Tensor) -> Tensor:
+        """Return the values [M, B, C] of the nodes at the ends of the edges [E, B, C]."""
+        nodes = values.unbind()
         # Not indexed, because that adds gradients up in any order on a GPU.
         return torch.stack([nodes[row] for row in self.rows])

@@ -48,10 +48,9 @@ def kl_div(
             F.log_softmax(_z_scores(each.log_probabilities()) / temperature, dim=-1)
             for each in (source, destination)
         )
-    else:
-        log_p_s = source.log_probabilities(temperature)
-        log_p_t = destination.log_probabilities(temperature)
-    return _divergence(log_p_s, log_p_t) * temperature**2
+        return _divergence(log_p_s, log_p_t) * temperature**2
+    difference = source.log_probabilities(temperature) - destination.log_probabilities(temperature)
+    return (source.probabilities(temperature) * difference).sum(-1) * temperature**2
 
 
 @stackable
@@ -137,8 +136,8 @@ def dist(
     Reference:
         Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022.
     """
-    p_s = source.log_probabilities(temperature).exp()
-    p_t = destination.log_probabilities(temperature).exp()
+    p_s = source.probabilities(temperature)
+    p_t = destination.probabilities(temperature)
     between_classes = 1 - _correlation_terms(p_s, p_t, dim=-1).sum(-1)
     between_samples = 1 - p_t.shape[-2] * _correlation_terms(p_s, p_t, dim=-2).mean(-1)
     return (beta * between_classes + gamma * between_samples) * temperature**2
@@ -199,8 +198,8 @@ def separate(
         Okamoto et al., "Deep Ensemble Learning by Diverse Knowledge Distillation for Fine-Grained
         Object Classification", ECCV 2022.
     """
-    p_s = source.log_probabilities(temperature).exp()
-    p_t = destination.log_probabilities(temperature).exp()
+    p_s = source.probabilities(temperature)
+    p_t = destination.probabilities(temperature)
     return F.cosine_similarity(p_s, p_t, dim=-1) * temperature**2
 
 

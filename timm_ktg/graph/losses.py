@@ -40,6 +40,14 @@ class NodeOutput(NamedTuple):
         """
         return F.log_softmax(self.logits.float() / temperature, dim=-1)
 
+    def probabilities(self, temperature: float = 1.0) -> Tensor:
+        """Return softmax(z / T) [B, C] in float32.
+
+        Args:
+            temperature: T > 0.
+        """
+        return self.log_probabilities(temperature).exp()
+
     def detach(self) -> NodeOutput:
         """Return the same output, detached from autograd's graph."""
         features = {name: value.detach() for name, value in self.features.items()}
@@ -81,8 +89,8 @@ def stackable(loss: L) -> L:
     """Mark a loss that can compute several edges at once; usable as a decorator.
 
     The graph calls it once for all E edges with the same arguments and temperature. Such a loss
-    reads the outputs only through `NodeOutput.log_probabilities`, which is then [E, B, C], and
-    returns losses [E, B].
+    reads the outputs only through `NodeOutput.log_probabilities` and `probabilities`, which are
+    then [E, B, C], and returns losses [E, B].
     """
     loss.stackable = True  # type: ignore[attr-defined]
     return loss
