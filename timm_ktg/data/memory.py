@@ -81,7 +81,7 @@ class MemoryLoader:
     @cached_property
     def content(self) -> str:
         """A hash of all pixels."""
-        return sha256(self.images.cpu().numpy().tobytes()).hexdigest()
+        return sha256(self.images.cpu().flatten().numpy().data).hexdigest()
 
     @property
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -99,6 +99,6 @@ class TrainConfig(Section):
     """Record an update once and replay it as one launch (CUDA); `auto`: where possible."""
     teacher_table: Literal["auto", "never"] = "auto"
     """Keep the logits of frozen nodes (in float16) for every view of every image, where that is
-    possible: pipeline memory without mixup, no taps, no cuda_graph, room for it."""
+    possible: on a CPU, pipeline memory without mixup, no taps, room for it."""
     channels_last: bool | None = None
     """Use the channels-last memory format; null: only on a CPU, where it is faster."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -21,6 +22,7 @@ _logger = logging.getLogger(__name__)
 
 SHARE = 0.25  # of the machine's memory, for all tables together; the oldest make room for new ones
 BYTES = 2  # of a number in float16
+VERSION = torch.__version__  # another one may compute other last bits
 
 
 def tables_of(
@@ -50,7 +52,7 @@ def tables_of(
     tables = {}
     for name in names:
         network = graph.network(name)
-        facts = (images, loader.pad, loader.normalization, precision, num_classes)
+        facts = (images, loader.pad, loader.normalization, precision, num_classes, VERSION)
         own = (network.mean, network.std, network.size, _contents(network.model))
         key = sha256(repr((*facts, *own)).encode()).hexdigest()[:24]
         try:
@@ -80,8 +82,11 @@ def _opened(path: Path, rows: int, num_classes: int, others: int) -> Tensor:
     path.parent.mkdir(parents=True, exist_ok=True)
     size = rows * num_classes * BYTES
     with path.open("a+b") as file:
-        # All of it is claimed now: a full disk would kill the process that writes later.
-        os.posix_fallocate(file.fileno(), 0, size)
+        if hasattr(os, "posix_fallocate"):
+            # All of it is claimed now: a full disk would kill the process that writes later.
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
         os.utime(path)
     _make_room(path, others)
     table = np.memmap(path, np.float16, "r+", shape=(rows, num_classes))
@@ -90,13 +95,12 @@ def _opened(path: Path, rows: int, num_classes: int, others: int) -> Tensor:
 
 def _make_room(kept: Path, others: int) -> None:
     """Remove the tables that were opened longest ago; runs that use them keep what they have."""
-    tables = sorted(
-        (each for each in kept.parent.iterdir() if each != kept),
-        key=lambda each: each.stat().st_mtime,
-        reverse=True,
-    )
-    for table in tables:
-        others -= table.stat().st_size
+    found = []
+    for table in kept.parent.iterdir():
+        with suppress(FileNotFoundError):  # another process makes room, too
+            found += [(table.stat().st_mtime, table.stat().st_size, table)] * (table != kept)
+    for _, size, table in sorted(found, reverse=True):
+        others -= size
         if others < 0:
             table.unlink(missing_ok=True)
 
@@ -105,5 +109,6 @@ def _contents(model: nn.Module) -> str:
     """Return a hash of a model's weights and architecture."""
     found = sha256(str(model).encode())
     for name, value in model.state_dict().items():
-        found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        found.update(name.encode())
+        found.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
     return found.hexdigest()

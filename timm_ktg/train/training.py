@@ -272,7 +272,9 @@ def _build_graph(
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     graph.speed_up_frozen(some, dtype, train.torchcompile)
     loader = images.train
-    if train.teacher_table == "auto" and isinstance(loader, MemoryLoader) and not recorded:
+    # On another device every look-up would wait for it, and nobody has measured that.
+    on_cpu = accelerator.device.type == "cpu" and not recorded
+    if train.teacher_table == "auto" and isinstance(loader, MemoryLoader) and on_cpu:
         precision = f"{accelerator.mixed_precision} {train.channels_last} {train.torchcompile}"
         graph.tables = tables_of(graph, loader, data.splits.num_classes, precision)
     if train.torchcompile:
