@@ -14,10 +14,13 @@ import yaml
 from PIL import Image
 
 import timm_ktg
-from tests.training_cases import run_main
+from tests.tiny_data import rows, save_images
+from tests.training_cases import build, run_main
+from timm_ktg.graph.weights import export_node
 from timm_ktg.recipe.recipe import check_recipe, check_section
 from timm_ktg.recipe.search_config import SearchRecipe
 from timm_ktg.search.space import build_choices
+from timm_ktg.train.loop import start_epoch, train_epoch
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -66,14 +69,19 @@ def test_gate_of_your_own_is_registered_and_keeps_its_contract() -> None:
     timm_ktg.check_gate(timm_ktg.create_gate("confident", threshold=0.5))
 
 
+@pytest.mark.slow
 def test_distillation_is_six_lines(workplace: Path) -> None:
     front, *_ = blocks("yaml")
     assert len(front.splitlines()) == 6
-    (workplace / "teacher.safetensors").touch()
-    graph = check_recipe(yaml.safe_load(front)).graph
-    edges = {link.name: edge for link, edge in graph.edges.items()}
+    save_images(workplace / "path" / "to" / "images", train=rows(8, side=40), test=rows(3, side=40))
+    export_node(timm.create_model("resnet50", num_classes=3), workplace / "teacher.safetensors")
+    values = yaml.safe_load(front)
+    values["data"] |= {"img_size": 32, "workers": 0}
+    training = build({**values, "train": {"batch_size": 4}})
+    edges = {edge.name: edge for edge in training.graph.edges}
     assert edges["teacher->student"].weight == 0.9 and edges["label->student"].weight == 0.1
-    assert graph.topology.frozen == ("teacher",)
+    assert training.graph.frozen == ("teacher",)
+    assert train_epoch(training, start_epoch(training))["train/loss/teacher->student"] > 0
 
 
 def test_recipe_is_right() -> None:

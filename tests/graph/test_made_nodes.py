@@ -172,8 +172,20 @@ def test_ema_teaches_in_evaluation_mode_and_does_not_learn() -> None:
 def test_ema_may_be_the_target_of_a_network_that_learns() -> None:
     graph = graph_with(ktg.Ema("slow", "a", decay=0.5), target="slow")
     assert graph.learning == ("a",) and graph.left_out == ("b",)
+    before = deepcopy(graph.model("a").state_dict())
+    step(graph, 1)
+    after = graph.model("a").state_dict()
+    graph.update_emas(2)  # the first update would copy
+    expected = TinyNet(0)
+    expected.load_state_dict(
+        {
+            key: value.lerp(after[key], 0.5) if value.is_floating_point() else after[key]
+            for key, value in before.items()
+        }
+    )
     graph.eval()
-    assert torch.equal(graph(images())["slow"].logits, graph(images())["a"].logits)
+    torch.testing.assert_close(graph(images())["slow"].logits, expected.eval()(images()))
+    assert not torch.equal(graph(images())["slow"].logits, graph(images())["a"].logits)
 
 
 def test_ema_has_taps_of_its_own() -> None:

@@ -202,11 +202,11 @@ Call = Callable[[], Graph]
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: presets.dml([TinyNet(0)]), "peers: should be at least 2 models. Found 1."),
-        (lambda: presets.one([]), "peers: should be at least 2 models. Found 0."),
+        (lambda: presets.dml([TinyNet(0)]), "peers: should be 2 models or more. Found 1."),
+        (lambda: presets.one([]), "peers: should be 2 models or more. Found 0."),
         (
             lambda: presets.kd_multi(TinyNet(0), []),
-            "teachers: should be at least 1 models. Found 0.",
+            "teachers: should be one model or more. Found 0.",
         ),
         (
             lambda: presets.kd("resnet18", TinyNet(1)),  # type: ignore[arg-type]

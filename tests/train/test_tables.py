@@ -100,7 +100,7 @@ def test_parts_of_a_batch_take_their_own_views(cache: Path) -> None:
         ({}, {"table": "never"}),
     ],
 )
-def test_nodes_are_computed_where_a_table_would_not_be_exact(
+def test_nodes_are_computed_where_a_table_would_not_be_exact_or_is_not_wanted(
     data: Values, train: Values, cache: Path
 ) -> None:
     values = taught(**({"teacher_table": "never"} if train else {}))
@@ -110,18 +110,34 @@ def test_nodes_are_computed_where_a_table_would_not_be_exact(
     assert build(values).graph.tables == {} and not cache.exists()
 
 
+def test_node_with_taps_is_computed(cache: Path) -> None:
+    values = taught()
+    values["graph"]["nodes"]["b"]["taps"] = ["act"]
+    assert build(values).graph.tables == {} and not cache.exists()
+
+
 def test_tables_have_keys_by_all_that_decides_the_logits(cache: Path) -> None:
     build(taught())
     first = {path.name for path in cache.iterdir()}
-    for change in ({"pad": 2}, {"holdout": 50}):
+    same = [0.5, 0.5, 0.5]
+    for section, change in (
+        ("data", {"pad": 2}),
+        ("data", {"holdout": 50}),
+        ("data", {"mean": same, "std": same}),
+        ("train", {"mixed_precision": "bf16"}),
+        ("train", {"channels_last": False}),
+    ):
         values = taught()
-        values["data"] |= change
+        values[section] |= change
         build(values)
+    values = taught()
+    values["graph"]["nodes"]["b"]["img_size"] = 8  # as large as the images, but said
+    build(values)
     torch.manual_seed(6)
     export_node(ktg_tiny(norm=True), Path(TEACHER))
     build(taught())
     names = {path.name for path in cache.iterdir()}
-    assert len(names) == 4 and first < names
+    assert len(names) == 8 and first < names
     build(taught())
     assert {path.name for path in cache.iterdir()} == names
 

@@ -1,4 +1,4 @@
-"""The region round the members of an ensemble: the convex hull of their boxes."""
+"""The region around the members of an ensemble: the convex hull of their boxes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BAND = 14.0  # thickness of the band from the region to the box of the ensemble
 
 @dataclass(frozen=True)
 class Hull:
-    """The region round the members of an ensemble, and the band that joins it to the ensemble.
+    """The region around the members of an ensemble, and the band that joins it to the ensemble.
 
     Args:
         corners: Corners of the convex hull of the members' boxes, counterclockwise; the region
@@ -28,7 +28,7 @@ class Hull:
 
     @classmethod
     def of(cls, members: Sequence[Rect], box: Rect, texts: Sequence[Rect]) -> Hull:
-        """Return the region round these members.
+        """Return the region around these members.
 
         Args:
             members: Boxes of the members, with the texts under them.

@@ -98,7 +98,7 @@ class Layout:
         chips: The label's chips, by the edge that starts there.
         arrows: Arrows by edge.
         words: Words by edge.
-        hulls: Regions round the members of ensembles, by the ensemble.
+        hulls: Regions around the members of ensembles, by the ensemble.
         members: Lines from members to ensembles that have no region.
         copies: Lines from networks to their slow copies.
     """
@@ -167,7 +167,7 @@ def _hulls(
     chips: Mapping[Link, Rect],
     ensembles: Mapping[str, Sequence[str]],
 ) -> dict[str, Hull]:
-    """Return the regions round the members of ensembles, where they hold nothing else.
+    """Return the regions around the members of ensembles, where they hold nothing else.
 
     A region reads better than lines from the members: an ensemble that teaches its own members has
     an arrow to each already, and a line beside each arrow would double the picture. On an ellipse
@@ -203,7 +203,7 @@ def _places(sizes: Sizes, scale: float) -> dict[str, NodePlace]:
         wide = scale * (width + 0.5 * word) * max(1.0, number / 4.2)
         high = scale * (height + 50) * max(1.0, number / 2.8)
         angles = [math.pi / 2 - 2 * math.pi * index / number for index in range(number)]
-        # The more nodes there are, the closer an ensemble would lie to the region round the others.
+        # The more nodes there are, the closer an ensemble would be to the region of the others.
         out = {name: max(1.0, number / 5) for name in sizes.ensembles}
         reach = [out.get(name, 1.0) for name in ring]
         places = [

@@ -27,7 +27,7 @@ _MARGIN = 16.0
 _PAD = 7.0  # between a box's border and its text
 _LINE = 3.0  # between two lines in a box
 _TIE = "#6E7A88"  # color of lines that are no edges
-_REGION = ("#C9B8E8", "#F4EFFC")  # border and fill of the region round an ensemble's members
+_REGION = ("#C9B8E8", "#F4EFFC")  # border and fill of the region around an ensemble's members
 _DPI = 144  # resolution of a PNG
 
 # Fill, and color, thickness and style of the border, by role.
@@ -154,7 +154,7 @@ def _paint_box(
 
 
 def _paint_hull(axes: Any, hull: Hull, name: str) -> None:
-    """Paint the region round an ensemble's members and its band as one shape with a border."""
+    """Paint the region around an ensemble's members and its band as one shape with a border."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
 

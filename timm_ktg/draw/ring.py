@@ -15,8 +15,8 @@ def ring_of(
 ) -> list[str]:
     """Return the nodes in their order on the ellipse: the first stays, others trade places.
 
-    The members of an ensemble become neighbors, so that a region round them holds no other node,
-    and what belongs together comes close. As long as trading two places helps, it is done.
+    The members of an ensemble become neighbors, so that a region around them holds no other node,
+    and what belongs together comes close. Two nodes trade places as long as that lowers the cost.
 
     Args:
         names: The nodes.

@@ -145,7 +145,7 @@ def _incoming(edges: Sequence[Edge]) -> dict[str, list[Edge]]:
 
 
 class _Rows(NodeOutput):
-    """The outputs of several nodes at once: logits [M, B, C] of M nodes, and a node for each edge.
+    """The outputs of M nodes, stacked as logits [M, B, C], and which of them each edge has.
 
     Softmax is computed once for each node, although there can be many more edges.
     """
@@ -172,5 +172,5 @@ class _Rows(NodeOutput):
     def _at_edges(self, values: Tensor) -> Tensor:
         """Return the values [M, B, C] of the nodes at the ends of the edges [E, B, C]."""
         nodes = values.unbind()
-        # Not indexed, because that adds gradients up in any order on a GPU.
+        # Indexing would add gradients up in no fixed order on a GPU, so results would not repeat.
         return torch.stack([nodes[row] for row in self.rows])

@@ -1,4 +1,4 @@
-"""A node as a folder, which timm reads and the Hugging Face hub takes."""
+"""A node as a folder that timm reads, in the form that it pushes to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
-# Those of the weights that the node started from, which are others than those of the folder.
+# These describe the weights that the node started from, not the weights in the folder.
 _NOT_OURS = {"tag": None, "license": None}
 
 
@@ -46,7 +46,7 @@ def export_folder(
 
 
 def _give_second_name(file: Path, name: Path) -> None:
-    """Let a file have another name, too, so that its content is on the disk once."""
+    """Give a file a second name, so that its content is stored once."""
     name.unlink(missing_ok=True)
     try:
         os.link(file, name)  # not a symbolic link, so that folder and file can be moved apart

@@ -44,7 +44,7 @@ class GraphLosses(NamedTuple):
 class KnowledgeTransferGraph(nn.Module):
     """Networks that teach each other while they learn.
 
-    Edges whose gate is `cutoff` are dropped, and nodes that then have no path to the target are
+    Edges whose gate is `cutoff` are dropped, and networks that then have no path to the target are
     left out. A remaining network without an incoming edge is frozen.
 
     The parameters of a loss or a gate belong to the node that learns through it. If a graph has
@@ -223,7 +223,7 @@ class KnowledgeTransferGraph(nn.Module):
 
         Args:
             images: [B, 3, H, W].
-            views: Rows of `tables`, int64 [B], which the images are; None: compute all nodes.
+            views: The row of each image in `tables`, int64 [B]; None: compute all nodes.
         """
         outputs: dict[str, NodeOutput] = {}
         for name in self.topology.in_training if self.training else self.topology.order:

@@ -230,6 +230,6 @@ def _correlation_terms(a: Tensor, b: Tensor, dim: int) -> Tensor:
     """Return the terms whose sum over `dim` is Pearson's correlation of a and b over `dim`."""
     a, b = a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True)
     length_a, length_b = (torch.linalg.vector_norm(x, dim=dim, keepdim=True) for x in (a, b))
-    # The authors' epsilon is no trifle: a class that is improbable in the whole batch counts less.
+    # The authors' epsilon matters: a class that is improbable across the whole batch counts less.
     terms: Tensor = a * b / (length_a * length_b + 1e-8)
     return terms

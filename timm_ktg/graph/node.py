@@ -25,7 +25,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Place:
-    """What a graph says to a node when it puts the node to work.
+    """What a node needs to know about the graph that it joins.
 
     Args:
         frozen: Whether the node is frozen.

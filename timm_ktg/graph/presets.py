@@ -304,7 +304,8 @@ def _numbered(
 ) -> list[Node]:
     """Return the nodes of several models with the same role."""
     if len(models) < least:
-        raise ValueError(f"{role}s: should be at least {least} models. Found {len(models)}.")
+        number = "one model" if least == 1 else f"{least} models"
+        raise ValueError(f"{role}s: should be {number} or more. Found {len(models)}.")
     return [_node(f"{role}{i}", model, trained) for i, model in enumerate(models, start=1)]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .losses import NodeOutput
 
-CHUNK = 32  # images that are computed at once, always as many, so that results do not depend on it
+CHUNK = 32  # images per forward; fixed, so that results do not depend on how many are missing
 
 
 class LogitTable:

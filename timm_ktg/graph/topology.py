@@ -172,8 +172,8 @@ class Topology:
     def in_training(self) -> tuple[str, ...]:
         """Names of the nodes that run in a training step, in order.
 
-        Left to the evaluation are averages that teach nobody, because they cost a forward each, and
-        what is made from them.
+        Averages that teach nobody, and nodes made from them, run only in evaluation, because each
+        average costs a forward pass.
         """
         taught = {name for edge in self.active for name in self._with_needs(edge.source)}
         kinds = {node.name: node for node in self.nodes}

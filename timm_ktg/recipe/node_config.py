@@ -245,7 +245,7 @@ class EmaConfig(Section):
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.9998
     """Share of the former average that each update keeps."""
     warmup: bool = False
-    """Let the decay grow to its value, as timm's --model-ema-warmup does."""
+    """Raise the decay gradually to its value, as timm's --model-ema-warmup does."""
 
     @property
     def learns_from(self) -> dict[str, EdgeConfig]:

@@ -24,7 +24,7 @@ from .train_config import TrainConfig
 
 S = TypeVar("S", bound=Section)
 
-# Fields that depend on the machine and do not change the result of a run.
+# Fields that depend on the machine and change the result of a run by rounding at most.
 PLACE = {
     "data": {"dataset", "workers"},
     # Earlier versions wrote the last two; see `_FORMER`.

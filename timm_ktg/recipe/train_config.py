@@ -90,7 +90,7 @@ class TrainConfig(Section):
     model_ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9998
     """Share of the former average that each update keeps (model_ema)."""
     model_ema_warmup: bool = False
-    """Let the decay grow to its value (model_ema)."""
+    """Raise the decay gradually to its value (model_ema)."""
     sync_bn: bool = False
     """Share BatchNorm's statistics of a batch among all processes, which need accelerators."""
     torchcompile: bool = False

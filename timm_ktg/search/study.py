@@ -124,7 +124,7 @@ def run_trials(
         except _Stopped as stopped:
             assert isinstance(stopped.__cause__, STOPS)
             raise stopped.__cause__ from None
-        # What Optuna makes of it where it ends a trial, by a slip of its own.
+        # A bug in Optuna turns the error into one of these when it ends a trial.
         except (AssertionError, UnboundLocalError) as error:
             if isinstance(error.__context__, STOPS):
                 raise error.__context__ from None

@@ -39,8 +39,8 @@ def export_nodes(training: Training, directory: RunDirectory) -> None:
 def _data_config(network: Network, images: Images) -> dict[str, Any]:
     """Return how to prepare an image for a network, as timm's `resolve_model_data_config` does.
 
-    A node with an `img_size` of its own gets an image of that size at once, without the detour by
-    the run's size. The pixels then differ a little from those of the run.
+    A node with its own `img_size` gets images resized straight to that size. The run resizes them
+    twice, so its pixels differ slightly.
     """
     config = {**asdict(images.preparation), "mean": network.mean, "std": network.std}
     if isinstance(network.size, tuple):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ _logger = logging.getLogger(__name__)
 
 SHARE = 0.25  # of the machine's memory, for all tables together; the oldest make room for new ones
 BYTES = 2  # of a number in float16
-VERSION = torch.__version__  # another one may compute other last bits
+VERSIONS = (torch.__version__, timm.__version__)  # others may compute other last bits
 
 
 def tables_of(
@@ -52,7 +53,7 @@ def tables_of(
     tables = {}
     for name in names:
         network = graph.network(name)
-        facts = (images, loader.pad, loader.normalization, precision, num_classes, VERSION)
+        facts = (images, loader.pad, loader.normalization, precision, num_classes, VERSIONS)
         own = (network.mean, network.std, network.size, _contents(network.model))
         key = sha256(repr((*facts, *own)).encode()).hexdigest()[:24]
         try:

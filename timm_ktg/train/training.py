@@ -272,7 +272,7 @@ def _build_graph(
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     graph.speed_up_frozen(some, dtype, train.torchcompile)
     loader = images.train
-    # On another device every look-up would wait for it, and nobody has measured that.
+    # On an accelerator every look-up would wait for the device, and the cost is not measured yet.
     on_cpu = accelerator.device.type == "cpu" and not recorded
     if train.teacher_table == "auto" and isinstance(loader, MemoryLoader) and on_cpu:
         precision = f"{accelerator.mixed_precision} {train.channels_last} {train.torchcompile}"

@@ -20,7 +20,8 @@ def run_program(run: Callable[[], None]) -> int:
         run: The program.
 
     Returns:
-        0, 1 if a file cannot be read or written, 2 if the command is wrong, 130 if interrupted.
+        0; 1 if an image cannot be read or a file cannot be written; 2 if the command or the run is
+        wrong; 130 if interrupted.
     """
     try:
         run()
