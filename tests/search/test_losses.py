@@ -12,7 +12,7 @@ from tests.search_cases import result_in, run_search, search_values, study_in
 from timm_ktg.errors import RecipeError
 from timm_ktg.recipe.recipe import check_section
 from timm_ktg.recipe.search_config import SearchRecipe
-from timm_ktg.search.canonical import canonical_form
+from timm_ktg.search.canonical import all_through, canonical_form
 from timm_ktg.search.recipes import RecipeBuilder
 from timm_ktg.search.space import build_choices, edge_word
 from timm_ktg.search.tracking import graph_config
@@ -125,22 +125,49 @@ def test_loss_that_breaks_its_contract_is_named_before_the_first_trial(
     assert "search.losses.1: loss `attention` says: attention should get features" in said
 
 
-def test_gate_that_reads_features_is_a_candidate_with_its_taps(
+def test_gate_that_reads_features_is_refused_before_the_first_trial(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def near(losses: Any, context: Any) -> Any:
-        (features,) = context.destination.features.values()
-        return losses * (features.flatten(1).norm(dim=-1) < 100)
+        return losses * (context.destination.features["act"].flatten(1).norm(dim=-1) < 100)
 
     ktg.register_gate(near)
-    gates = ["through", {"gate": "near", "taps": {"destination": "act"}}]
-    recipe = recipe_of(losses=[], label_losses=[], gates=gates)
-    assert [gate.shown for gate in recipe.search.gates] == [
-        "through",
-        'near taps={"destination": "act"}',
-    ]
-    for candidates, code in ((gates, 0), (["through", "near"], 2)):
-        values = search_values(gates=candidates, models=["ktg_tiny"])
-        path = write_recipe(tmp_path / "search.yaml", values)
-        assert run_search(path, "--output-dir", tmp_path / "out", "--dry-run") == code
-    assert "search.gates.1: gate `near` says: not enough values" in capsys.readouterr().err
+    path = write_recipe(tmp_path / "search.yaml", search_values(gates=["through", "near"]))
+    assert run_search(path, "--output-dir", tmp_path / "out", "--dry-run") == 2
+    said = capsys.readouterr().err
+    assert "search.gates.1: gate `near` should return losses" in said
+    assert "Taps of the source: none" in said
+
+
+def test_loss_with_parameters_is_named_as_a_candidate_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_recipe(tmp_path / "search.yaml", search_values(losses=["kl_div", "srd"]))
+    assert run_search(path, "--output-dir", tmp_path / "out", "--dry-run") == 2
+    assert "search.losses.1: " in (said := capsys.readouterr().err) and "graph." not in said
+
+
+def test_every_model_is_tried_with_every_loss(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = ["kl_div", {"loss": "attention", "taps": "stem.0"}]
+    values = search_values(models=["ktg_tiny", "resnet8_cifar"], losses=losses)
+    path = write_recipe(tmp_path / "search.yaml", values)
+    assert run_search(path, "--output-dir", tmp_path / "out", "--dry-run") == 2
+    assert "graph.nodes.aux2.taps: `stem.0` is not a module of" in capsys.readouterr().err
+
+
+def test_control_with_a_loss_that_is_no_candidate_is_not_another_graph() -> None:
+    choices = build_choices(recipe_of(losses=[DKD]).search)
+    with pytest.raises(ValueError, match="^gate/aux1->target: should be one of through, dkd"):
+        choices.params(all_through("ktg_tiny", ("ktg_tiny",)))
+
+
+def test_label_edge_is_through_and_not_correct() -> None:
+    search = search_values(gates=["through", "cutoff", "linear", "correct"])
+    space = build_choices(check_section(SearchRecipe, search).search).largest
+    assert space.parts_of(("label", "target"), "through") == ("through", "")
+    params = build_choices(check_section(SearchRecipe, search).search).params(
+        all_through("ktg_tiny", ("ktg_tiny",))
+    )
+    assert {value for name, value in params.items() if name.startswith("gate/")} == {"through"}

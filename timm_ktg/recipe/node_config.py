@@ -47,6 +47,11 @@ def from_word(value: Any) -> Any:
     return {"gate": value} if isinstance(value, str) else value
 
 
+def loss_from_word(value: Any) -> Any:
+    """Expand a loss written as a bare word, likewise."""
+    return {"loss": value} if isinstance(value, str) else value
+
+
 def spread(learns_from: Any) -> Any:
     """Give each edge its own key where a source has a list of edges.
 

@@ -24,7 +24,15 @@ from ..errors import found
 from ..graph.problems import Reduction
 from ..graph.registry import with_arguments
 from .data_config import DataConfig
-from .node_config import ModelName, Taps, WeightsFile, from_word, gate_problems, loss_problems
+from .node_config import (
+    ModelName,
+    Taps,
+    WeightsFile,
+    from_word,
+    gate_problems,
+    loss_from_word,
+    loss_problems,
+)
 from .section import Section, checked, problem
 from .tracking_config import TrackingConfig
 from .train_config import TrainConfig
@@ -77,12 +85,6 @@ def _study_problem(name: str) -> str | None:
 StudyName = Annotated[str, checked(_study_problem)]
 
 
-def _words(name: str, **more: Any) -> str:
-    """Return a candidate in words: its name, and what is unusual about it."""
-    shown = {key: json.dumps(v) if isinstance(v, list | dict) else v for key, v in more.items()}
-    return " ".join([name, *(f"{key}={v}" for key, v in shown.items() if v is not None)])
-
-
 class GateConfig(Section):
     """A candidate gate; a bare word is a gate without arguments."""
 
@@ -90,8 +92,6 @@ class GateConfig(Section):
     """Name of the gate."""
     gate_kwargs: dict[str, Any] = {}
     """Arguments of the gate."""
-    taps: Taps = None
-    """Modules whose outputs the gate reads."""
 
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
@@ -101,16 +101,11 @@ class GateConfig(Section):
     @property
     def shown(self) -> str:
         """The gate in words, such as `confident(threshold=0.9)`."""
-        return _words(with_arguments(self.gate, self.gate_kwargs), taps=self.taps)
+        return with_arguments(self.gate, self.gate_kwargs)
 
     @model_serializer(mode="wrap")
     def _to_word(self, handler: Any) -> Any:
-        if self.shown == self.gate:
-            return self.gate
-        values = handler(self)
-        if self.taps is None:  # so that earlier versions can read it
-            del values["taps"]
-        return values
+        return handler(self) if self.gate_kwargs else self.gate
 
 
 class LossConfig(Section):
@@ -135,23 +130,21 @@ class LossConfig(Section):
     @property
     def shown(self) -> str:
         """The loss in words, such as `dkd(beta=2) T=4 weight=0.5`."""
-        return _words(
-            with_arguments(self.loss, self.loss_kwargs),
-            T=f"{self.temperature:g}" if self.temperature != 1 else None,
-            weight=f"{self.weight:g}" if self.weight != 1 else None,
-            taps=self.taps,
-        )
+        taps = json.dumps(self.taps) if isinstance(self.taps, list | dict) else self.taps
+        words = {
+            "T": f"{self.temperature:g}" if self.temperature != 1 else None,
+            "weight": f"{self.weight:g}" if self.weight != 1 else None,
+            "taps": taps,
+        }
+        given = [f"{key}={value}" for key, value in words.items() if value is not None]
+        return " ".join([with_arguments(self.loss, self.loss_kwargs), *given])
 
     @model_serializer(mode="wrap")
     def _to_word(self, handler: Any) -> Any:
         return self.loss if self.shown == self.loss else handler(self)
 
 
-def _loss_from_word(value: Any) -> Any:
-    return {"loss": value} if isinstance(value, str) else value
-
-
-Losses = list[Annotated[LossConfig, BeforeValidator(_loss_from_word)]]
+Losses = list[Annotated[LossConfig, BeforeValidator(loss_from_word)]]
 Gates = list[Annotated[GateConfig, BeforeValidator(from_word)]]
 PAPERS_GATES = [GateConfig(gate=name) for name in ("through", "cutoff", "linear", "correct")]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..graph.topology import LABEL
-from ..recipe.node_config import from_word
+from ..recipe.node_config import from_word, loss_from_word
 from ..recipe.recipe import Recipe, check_section
 from ..recipe.search_config import GateConfig, LossConfig, SearchRecipe
-from .canonical import TARGET, CanonicalGraph, GraphEdge, all_through
+from .canonical import TARGET, THROUGH, CanonicalGraph, GraphEdge, all_through
 from .result import Row
 from .space import edge_word
 from .teachers import Teacher, teachers_of
@@ -74,32 +74,31 @@ def on_all_images(recipe: Recipe) -> Recipe:
 def candidates_recipe(recipe: SearchRecipe) -> Recipe:
     """Return a recipe with every candidate, to see before a search that all can be built.
 
-    The target learns through every gate and every loss, by edges that `candidate_named` knows.
+    The target learns through every gate, and every node from every other through every loss, by
+    edges that `candidate_named` knows.
     """
     search = recipe.search
     models = {"target": search.target_model}
     models |= {f"aux{number}": model for number, model in enumerate(search.models, start=1)}
-    nodes: dict[str, Any] = {
-        name: {"model": model, "learns_from": {"label": "through"}}
-        for name, model in models.items()
-    }
-    fields = [(LABEL, "gates"), (LABEL, "label_losses")]
-    fields += [("aux1", "gates"), ("aux1", "losses")] if search.models else []
-    learns_from: dict[str, Any] = {
-        f"{source}/{field}{number}": candidate.model_dump()
-        for source, field in fields
-        for number, candidate in enumerate(getattr(search, field))
-    }
-    nodes["target"]["learns_from"] |= {
-        key: from_word(each) if "gates" in key else _with_loss(each)
-        for key, each in learns_from.items()
-    }
-    return _recipe(recipe, {"target": "target", "nodes": nodes, "keep": list(nodes)})
+    nodes: dict[str, Any] = {}
+    for name, model in models.items():
+        others = [each for each in models if each != name]
+        edges = {f"{LABEL}/label_losses{i}": loss for i, loss in enumerate(search.label_losses)}
+        edges |= {
+            f"{each}/losses{i}": loss for each in others for i, loss in enumerate(search.losses)
+        }
+        learns_from = {key: loss_from_word(each.model_dump()) for key, each in edges.items()}
+        nodes[name] = {"model": model, "learns_from": {LABEL: THROUGH, **learns_from}}
+    for source in (LABEL, *list(models)[1:2]):
+        nodes[TARGET]["learns_from"] |= {
+            f"{source}/gates{i}": gate.model_dump() for i, gate in enumerate(search.gates)
+        }
+    return _recipe(recipe, {"target": TARGET, "nodes": nodes, "keep": list(nodes)})
 
 
 def candidate_named(problem: str) -> str:
     """Return a problem of `candidates_recipe`, with the candidate instead of the edge."""
-    edge = r"graph\.nodes\.target\.learns_from\.\w+/([a-z_]+)(\d+)\.\w+: "
+    edge = r"graph\.nodes\.\w+\.learns_from\.\w+/([a-z_]+)(\d+)(?:\.\w+)*: "
     return re.sub(edge, r"search.\1.\2: ", problem)
 
 
@@ -116,17 +115,13 @@ def words_of(search: Mapping[str, Any]) -> dict[str, Any]:
     gates = [from_word(each) for each in search.get("gates", ())]
     words: dict[str, Any] = {}
     for source, field in ((LABEL, "label_losses"), (TARGET, "losses")):
-        losses = [_with_loss(each) for each in search.get(field, ())] or [{}]
+        losses = [loss_from_word(each) for each in search.get(field, ())] or [{}]
         for gate, loss in product(gates, losses):
             shown = GateConfig.model_construct(**gate).shown
             said = LossConfig.model_construct(**loss).shown if loss else ""
             given = {key: value for key, value in loss.items() if value is not None}
             words[edge_word((source, TARGET), shown, said)] = {**gate, **given}
     return words
-
-
-def _with_loss(value: Any) -> Any:
-    return {"loss": value} if isinstance(value, str) else value
 
 
 def graph_section(

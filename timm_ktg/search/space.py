@@ -102,8 +102,8 @@ class SearchSpace:
         """Return the candidate losses of an edge; none: there is no choice."""
         return self.label_losses if pair[0] == LABEL else self.losses
 
-    def parts_of(self, pair: Pair, word: str) -> tuple[str, str]:
-        """Return the gate and the loss that an edge's word stands for.
+    def parts_of(self, pair: Pair, word: str) -> tuple[str, str] | None:
+        """Return the gate and the loss that an edge's word stands for; None: no candidates do.
 
         Args:
             pair: The edge.
@@ -112,9 +112,10 @@ class SearchSpace:
         Returns:
             A candidate gate and a candidate loss, which is "" if there is no choice.
         """
-        losses = self.losses_of(pair) or ("",)
-        words = {edge_word(pair, *parts): parts for parts in product(self.gates, losses)}
-        return words.get(word, (word, losses[0]))
+        for gate, loss in product(self.gates, self.losses_of(pair) or ("",)):
+            if edge_word(pair, gate, loss) == word:
+                return gate, loss
+        return None
 
 
 @dataclass(frozen=True)
@@ -230,16 +231,13 @@ def params_of(space: SearchSpace, graph: CanonicalGraph) -> dict[str, str]:
     _check_candidate(TARGET, models.pop(TARGET), [space.target_model])
     for name, model in models.items():
         _check_candidate(model_param(name), model, space.models)
+    chosen = {pair: _candidate(space, graph, pair) for pair in space.pairs}
     roles = {name: FROZEN if name in graph.frozen_nodes else LEARNS for name in space.auxiliaries}
     return {
         **{model_param(name): models.get(name, space.models[0]) for name in roles},
         **{_role_param(name): role for name, role in roles.items() if space.frozen},
-        **{gate_param(pair): _candidate(space, graph, pair) for pair in space.pairs},
-        **{
-            loss_param(pair): space.parts_of(pair, graph.gates.get(pair, ""))[1]
-            for pair in space.pairs
-            if space.losses_of(pair)
-        },
+        **{gate_param(pair): gate for pair, (gate, _) in chosen.items()},
+        **{loss_param(pair): loss for pair, (_, loss) in chosen.items() if loss},
     }
 
 
@@ -294,13 +292,18 @@ def _role_param(name: str) -> str:
     return f"role/{name}"
 
 
-def _candidate(space: SearchSpace, graph: CanonicalGraph, pair: Pair) -> str:
-    """Return the candidate for an edge: its gate in the graph, or one that makes no difference."""
-    gate = space.parts_of(pair, graph.gates.get(pair, CUTOFF))[0]
-    alike = [gate, CORRECT] if (pair[0], gate) == (LABEL, THROUGH) else [gate]
-    ignored = graph.frozen_nodes if space.frozen else ()
-    if pair[1] not in graph.models or pair[1] in ignored:
-        alike += space.gates
-    found = next((name for name in alike if name in space.gates), gate)
-    _check_candidate(gate_param(pair), found, space.gates)
-    return found
+def _candidate(space: SearchSpace, graph: CanonicalGraph, pair: Pair) -> tuple[str, str]:
+    """Return candidates for an edge: its gate and loss, or some that make no difference."""
+    losses, word = space.losses_of(pair) or ("",), graph.gates.get(pair)
+    if word is None:
+        ignored = graph.frozen_nodes if space.frozen else ()
+        free = pair[1] not in graph.models or pair[1] in ignored
+        gate = next((g for g in (CUTOFF, *space.gates * free) if g in space.gates), CUTOFF)
+        _check_candidate(gate_param(pair), gate, space.gates)
+        return gate, losses[0]
+    parts = space.parts_of(pair, word)
+    if parts is None:
+        words = [edge_word(pair, *each) for each in product(space.gates, losses)]
+        _check_candidate(gate_param(pair), word, list(dict.fromkeys(words)))
+    assert parts is not None
+    return parts

@@ -123,8 +123,9 @@ def graph_config(graph: CanonicalGraph, choices: Choices) -> dict[str, Any]:
     """Return a graph in flat keys that sort and plot, the same for every graph of a search."""
     space, models = choices.largest, graph.models
     parts = {
-        pair: space.parts_of(pair, word) if (word := graph.gates.get(pair)) else (CUTOFF, ABSENT)
+        pair: (space.parts_of(pair, word) or (word, ABSENT)) if word else (CUTOFF, ABSENT)
         for pair in space.pairs
+        for word in (graph.gates.get(pair),)
     }
     return {
         **{model_param(name): models.get(name, ABSENT) for name in (TARGET, *space.auxiliaries)},
