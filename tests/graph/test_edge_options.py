@@ -21,6 +21,8 @@ from tests.nets import (
     same,
     soft_labels,
 )
+from timm_ktg.errors import ContractError
+from timm_ktg.graph.losses import stackable
 
 MUTUAL = [("label", "a"), ("b", "a"), ("c", "a"), ("label", "b"), ("a", "b"), ("a", "c")]
 
@@ -86,6 +88,46 @@ def test_edges_with_other_temperatures_are_not_mixed_up() -> None:
     for name, temperature in temperatures.items():
         expected = kl_reference(outputs[name].logits, outputs["a"].logits, temperature).mean()
         assert losses.edges[f"{name}->a"].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (lambda source: source.log_probabilities().sum(-1).detach(), "gradients flow through"),
+        (lambda source: 0.0, "a tensor. Found float"),
+        (lambda source: source.logits.mean(), r"one loss per sample .3, 8.. Found .."),
+    ],
+)
+def test_like_edges_computed_at_once_keep_the_contract_too(broken: Any, said: str) -> None:
+    def wrong(source: Any, destination: Any, labels: Any, *, temperature: float) -> Any:
+        return broken(source)
+
+    ktg.register_loss(stackable(wrong))
+    pairs = [("b", "a"), ("c", "a"), ("a", "b")]
+    edges = [edge(*pair, loss=ktg.create_loss("wrong")) for pair in pairs]
+    graph = graph_of(*edges, edge("label", "c"))
+    with pytest.raises(
+        ContractError, match=f"^b->a: loss `wrong` of 3 edges should return .*{said}"
+    ):
+        graph.losses(graph(images()), hard_labels())
+
+
+def test_losses_that_only_look_the_same_are_computed_apart() -> None:
+    def scaled(
+        source: Any, destination: Any, labels: Any, *, temperature: float, by: Any = 1
+    ) -> Tensor:
+        divergence = source.log_probabilities() - destination.log_probabilities()
+        return divergence.square().sum(-1) * torch.as_tensor(by).sum()
+
+    ktg.register_loss(stackable(scaled))
+    first, second = torch.zeros(2000), torch.zeros(2000)
+    first[1000], second[1000] = 1.0, 5.0  # in the middle, where no text shows it
+    losses = [ktg.create_loss("scaled", by=by) for by in (first, second)]
+    assert str(losses[0]) == str(losses[1])
+    edges = [edge("b", "a", loss=losses[0], tag="x"), edge("b", "a", loss=losses[1], tag="y")]
+    found = graph_of(*edges, edge("label", "b"))
+    values = found.losses(found(images()), hard_labels()).edges
+    assert values["b->a/y"].item() == pytest.approx(5 * values["b->a/x"].item(), rel=1e-5)
 
 
 # Taps of an edge

@@ -135,6 +135,9 @@ def test_ensemble_of_frozen_nodes_cannot_be_the_target() -> None:
     crowd = ktg.Ensemble("crowd", ("a", "b"))
     with pytest.raises(ValueError, match="^target: nothing that `crowd` is made from learns."):
         ktg.KnowledgeTransferGraph([crowd, *nodes], [], "crowd")
+    kept = ktg.Node("c", TinyNet(3))  # something else that learns does not help
+    with pytest.raises(ValueError, match="^target: nothing that `crowd` is made from learns."):
+        ktg.KnowledgeTransferGraph([crowd, *nodes, kept], [edge("label", "c")], "crowd", keep=["c"])
 
 
 # Exponential moving averages

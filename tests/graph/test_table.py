@@ -66,3 +66,11 @@ def test_graph_looks_up_what_is_in_its_tables() -> None:
         graph.model("b").head.weight.zero_()
     assert torch.equal(graph(some, views)["b"].logits, computed.half().float())
     assert not torch.equal(graph(some)["b"].logits, computed)
+
+
+def test_half_written_row_is_computed_again() -> None:
+    table, node, some = empty(8), Counting(), images(8)
+    expected = table.look_up(torch.arange(8), some, node).logits
+    table.logits[3, 2:] = 0
+    again = table.look_up(torch.arange(8), some, node).logits
+    assert torch.equal(again, expected) and node.count == 2 * CHUNK

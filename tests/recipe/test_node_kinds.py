@@ -124,6 +124,22 @@ def test_model_ema_needs_a_network_as_the_target() -> None:
     assert line.startswith("train.model_ema: should be off, because the target is not a network.")
 
 
+@pytest.mark.parametrize("node", [{"ema": "student", "decay": 0.5}, {"ema": "helper"}, CROWD])
+def test_model_ema_beside_another_node_of_its_name_costs_a_line(node: Any) -> None:
+    values = made(student_ema=node)
+    values["train"]["model_ema"] = True
+    (line,) = problems_of(values)
+    assert line.startswith("train.model_ema: stands for a node `student_ema` of decay 0.9998")
+
+
+def test_saved_recipe_with_model_ema_says_the_same(tmp_path: Path) -> None:
+    values = made()
+    values["train"] |= {"model_ema": True, "model_ema_decay": "0.9"}
+    checked = check_recipe(values)
+    save_recipe(checked, tmp_path / "r.yaml")
+    assert check_recipe(read_recipe(tmp_path / "r.yaml")) == checked
+
+
 def test_flags_reach_made_nodes_and_edges(tmp_path: Path) -> None:
     path = write(made({"crowd": "through"}, crowd=CROWD, slow=SLOW))
     flags = [

@@ -59,8 +59,8 @@ def _problem(
 
     def loss(source: NodeOutput, destination: NodeOutput, labels: Tensor) -> Any:
         torch.manual_seed(0)
-        ends = module.ends(source, destination)
-        return module.loss(*ends, labels, temperature=module.edge.temperature)
+        seen = module.ends(source, destination)
+        return module.loss(*seen, labels, temperature=module.edge.temperature)
 
     losses, problem = _tried(loss, ends, not isinstance(module.loss, nn.Module))
     if problem:
@@ -90,7 +90,7 @@ def _tried(call: Callable[..., Any], arguments: Arguments, pure: bool) -> tuple[
     before = [tensor.detach().clone() for tensor in tensors]
     try:
         returned = call(*given)
-        problem = problem_of(returned, len(before[0]), attached=True)
+        problem = problem_of(returned, (len(before[0]),), attached=True)
         if problem is None and not returned.isfinite().all():
             problem = f"finite numbers. Found {returned.tolist()}"
         if problem is None and not all(map(torch.equal, before, tensors)):

@@ -137,10 +137,14 @@ class Edge:
     def kin(self) -> Hashable:
         """The same for all edges whose losses can be computed at once; see `stackable`."""
         loss = self.loss
-        stacks = isinstance(loss, Bound) and getattr(loss.function, "stackable", False)
-        if not stacks or self.tapped != EdgeTaps():
+        if not isinstance(loss, Bound) or not getattr(loss.function, "stackable", False):
             return self.name
-        return (str(loss), self.temperature)
+        if self.tapped != EdgeTaps():
+            return self.name
+        arguments = tuple(sorted(loss.arguments.items()))
+        if not all(isinstance(value, int | float | str | None) for _, value in arguments):
+            return self.name  # equal texts need not mean equal values
+        return (loss.function, repr(arguments), self.temperature)
 
 
 class EdgeModule(nn.Module):
@@ -246,7 +250,7 @@ class EdgeModule(nn.Module):
             raise ValueError(unbuilt_said(self.edge.name))
 
     def _check(self, part: str, values: Tensor, context: EdgeContext, attached: bool) -> None:
-        problem = problem_of(values, len(context.destination.logits), attached)
+        problem = problem_of(values, (len(context.destination.logits),), attached)
         if problem:
             name = shown(getattr(self.edge, part))
             raise ContractError(f"{self.edge}: {part} `{name}` should return {problem}.")

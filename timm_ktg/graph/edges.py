@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import ContractError
 from .edge import Edge, EdgeModule
 from .gates import EdgeContext
-from .losses import NodeOutput
+from .losses import NodeOutput, problem_of
 from .registry import shown
 from .topology import LABEL
 
@@ -113,12 +113,11 @@ class Edges(nn.ModuleDict):
         losses: Tensor = self.edge(edge.name).loss(
             sources, destinations, context.labels, temperature=edge.temperature
         )
-        expected = (len(group), len(context.destination.logits))
-        if losses.shape != expected:
-            raise ContractError(
-                f"{edge}: loss `{shown(edge.loss)}` should return losses "
-                f"{list(expected)} for {len(group)} edges. Found {list(losses.shape)}."
-            )
+        attached = any(contexts[each.name].destination.logits.requires_grad for each in group)
+        problem = problem_of(losses, (len(group), len(context.destination.logits)), attached)
+        if problem:
+            said = f"loss `{shown(edge.loss)}` of {len(group)} edges should return {problem}."
+            raise ContractError(f"{edge}: {said}")
         return losses
 
     def _gated(

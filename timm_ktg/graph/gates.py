@@ -155,7 +155,7 @@ def _check_gate_once(gate: Gate, values: Tensor, context: EdgeContext) -> None:
     arguments = (leaf * 1, context.source.logits, context.destination.logits, context.labels)
     before = [argument.clone() for argument in arguments]
     passed = gate(arguments[0], context)
-    problem = problem_of(passed, len(values), attached=True)
+    problem = problem_of(passed, (len(values),), attached=True)
     if problem is None and not passed.isfinite().all():
         problem = f"finite numbers. Found {passed.tolist()}"
     if problem is None and not all(map(torch.equal, before, arguments)):

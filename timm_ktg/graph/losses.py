@@ -64,20 +64,20 @@ class EdgeLoss(Protocol):
         """Return the losses [B] in float32."""
 
 
-def problem_of(values: Any, batch: int, attached: bool) -> str | None:
+def problem_of(values: Any, shape: tuple[int, ...], attached: bool) -> str | None:
     """Return what should have been returned and what was found; None if it is right.
 
     Reads no values, so a training step need not synchronize with the device.
 
     Args:
         values: The return value of a loss or a gate.
-        batch: B.
+        shape: (B,), or (E, B) for several edges at once.
         attached: Whether gradients should flow through it.
     """
     if not isinstance(values, Tensor):
         return f"a tensor. Found {type(values).__name__}"
-    if values.shape != (batch,):
-        return f"one loss per sample [{batch}]. Found {list(values.shape)}"
+    if values.shape != shape:
+        return f"one loss per sample {list(shape)}. Found {list(values.shape)}"
     if not values.is_floating_point():
         return f"floating-point numbers. Found {values.dtype}"
     if attached and not values.requires_grad:

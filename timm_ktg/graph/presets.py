@@ -51,7 +51,8 @@ def kd(
     Args:
         student: The model that learns.
         teacher: A trained model, which is frozen.
-        loss: The loss of the teacher's edge: its name, or what `create_loss` returns.
+        loss: The loss of the teacher's edge, one between logits: its name, or what `create_loss`
+            returns. `hard` needs temperature 1.
         temperature: T > 0.
         weight: Weight of the teacher's loss, at least 0.
         label_weight: Weight of the label's loss, at least 0.
@@ -89,7 +90,8 @@ def kd_multi(
     Args:
         student: The model that learns.
         teachers: M trained models, at least one, which are frozen.
-        loss: The loss of the teachers' edges: its name, or what `create_loss` returns.
+        loss: The loss of the teachers' edges, one between logits: its name, or what `create_loss`
+            returns. `hard` needs temperature 1.
         temperature: T > 0.
         weight: Weight of all teachers together, at least 0; each gets an equal share.
         label_weight: Weight of the label's loss, at least 0.

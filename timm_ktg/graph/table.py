@@ -19,7 +19,7 @@ class LogitTable:
     then, too. So a run gives the same with a full table, an empty one, and one that was lost.
 
     Args:
-        logits: [R, C] for R views, float16; rows of zeros are not known yet. It may be a file in
+        logits: [R, C] for R views, float16; rows with zeros are not known yet. It may be a file in
             memory that several processes share: all of them write the same values.
     """
 
@@ -38,7 +38,8 @@ class LogitTable:
         """
         rows = views.cpu()
         found = self.logits[rows]
-        missing = (found == 0).all(-1).nonzero()[:, 0]
+        # One zero is enough: another process may be in the middle of a row, or have died there.
+        missing = (found == 0).any(-1).nonzero()[:, 0]
         for part in torch.split(missing, CHUNK) if len(missing) else ():
             padded = torch.cat([part, part[:1].expand(CHUNK - len(part))])
             computed = node(images[padded.to(images.device)]).logits.detach()

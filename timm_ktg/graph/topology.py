@@ -273,7 +273,8 @@ class Topology:
         if any(edge.destination == self.target for edge in self.live):
             return None
         if target.needs:
-            return None if self.learning else f"nothing that `{self.target}` is made from learns."
+            learns = {*self.learning} & self._with_needs(self.target)
+            return None if learns else f"nothing that `{self.target}` is made from learns."
         return f"the target `{self.target}` should learn from something. It has no incoming edge."
 
     def _frozen_problems(self) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..graph.topology import NETWORK
 from .graph_config import GraphConfig
-from .node_config import kind_of
+from .node_config import EmaConfig, kind_of
 from .train_config import TrainConfig
 
 
@@ -29,17 +29,35 @@ def with_model_ema(values: Any) -> Any:
 
 
 def model_ema_problem(values: Any) -> str | None:
-    """Return why a recipe's target can have no moving average, if `train.model_ema` asks for one.
+    """Return why a recipe's target cannot have the average that `train.model_ema` asks for.
 
     Args:
         values: The recipe, unchecked.
     """
     graph, train = _sections(values)
     nodes = graph.get("nodes")
-    node = nodes.get(str(graph.get("target"))) if isinstance(nodes, Mapping) else None
-    if train and node is not None and kind_of(node) != f"[{NETWORK}]":
+    if not train or not isinstance(nodes, Mapping):
+        return None
+    target = str(graph.get("target"))
+    node, average = nodes.get(target), nodes.get(f"{target}_ema")
+    if node is not None and kind_of(node) != f"[{NETWORK}]":
         return "should be off, because the target is not a network. Add a node {ema: ...} instead."
+    if average is not None and not _same_average(average, target, train):
+        return (
+            f"stands for a node `{target}_ema` of decay {train['decay']} and warmup "
+            f"{train['warmup']}. Found another node of that name; change or drop it."
+        )
     return None
+
+
+def _same_average(node: Any, target: str, train: Mapping[str, Any]) -> bool:
+    """Return whether an unchecked node is the average of the target that `train` describes."""
+    try:
+        found = EmaConfig.model_validate(node)
+        expected = EmaConfig.model_validate({"ema": target, **train})
+    except ValidationError:  # the node's own check reports it, or it is no average
+        return False
+    return found == expected
 
 
 def _sections(values: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -51,7 +51,7 @@ def export(run: TrainedRun, node: str | None, form: str, file: Path) -> float:
     with writing(file), replace_whole(file) as partial:
         try:
             exported = write(model, torch.zeros(2, *size), partial, json.dumps(facts))
-        except (StorageError, OSError):
+        except OSError:
             raise
         except Exception as error:  # torch raises all kinds of errors
             said = f"`{name}` cannot be exported as {form}: {first_line(error)}"
