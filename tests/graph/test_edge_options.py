@@ -95,7 +95,7 @@ def test_edges_with_other_temperatures_are_not_mixed_up() -> None:
     [
         (lambda source: source.log_probabilities().sum(-1).detach(), "gradients flow through"),
         (lambda source: 0.0, "a tensor. Found float"),
-        (lambda source: source.logits.mean(), r"one loss per sample .3, 8.. Found .."),
+        (lambda source: source.logits.mean(), r"one loss per sample \[3, 8\]. Found \[\]"),
     ],
 )
 def test_like_edges_computed_at_once_keep_the_contract_too(broken: Any, said: str) -> None:
