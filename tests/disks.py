@@ -40,12 +40,16 @@ class Disk:
     def lock(self) -> None:
         """Make it read-only. The kernel does so at an error of a disk, but not on demand.
 
-        On demand it refuses as long as a file is open for writing, so the disk is mounted once
-        more, upon itself.
+        On demand it refuses as long as a file is open for writing. So a second mount of the disk
+        is made read-only, where nobody writes, and comes over the first one.
         """
-        path = str(self.path)
-        subprocess.run(["mount", "--bind", path, path], check=True)
-        subprocess.run(["mount", "-o", "remount,bind,ro", path], check=True)
+        path, second = str(self.path), f"{self.path}-read-only"
+        os.mkdir(second)
+        subprocess.run(["mount", "--bind", path, second], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", second], check=True)
+        subprocess.run(["mount", "--bind", second, path], check=True)
+        subprocess.run(["umount", "--lazy", second], check=True)
+        os.rmdir(second)
 
     def unlock(self) -> None:
         """Make it writable again."""
