@@ -6,7 +6,6 @@ import gc
 import logging
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 
 from optuna.exceptions import StorageInternalError
@@ -14,7 +13,7 @@ from optuna.exceptions import StorageInternalError
 from ..errors import DataError, RecipeError, one_line
 from ..recipe.search_command import SearchCommand, parse_search
 from ..records.run_directory import RUNS
-from ..train.program import create_accelerator, resolved, run_program
+from ..train.program import PATIENCE, create_accelerator, resolved, run_program
 from .final import finish
 from .processes import WorkerProcesses
 from .recipes import candidates_recipe
@@ -24,8 +23,6 @@ from .tracking import search_tracking_problems
 from .weights import NoWeightsError
 from .worker import check_candidates, join_search
 
-# While the first process waits for other workers, the rest wait for it.
-PATIENCE = timedelta(days=30)
 GOES_ON = "The same command again goes on with the search."
 PROGRAM = "accelerate launch -m timm_ktg.search"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
@@ -22,6 +23,9 @@ from ..recipe.search_config import SearchRecipe
 from ..terminal import fail
 from .allocator import keep_freed_memory
 from .training import problems_everywhere
+
+# While the first process waits for other workers, the rest wait for it.
+PATIENCE = timedelta(days=30)
 
 C = TypeVar("C")
 R = TypeVar("R", Recipe, SearchRecipe)

@@ -1,0 +1,182 @@
+"""A suite: methods, data sets and seeds that are trained and compared, as data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeInt
+from pydantic_core import InitErrorDetails
+
+from ..data import derive_seed
+from ..errors import RecipeError, did_you_mean
+from .flags import below
+from .recipe import Recipe, check_section, read_recipe, training_values
+from .section import Location, Section, problem
+
+
+class MethodConfig(Section):
+    """A way of training: a graph, and what of `train` belongs to it."""
+
+    title: str | None = None
+    """What it is called in tables; null: its name."""
+    graph: dict[str, Any]
+    """Section `graph` of its recipe. A model may be a name from the data set's `models`."""
+    weights: dict[str, str] = {}
+    """Nodes that get the weights of another method's target, trained with the same seed."""
+    train: dict[str, Any] = {}
+    """Fields of the section `train` that differ from the data set's."""
+    own_seed: bool = False
+    """Derive the training's seed from the method's name, too, as a teacher needs it: it must not
+    start from the student's initial weights."""
+
+
+class DatasetConfig(Section):
+    """Images, settings and seeds that all methods share."""
+
+    title: str | None = None
+    """What it is called in tables; null: its name."""
+    models: dict[str, str] = {}
+    """timm's model by the name that methods use, such as `student`."""
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
+    """Planned seeds; say so in the tables if more were added after a first look."""
+    methods: list[str] | None = None
+    """Names of the methods to train; null: all."""
+    data: dict[str, Any] = {}
+    """Section `data`."""
+    train: dict[str, Any] = {}
+    """Section `train`."""
+
+
+class SuiteConfig(Section):
+    """A suite."""
+
+    description: str = ""
+    """Text above the tables."""
+    bases: Annotated[list[str], Field(min_length=1)]
+    """Methods that every other one is compared with, such as [label-only, kd]."""
+    datasets: dict[str, DatasetConfig]
+    """The data sets by name."""
+    methods: dict[str, MethodConfig]
+    """The methods by name."""
+
+    @classmethod
+    def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
+        """Yield the names that nothing has, and weights in a circle."""
+        methods, datasets = data.get("methods"), data.get("datasets")
+        if not isinstance(methods, Mapping) or not isinstance(datasets, Mapping):
+            return
+        given: list[tuple[Location, Any]] = [
+            (("bases", i), name) for i, name in _numbered(data.get("bases"))
+        ]
+        for name, each in datasets.items():
+            listed = each.get("methods") if isinstance(each, Mapping) else None
+            given += [(("datasets", name, "methods", i), method) for i, method in _numbered(listed)]
+        needs: dict[str, list[str]] = {}
+        for name, each in methods.items():
+            weights = each.get("weights") if isinstance(each, Mapping) else None
+            weights = weights if isinstance(weights, Mapping) else {}
+            given += [(("methods", name, "weights", node), weights[node]) for node in weights]
+            needs[name] = list(weights.values())
+        for where, name in given:
+            if name not in methods:
+                hint = did_you_mean(str(name), methods)
+                said = f"`{name}` is no method. Methods: {', '.join(methods)}.{hint}"
+                yield problem(where, said)
+        for name in needs:
+            if name in _reached(needs, name):
+                said = f"should not lead back to {name}, which then would need its own weights."
+                yield problem(("methods", name, "weights"), said)
+
+    def methods_of(self, dataset: str) -> list[str]:
+        """Return the methods that a data set is trained with, in order, those needed included."""
+        chosen = self.datasets[dataset].methods
+        wanted = set(self.methods if chosen is None else chosen)
+        needs = {name: list(each.weights.values()) for name, each in self.methods.items()}
+        wanted |= {need for name in wanted for need in _reached(needs, name)}
+        return [name for name in self.methods if name in wanted]
+
+    def seed(self, method: str, seed: int) -> int:
+        """Return the seed of a method's training, for one of the planned seeds."""
+        own = self.methods[method].own_seed
+        return derive_seed(f"method {method}", seed) % 2**32 if own else seed
+
+    def recipe(self, dataset: str, method: str, seed: int, weights: Mapping[str, Path]) -> Recipe:
+        """Return the recipe of a training.
+
+        Args:
+            dataset: Name of the data set.
+            method: Name of the method.
+            seed: One of the planned seeds.
+            weights: A file by method, for those that give weights; where one is missing, the node
+                is `pretrained` instead, so that the rest of the recipe can be checked.
+
+        Raises:
+            RecipeError: What is wrong with it, each line beginning with the names of both.
+        """
+        images, how = self.datasets[dataset], self.methods[method]
+        nodes = below(how.graph, "nodes")
+        nodes = {name: _with_model(node, images.models) for name, node in nodes.items()}
+        for name, giver in how.weights.items():
+            file = weights.get(giver)
+            given = {"pretrained": True} if file is None else {"checkpoint_path": str(file)}
+            nodes = {**nodes, name: {**below(nodes, name), **given}}
+        train = {**images.train, **how.train, "seed": self.seed(method, seed)}
+        values = {"graph": {**how.graph, "nodes": nodes}, "data": images.data, "train": train}
+        try:
+            return check_section(Recipe, values)
+        except RecipeError as error:
+            lines = [f"{method} on {dataset}: {line}" for line in error.problems]
+            raise RecipeError(lines) from None
+
+    def digest(self, dataset: str, method: str) -> str:
+        """Return what changes with anything that decides a method's training, but for its seed."""
+        needed = self.methods[method].weights
+        values = training_values(self.recipe(dataset, method, 0, {}).model_dump(mode="json"))
+        form = [values, {node: self.digest(dataset, name) for node, name in needed.items()}]
+        return sha256(json.dumps(form, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def load_suite(path: Path) -> SuiteConfig:
+    """Return the suite in a file, once every recipe in it is checked.
+
+    Raises:
+        RecipeError: The suite is wrong; lists all problems.
+    """
+    suite = check_section(SuiteConfig, read_recipe(path))
+    problems: list[str] = []
+    for dataset in suite.datasets:
+        for method in suite.methods_of(dataset):
+            try:
+                suite.digest(dataset, method)
+            except RecipeError as error:
+                problems += error.problems
+    if problems:
+        raise RecipeError(list(dict.fromkeys(problems)))
+    return suite
+
+
+def _with_model(node: Any, models: Mapping[str, str]) -> Any:
+    """Return a node with timm's name of its model."""
+    if not isinstance(node, Mapping) or "model" not in node:
+        return node
+    return {**node, "model": models.get(str(node["model"]), node["model"])}
+
+
+def _numbered(names: Any) -> list[tuple[int, Any]]:
+    return list(enumerate(names)) if isinstance(names, Sequence) else []
+
+
+def _reached(needs: Mapping[str, Sequence[str]], name: str) -> set[str]:
+    """Return all methods that a method needs, directly or not."""
+    found: set[str] = set()
+    left = list(needs.get(name, ()))
+    while left:
+        each = left.pop()
+        if each not in found:
+            found.add(each)
+            left += needs.get(each, ())
+    return found

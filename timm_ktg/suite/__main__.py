@@ -1,0 +1,196 @@
+"""Suites: `accelerate launch -m timm_ktg.suite SUITE [--table CSV] [--datasets NAME ...]`.
+
+Every further start of the same command, on the same host, is a further worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import RecipeError, did_you_mean, located
+from ..recipe.suite_config import SuiteConfig, load_suite
+from ..records.run_directory import RUNS
+from ..search.journal import JOURNAL
+from ..search.processes import WorkerProcesses
+from ..search.storage import open_journal
+from ..search.study import STOPS, StoppedError, say
+from ..terminal import Parser
+from ..train.metrics import TrainingError
+from ..train.program import PATIENCE, create_accelerator, run_program
+from .page import results_of, write_page
+from .plan import plan
+from .table import read_table
+from .worker import SuiteWorker
+
+GOES_ON = "The same command again goes on with the suite."
+PROGRAM = "accelerate launch -m timm_ktg.suite"
+
+
+@dataclass(frozen=True)
+class SuiteCommand:
+    """A parsed command line.
+
+    Args:
+        suite: The suite.
+        file: Its file.
+        output_dir: Folder of the runs.
+        table: The CSV.
+        datasets: Names of the data sets to train.
+        methods: Names of the methods; none: all.
+        seeds: Planned seeds; none: all.
+        page: Only write the page.
+        dry_run: Only say what would be trained.
+        lost: Hosts whose workers died.
+    """
+
+    suite: SuiteConfig
+    file: Path
+    output_dir: Path
+    table: Path
+    datasets: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    page: bool
+    dry_run: bool
+    lost: tuple[str, ...]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one worker of a suite.
+
+    Args:
+        argv: The arguments; None: those of the command line.
+
+    Returns:
+        The exit code: 0, 1 if the suite cannot go on, 2 if what was asked for is wrong, 130 if it
+        was interrupted.
+    """
+    return run_program(
+        lambda: _command(_parsed(sys.argv[1:] if argv is None else argv)),
+        run,
+        GOES_ON,
+        (TrainingError, StoppedError),
+        timeout=PATIENCE,
+    )
+
+
+def _parsed(argv: Sequence[str]) -> Namespace:
+    parser = Parser(prog=PROGRAM, allow_abbrev=False)
+    parser.add_argument("suite", metavar="SUITE", type=Path, help="file of the suite")
+    parser.add_argument("--output-dir", type=Path, help="folder of all runs; default: runs/SUITE")
+    parser.add_argument("--table", type=Path, help="the CSV; default: results.csv among the runs")
+    parser.add_argument("--datasets", nargs="+", default=[], help="only these data sets")
+    parser.add_argument("--methods", nargs="+", default=[], help="only these, and their teachers")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="only these planned seeds")
+    parser.add_argument("--page", action="store_true", help="only write the page from the CSV")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be trained")
+    parser.add_argument(
+        "--lost", action="append", default=[], metavar="HOST", help="this host's workers died"
+    )
+    return parser.parse_args(argv)
+
+
+def _command(given: Namespace) -> SuiteCommand:
+    if not given.suite.is_file():
+        raise RecipeError([f"suite: should be a file. Found nothing at {given.suite}."])
+    suite = load_suite(given.suite)
+    planned = {seed for each in suite.datasets.values() for seed in each.seeds}
+    problems = [
+        f"{option}: {name} is not in the suite. It has {', '.join(map(str, known))}."
+        f"{did_you_mean(str(name), map(str, known))}"
+        for option, names, known in (
+            ("datasets", given.datasets, list(suite.datasets)),
+            ("methods", given.methods, list(suite.methods)),
+            ("seeds", given.seeds, sorted(planned)),
+        )
+        for name in _others(names, known)
+    ]
+    if problems:
+        raise RecipeError(problems)
+    folder = given.output_dir or RUNS / given.suite.stem
+    return SuiteCommand(
+        suite,
+        given.suite,
+        folder,
+        given.table or folder / "results.csv",
+        tuple(given.datasets or suite.datasets),
+        tuple(given.methods),
+        tuple(given.seeds),
+        given.page,
+        given.dry_run,
+        tuple(given.lost),
+    )
+
+
+def _others(names: Iterable[object], known: Sequence[object]) -> list[object]:
+    return [name for name in names if name not in known]
+
+
+def run(command: SuiteCommand) -> None:
+    """Train what the table lacks, and write the page.
+
+    Raises:
+        RecipeError: What was asked for is wrong.
+        StoppedError: A disk is full, say.
+    """
+    try:
+        if command.dry_run:
+            _say_plan(command)
+        elif not command.page:
+            _work(command)
+        if not command.dry_run:
+            _write_page(command)
+    except STOPS as error:
+        raise StoppedError(f"{str(error).rstrip('.')}. {GOES_ON}") from error
+
+
+def _work(command: SuiteCommand) -> None:
+    suite, processes = command.suite, WorkerProcesses()
+    dataset = command.datasets[0]
+    recipe = suite.recipe(dataset, suite.methods_of(dataset)[0], 0, {})
+    accelerator = create_accelerator(recipe)
+    logging.getLogger("timm_ktg.graph").setLevel(logging.ERROR)
+    if not accelerator.is_main_process:
+        processes.follow()
+        return
+    with located("output-dir"):
+        command.output_dir.mkdir(parents=True, exist_ok=True)
+    storage = open_journal(command.output_dir / JOURNAL, command.lost)
+    worker = SuiteWorker(suite, command.output_dir, command.table, processes, storage)
+    try:
+        worker.work(command.datasets, command.methods, command.seeds)
+    except RecipeError:
+        processes.dismiss()
+        raise
+    processes.dismiss()
+    accelerator.end_training()
+
+
+def _say_plan(command: SuiteCommand) -> None:
+    suite, rows = command.suite, read_table(command.table)
+    for dataset in command.datasets:
+        results = results_of(suite, dataset, rows)
+        done = sum(len(each) for each in results.runs.values())
+        seeds = suite.datasets[dataset].seeds
+        every = [each for seed in seeds for each in plan(suite, dataset, seed, command.output_dir)]
+        say(f"{dataset}: {sum(map(len, every))} runs planned, {done} done.")
+        for line in results.missing:
+            say(f"  missing  {line}")
+
+
+def _write_page(command: SuiteCommand) -> None:
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        source = command.file.name if command.file.parent == command.table.parent else command.file
+        say(f"table      {command.table}")
+        say(f"page       {write_page(command.suite, command.table, str(source))}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

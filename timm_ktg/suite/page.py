@@ -1,0 +1,263 @@
+"""The page of a suite: what its table says, as Markdown, and nothing that it does not say."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ..recipe.suite_config import SuiteConfig
+from ..records.files import write_whole
+from .compare import Comparison, Figures, compare, sample_of
+from .forest import draw_forest
+from .table import Run, read_table
+
+Runs = Mapping[str, Mapping[int, Run]]  # by method and seed
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a table says of one data set.
+
+    Args:
+        suite: The suite.
+        dataset: Name of the data set.
+        runs: The runs of this suite's recipes and planned seeds.
+        stale: Rows of other recipes or seeds, which are left out.
+    """
+
+    suite: SuiteConfig
+    dataset: str
+    runs: Runs
+    stale: Sequence[Run]
+
+    @property
+    def title(self) -> str:
+        """What the data set is called."""
+        return self.suite.datasets[self.dataset].title or self.dataset
+
+    @property
+    def figures(self) -> dict[str, Figures]:
+        """Test top-1 in percent by method and seed, without the teachers'."""
+        methods = self.suite.methods
+        return {
+            name: {seed: run.test_top1 for seed, run in runs.items()}
+            for name, runs in self.runs.items()
+            if not methods[name].own_seed and runs
+        }
+
+    @property
+    def teachers(self) -> dict[str, Figures]:
+        """The same of the teachers."""
+        methods = self.suite.methods
+        return {
+            name: {seed: run.test_top1 for seed, run in runs.items()}
+            for name, runs in self.runs.items()
+            if methods[name].own_seed and runs
+        }
+
+    @cached_property
+    def comparisons(self) -> dict[str, dict[str, Comparison]]:
+        """Every method compared with every base, by base and method."""
+        return {base: compare(base, self.figures) for base in self.suite.bases}
+
+    @property
+    def missing(self) -> list[str]:
+        """The planned runs that the table does not have, a method a line."""
+        seeds = self.suite.datasets[self.dataset].seeds
+        lines = []
+        for method in self.suite.methods_of(self.dataset):
+            absent = [str(seed) for seed in seeds if seed not in self.runs.get(method, {})]
+            if absent:
+                lines.append(f"{method}: seed{'s' * (len(absent) > 1)} {', '.join(absent)}")
+        return lines
+
+    def name_of(self, method: str) -> str:
+        """Return what a method is called."""
+        return self.suite.methods[method].title or method
+
+    def cost(self, method: str) -> tuple[float, float] | None:
+        """Return a method's training FLOPs, and its teachers', in trainings of the first base.
+
+        Returns:
+            Both, or None if the table does not say.
+        """
+        base = self._gflops(self.suite.bases[0])
+        own = self._gflops(method)
+        given = [self._gflops(each) for each in self.suite.methods[method].weights.values()]
+        if base is None or own is None or None in given:
+            return None
+        return own / base, math.fsum(each for each in given if each is not None) / base
+
+    def _gflops(self, method: str) -> float | None:
+        runs = [*self.runs.get(method, {}).values()]
+        return runs[0].training_gflops if runs else None
+
+
+def results_of(suite: SuiteConfig, dataset: str, rows: Sequence[Run]) -> Results:
+    """Return what rows say of a data set.
+
+    Args:
+        suite: The suite.
+        dataset: Name of the data set.
+        rows: The rows of the table, of any data set.
+    """
+    digests = {method: suite.digest(dataset, method) for method in suite.methods_of(dataset)}
+    seeds, stale = suite.datasets[dataset].seeds, []
+    runs: dict[str, dict[int, Run]] = defaultdict(dict)
+    for row in rows:
+        if row.dataset != dataset:
+            continue
+        if digests.get(row.method) == row.recipe and row.seed in seeds:
+            runs[row.method][row.seed] = row
+        else:
+            stale.append(row)
+    ordered = {method: dict(sorted(runs[method].items())) for method in digests if method in runs}
+    return Results(suite, dataset, ordered, stale)
+
+
+def write_page(suite: SuiteConfig, table: Path, source: str) -> Path:
+    """Write the page beside the table, with a picture for every data set that has figures.
+
+    Args:
+        suite: The suite.
+        table: The CSV.
+        source: File of the suite, for a link.
+
+    Returns:
+        The page.
+
+    Raises:
+        RecipeError: The table cannot be read.
+        StorageError: The page cannot be written.
+    """
+    rows = read_table(table)
+    lines = [f"# {table.stem.capitalize()}", ""]
+    lines += [suite.description.strip(), ""] if suite.description else []
+    lines += [
+        f"This page is made from [{table.name}]({table.name}) by `python -m timm_ktg.suite "
+        f"{source} --table {table.name} --page`. Every row there is a run; `logs/` holds its "
+        "recipe and its metrics.",
+        "",
+    ]
+    for dataset in suite.datasets:
+        results = results_of(suite, dataset, rows)
+        picture = table.with_name(f"{table.stem}-{dataset}.svg")
+        if results.figures.get(suite.bases[0]):
+            draw_forest(picture, results)
+        else:
+            picture.unlink(missing_ok=True)
+        lines += [*_section(results, picture), ""]
+    page = table.with_suffix(".md")
+    write_whole(page, "\n".join(lines).rstrip() + "\n")
+    return page
+
+
+def _section(results: Results, picture: Path) -> Iterator[str]:
+    yield f"## {results.title}"
+    yield ""
+    if not results.figures:
+        yield "Not yet: the table has no run of it."
+        return
+    for base in results.suite.bases:
+        if results.comparisons[base]:
+            yield _verdict(results, base)
+            yield ""
+    if results.figures.get(results.suite.bases[0]):
+        yield f"![Differences to {results.name_of(results.suite.bases[0])}]({picture.name})"
+        yield ""
+    yield from _table(results)
+    yield from _notes(results)
+
+
+def _verdict(results: Results, base: str) -> str:
+    """Return which methods are clearly above and below one."""
+    found = results.comparisons[base]
+    above = [name for name, each in found.items() if each.is_clear and each.welch.gap > 0]
+    below = [name for name, each in found.items() if each.is_clear and each.welch.gap < 0]
+    said = [
+        f"{word} {results.name_of(base)}: " + ", ".join(map(results.name_of, names))
+        for word, names in (("Clearly above", above), ("Clearly below", below))
+        if names
+    ]
+    judged = sum(each.p is not None for each in found.values())
+    if not judged:
+        return f"Too few seeds to say what differs from {results.name_of(base)}."
+    counted = f"{judged} method{'s' * (judged > 1)} compared, Holm, 5 %"
+    nothing = f"No method differs clearly from {results.name_of(base)}"
+    return f"**{'; '.join(said) or nothing}** ({counted})."
+
+
+def _table(results: Results) -> Iterator[str]:
+    bases = results.suite.bases
+    over = [column for base in bases for column in (f"over {results.name_of(base)}", "paired", "p")]
+    yield f"| method | test top-1 % | validation | {' | '.join(over)} | training cost |"
+    yield "|---" * (4 + len(over)) + "|"
+    for method, figures in results.figures.items():
+        cells = [results.name_of(method), str(sample_of(figures)), _validation(results, method)]
+        for base in bases:
+            cells += _compared(results.comparisons[base].get(method))
+        yield f"| {' | '.join([*cells, _cost(results, method)])} |"
+    for method, figures in results.teachers.items():
+        blank = ["-"] * len(over)
+        name = f"teacher: {results.name_of(method)}"
+        cells = [name, str(sample_of(figures)), _validation(results, method), *blank]
+        yield f"| {' | '.join([*cells, _cost(results, method)])} |"
+    yield ""
+
+
+def _compared(found: Comparison | None) -> list[str]:
+    if found is None:
+        return ["-", "-", "-"]
+    paired = "-" if math.isnan(found.paired.gap) else str(found.paired)
+    p = "-" if found.p is None else f"{found.p:.3f}"
+    return [f"**{found.welch}**" if found.is_clear else str(found.welch), paired, p]
+
+
+def _validation(results: Results, method: str) -> str:
+    values = [run.val_top1 for run in results.runs[method].values() if run.val_top1 is not None]
+    return f"{math.fsum(values) / len(values):.2f}" if values else "-"
+
+
+def _cost(results: Results, method: str) -> str:
+    cost = results.cost(method)
+    if cost is None:
+        return "not yet"
+    own, teachers = cost
+    return f"{own:.2f}" + (f" + {teachers:.2f}" if teachers else "")
+
+
+def _notes(results: Results) -> Iterator[str]:
+    runs = [run for each in results.runs.values() for run in each.values()]
+    base = results.name_of(results.suite.bases[0])
+    seeds = ", ".join(map(str, results.suite.datasets[results.dataset].seeds))
+    figures = results.figures.get(results.suite.bases[0])
+    yield f"- Planned seeds: {seeds}. Mean ± standard deviation of test top-1 over them."
+    yield (
+        "- [95 %]: Welch's interval of the difference. Paired: Student's, seed by seed, where the "
+        "student starts from the same weights and sees the images in the same order. p: Welch's, "
+        "corrected for the number of methods (Holm); bold below 0.05."
+    )
+    yield f"- Training cost: FLOPs in trainings of {base}, plus those that trained the teachers."
+    images = runs[0].test_images
+    if figures:
+        error = math.sqrt(2) * sample_of(figures).error_of_test_set(images)
+        yield (
+            f"- {images:,} test images alone leave a standard error of {error:.2f} points in a "
+            "difference, as if two methods were wrong on unrelated images; seeds do not lower it."
+        )
+    for name, values in (
+        ("Commits", {run.commit for run in runs}),
+        ("Devices", {run.device for run in runs}),
+        ("torch", {run.torch for run in runs}),
+        ("timm", {run.timm for run in runs}),
+    ):
+        yield f"- {name}: {', '.join(sorted(values))}."
+    if results.missing:
+        yield f"- **Missing**: {'; '.join(results.missing)}."
+    if results.stale:
+        names = sorted({f"{run.method} seed {run.seed} ({run.recipe})" for run in results.stale})
+        yield f"- Left out, because the recipe or the plan has changed since: {', '.join(names)}."

@@ -1,0 +1,135 @@
+"""What a suite trains: a run for each method, data set and seed, and where it goes."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from ..errors import RecipeError
+from ..recipe.recipe import Recipe
+from ..recipe.suite_config import SuiteConfig
+from ..records.metrics import top1_name
+from ..records.reader import read_epochs, read_result
+from ..records.run_directory import RunDirectory
+from .table import Run
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that a suite plans.
+
+    Args:
+        suite: The suite.
+        dataset: Name of the data set.
+        method: Name of the method.
+        seed: The planned seed.
+        runs: Folder of all runs.
+    """
+
+    suite: SuiteConfig
+    dataset: str
+    method: str
+    seed: int
+    runs: Path
+
+    @property
+    def name(self) -> str:
+        """Data set, method and seed in a line."""
+        return f"{self.dataset}, {self.method}, seed {self.seed}"
+
+    @property
+    def digest(self) -> str:
+        """Digest of what decides the training, but for the seed."""
+        return self.suite.digest(self.dataset, self.method)
+
+    @property
+    def key(self) -> tuple[str, str, int, str]:
+        """What tells its row from others."""
+        return self.dataset, self.method, self.seed, self.digest
+
+    @property
+    def directory(self) -> RunDirectory:
+        """Where the run goes."""
+        folder = self.runs / self.dataset / f"{self.method}-{self.digest}"
+        return RunDirectory(folder / f"seed-{self.seed}")
+
+    @property
+    def needs(self) -> tuple[Planned, ...]:
+        """The runs whose targets' weights it needs."""
+        methods = dict.fromkeys(self.suite.methods[self.method].weights.values())
+        return tuple(
+            Planned(self.suite, self.dataset, method, self.seed, self.runs) for method in methods
+        )
+
+    @property
+    def level(self) -> int:
+        """How many runs must come before it, one after another."""
+        return max((1 + each.level for each in self.needs), default=0)
+
+    @property
+    def weights(self) -> Path:
+        """File of the target's weights, there once the run is complete."""
+        target = self.suite.methods[self.method].graph["target"]
+        return self.directory.nodes / f"{target}.safetensors"
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe, once the runs that it needs are complete.
+
+        Raises:
+            RecipeError: They are not.
+        """
+        files = {each.method: each.weights for each in self.needs}
+        return self.suite.recipe(self.dataset, self.method, self.seed, files)
+
+    def row(self) -> Run | None:
+        """Return the row of the run in the table; None if it is not complete.
+
+        Raises:
+            RecipeError: Its files cannot be read, or it was not tested on test images.
+        """
+        result = read_result(self.directory)
+        if result is None:
+            return None
+        if result.split != "test" or result.images is None:
+            raise RecipeError([f"{self.name}: should have test images. Found {result.split} only."])
+        last = read_epochs(self.directory)[-1]
+        return Run(
+            dataset=self.dataset,
+            method=self.method,
+            seed=self.seed,
+            test_top1=result.target_accuracy.top1,
+            val_top1=last.get(top1_name("val", result.target)),
+            test_images=result.images,
+            epochs=result.epochs,
+            training_gflops=None,
+            inference_mflops=None,
+            parameters=None,
+            seconds=round(result.training_seconds, 1),
+            device=result.device,
+            commit=commit(),
+            python=result.python,
+            torch=result.packages["torch"],
+            timm=result.packages["timm"],
+            recipe=self.digest,
+        )
+
+
+def plan(suite: SuiteConfig, dataset: str, seed: int, runs: Path) -> Iterator[list[Planned]]:
+    """Yield the runs of a data set and seed: first those that need no other, and so on."""
+    every = [Planned(suite, dataset, each, seed, runs) for each in suite.methods_of(dataset)]
+    for level in range(1 + max((each.level for each in every), default=-1)):
+        yield [each for each in every if each.level == level]
+
+
+def commit() -> str:
+    """Return the commit of this package, with a + if files were changed; or its version."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return version("timm_ktg")
+    return done.stdout.strip()
