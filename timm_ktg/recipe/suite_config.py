@@ -140,13 +140,25 @@ class SuiteConfig(Section):
         return sha256(json.dumps(form, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def load_suite(path: Path) -> SuiteConfig:
+def load_suite(path: Path, places: Mapping[str, str] | None = None) -> SuiteConfig:
     """Return the suite in a file, once every recipe in it is checked.
+
+    Args:
+        path: The file.
+        places: Where images are, in place of `data.dataset`, by data set.
 
     Raises:
         RecipeError: The suite is wrong; lists all problems.
     """
-    suite = check_section(SuiteConfig, read_recipe(path))
+    values = read_recipe(path)
+    for name, place in (places or {}).items():
+        datasets = below(values, "datasets")
+        if name not in datasets:
+            known = ", ".join(datasets)
+            raise RecipeError([f"data: {name} is no data set of the suite. It has {known}."])
+        data = {**below(datasets[name], "data"), "dataset": place}
+        values = {**values, "datasets": {**datasets, name: {**datasets[name], "data": data}}}
+    suite = check_section(SuiteConfig, values)
     problems: list[str] = []
     for dataset in suite.datasets:
         for method in suite.methods_of(dataset):

@@ -85,6 +85,9 @@ def _parsed(argv: Sequence[str]) -> Namespace:
     parser.add_argument("--output-dir", type=Path, help="folder of all runs; default: runs/SUITE")
     parser.add_argument("--table", type=Path, help="the CSV; default: results.csv among the runs")
     parser.add_argument("--datasets", nargs="+", default=[], help="only these data sets")
+    parser.add_argument(
+        "--data", nargs="+", default=[], metavar="NAME=PATH", help="where a data set's images are"
+    )
     parser.add_argument("--methods", nargs="+", default=[], help="only these, and their teachers")
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="only these planned seeds")
     parser.add_argument("--page", action="store_true", help="only write the page from the CSV")
@@ -98,7 +101,7 @@ def _parsed(argv: Sequence[str]) -> Namespace:
 def _command(given: Namespace) -> SuiteCommand:
     if not given.suite.is_file():
         raise RecipeError([f"suite: should be a file. Found nothing at {given.suite}."])
-    suite = load_suite(given.suite)
+    suite = load_suite(given.suite, dict(_pair(each) for each in given.data))
     planned = {seed for each in suite.datasets.values() for seed in each.seeds}
     problems = [
         f"{option}: {name} is not in the suite. It has {', '.join(map(str, known))}."
@@ -125,6 +128,13 @@ def _command(given: Namespace) -> SuiteCommand:
         given.dry_run,
         tuple(given.lost),
     )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise RecipeError([f"data: should be NAME=PATH. Found {text}."])
+    return name, path
 
 
 def _others(names: Iterable[object], known: Sequence[object]) -> list[object]:

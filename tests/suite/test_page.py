@@ -1,0 +1,82 @@
+"""From a CSV to a page: nothing is averaged over that should not be."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.suite.suite_values import run_of, suite_of
+from timm_ktg.errors import RecipeError
+from timm_ktg.recipe.suite_config import SuiteConfig
+from timm_ktg.suite.page import write_page
+from timm_ktg.suite.table import add_runs, read_table
+
+ALONE, KD, TEACHER = (28.0, 28.4, 27.9), (31.0, 31.3, 31.1), (27.0, 29.0, 28.0)
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> SuiteConfig:
+    return suite_of(tmp_path, description="Said by hand.")
+
+
+def filled(suite: SuiteConfig, table: Path) -> Path:
+    figures = {"alone": ALONE, "kd": KD, "teacher": TEACHER}
+    add_runs(table, [run_of(suite, m, s, v) for m, vs in figures.items() for s, v in enumerate(vs)])
+    return table
+
+
+def test_page_says_means_differences_and_costs(suite: SuiteConfig, tmp_path: Path) -> None:
+    text = write_page(suite, filled(suite, tmp_path / "r.csv"), "s.yml").read_text()
+    assert "Said by hand." in text
+    assert "**Clearly above labels alone: kd** (1 method compared, Holm, 5 %)." in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| kd ")]
+    assert "31.13 ± 0.15 (n=3)" in row and "**+3.03 [" in row
+    assert row.endswith("| 1.50 + 2.00 |")  # in trainings of the base: its own, and the teacher's
+    assert "| teacher: teacher | 28.00 ± 1.00 (n=3) |" in text
+    assert "Missing" not in text and "Left out" not in text
+    assert (tmp_path / "r-digits.svg").read_text().startswith("<?xml")
+
+
+def test_page_is_the_same_for_the_same_table(suite: SuiteConfig, tmp_path: Path) -> None:
+    table = filled(suite, tmp_path / "r.csv")
+    first = [write_page(suite, table, "s").read_bytes(), (tmp_path / "r-digits.svg").read_bytes()]
+    again = [write_page(suite, table, "s").read_bytes(), (tmp_path / "r-digits.svg").read_bytes()]
+    assert first == again
+
+
+def test_missing_and_stale_runs_are_said_and_not_averaged(
+    suite: SuiteConfig, tmp_path: Path
+) -> None:
+    table = tmp_path / "r.csv"
+    add_runs(table, [run_of(suite, "alone", seed, 28.0 + seed) for seed in range(3)])
+    add_runs(table, [run_of(suite, "kd", 0, 30.0), run_of(suite, "kd", 1, 99.0, recipe="old")])
+    add_runs(table, [run_of(suite, "kd", 7, 99.0)])  # a seed that nobody planned
+    text = write_page(suite, table, "s.yml").read_text()
+    assert "- **Missing**: teacher: seeds 0, 1, 2; kd: seeds 1, 2." in text
+    assert "the plan has changed since: kd seed 1 (old), kd seed 7 (" in text
+    assert "| kd | 30.00 (n=1) |" in text and "99" not in text
+    assert "Too few seeds to say what differs from labels alone." in text
+
+
+def test_page_without_runs_says_not_yet(suite: SuiteConfig, tmp_path: Path) -> None:
+    text = write_page(suite, tmp_path / "r.csv", "s.yml").read_text()
+    assert "Not yet: the table has no run of it." in text
+
+
+def test_row_that_cannot_be_read_is_named(suite: SuiteConfig, tmp_path: Path) -> None:
+    table = filled(suite, tmp_path / "r.csv")
+    table.write_text(table.read_text().replace("28.4", "much"))
+    with pytest.raises(RecipeError, match=r"r.csv: line 3, test_top1: .*number"):
+        read_table(table)
+
+
+def test_run_that_is_there_twice_is_refused(suite: SuiteConfig, tmp_path: Path) -> None:
+    table = filled(suite, tmp_path / "r.csv")
+    table.write_text(table.read_text() + table.read_text().splitlines()[1] + "\n")
+    with pytest.raises(RecipeError, match="line 11: alone on digits, seed 0 is there twice"):
+        read_table(table)
+
+
+def test_run_that_the_table_has_stays_as_it_is(suite: SuiteConfig, tmp_path: Path) -> None:
+    table = filled(suite, tmp_path / "r.csv")
+    add_runs(table, [run_of(suite, "kd", 0, 50.0)])
+    assert {run.test_top1 for run in read_table(table) if run.key[1:] == ("kd", 0)} == {31.0}

@@ -1,0 +1,116 @@
+"""Real workers of a suite, of which one is killed."""
+
+import csv
+import gzip
+import json
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from accelerate.utils import patch_environment
+
+from tests.disks import wait_for
+from tests.recipe_cases import Values
+from tests.suite.suite_values import suite_values, write_suite
+from tests.training_cases import finish, reset_accelerate, start, start_two
+
+pytestmark = pytest.mark.slow
+
+
+def suite_program(*argv: str | Path) -> None:
+    """Be `python -m timm_ktg.suite`."""
+    sys.argv = ["timm_ktg.suite", *map(str, argv)]
+    runpy.run_module("timm_ktg.suite", run_name="__main__", alter_sys=True)
+
+
+def suite_main(*argv: str | Path) -> int:
+    from timm_ktg.suite.__main__ import main
+
+    reset_accelerate()
+    with patch_environment(accelerate_use_cpu="true"):
+        return main([str(argument) for argument in argv])
+
+
+def table(folder: Path) -> dict[tuple[str, str], Values]:
+    with (folder / "results.csv").open() as file:
+        return {(row["method"], row["seed"]): row for row in csv.DictReader(file)}
+
+
+def figures(folder: Path) -> dict[tuple[str, str], str]:
+    return {key: row["test_top1"] for key, row in table(folder).items()}
+
+
+def test_workers_share_the_runs_and_a_killed_ones_run_is_done_by_another(tmp_path: Path) -> None:
+    values = suite_values()
+    values["datasets"]["digits"]["train"]["epochs"] = 6
+    suite = write_suite(tmp_path / "s.yml", values)
+    workers = [
+        start(tmp_path / f"{number}.log", suite_program, suite, "--output-dir", tmp_path / "two")
+        for number in (0, 1)
+    ]
+    wait_for("epoch 3/6", tmp_path / "0.log", workers[0])
+    assert workers[0].pid is not None
+    os.kill(workers[0].pid, signal.SIGKILL)
+    assert finish(*workers) == [-signal.SIGKILL, 0], (tmp_path / "1.log").read_text()
+    alone = start(tmp_path / "2.log", suite_program, suite, "--output-dir", tmp_path / "one")
+    assert finish(alone) == [0], (tmp_path / "2.log").read_text()
+    assert len(table(tmp_path / "two")) == 9
+    assert figures(tmp_path / "two") == figures(tmp_path / "one")  # the same seed, the same number
+
+
+def test_two_processes_train_a_run_together(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path / "s.yml", suite_values(bases=["alone"]))
+    argv = (suite, "--output-dir", tmp_path / "runs", "--methods", "alone", "--seeds", "1")
+    said = [tmp_path / "0.log", tmp_path / "1.log"]
+    codes = finish(*start_two(tmp_path, suite_program, *argv))
+    assert codes == [0, 0], [each.read_text() for each in said]
+    assert figures(tmp_path / "runs").keys() == {("alone", "1")}
+    assert "page" in said[0].read_text() and "page" not in said[1].read_text()
+
+
+def test_suite_goes_on_after_a_change_and_says_what_is_left_out(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = write_suite(workplace / "s.yml", suite_values())
+    assert suite_main(suite, "--seeds", "0") == 0
+    runs = workplace / "runs" / "s"
+    assert figures(runs).keys() == {("alone", "0"), ("teacher", "0"), ("kd", "0")}
+    log = runs / "logs" / "digits" / "kd-seed-0.jsonl.gz"
+    first, *epochs = [json.loads(line) for line in gzip.decompress(log.read_bytes()).splitlines()]
+    assert first["recipe"]["train"]["seed"] == 0 and [each["epoch"] for each in epochs] == [1]
+
+    values = suite_values()
+    values["methods"]["kd"]["train"] = {"lr": 0.01}
+    write_suite(suite, values)
+    capsys.readouterr()
+    assert suite_main(suite, "--seeds", "0") == 0
+    assert capsys.readouterr().out.count("Training digits, ") == 1  # the changed one alone
+    text = (runs / "results.md").read_text()
+    assert "Left out" in text and "kd seed 0 (" in text
+    assert suite_main(suite, "--seeds", "0") == 0
+    assert "Training" not in capsys.readouterr().out
+
+
+def test_mistakes_take_a_line(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suite = write_suite(workplace / "s.yml", suite_values())
+    for argv, said in (
+        ([suite, "--methods", "kdd"], "methods: kdd is not in the suite. It has alone, teacher"),
+        ([suite, "--seeds", "9"], "seeds: 9 is not in the suite. It has 0, 1, 2."),
+        ([suite, "--data", "digits"], "data: should be NAME=PATH. Found digits."),
+        (["none.yml"], "suite: should be a file. Found nothing at none.yml."),
+    ):
+        assert suite_main(*argv) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(said), line
+    assert not (workplace / "runs").exists()
+
+
+def test_dry_run_says_what_is_missing(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suite = write_suite(workplace / "s.yml", suite_values())
+    assert suite_main(suite, "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert "digits: 9 runs planned, 0 done." in out and "missing  kd: seeds 0, 1, 2" in out
+    assert not (workplace / "runs").exists()

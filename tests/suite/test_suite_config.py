@@ -1,0 +1,92 @@
+"""A suite is checked whole before anything is trained, and each problem takes a line."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.suite.suite_values import METHODS, suite_of, suite_values, write_suite
+from timm_ktg.errors import RecipeError
+from timm_ktg.recipe.suite_config import load_suite
+
+
+SUITES = sorted((Path(__file__).parents[2] / "recipes" / "evidence").glob("*.yml"))
+assert SUITES
+
+
+def problems(path: Path, **changes: Any) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        suite_of(path, **changes)
+    return list(caught.value.problems)
+
+
+def test_names_that_nothing_has_are_said_with_the_nearest(tmp_path: Path) -> None:
+    methods = copy.deepcopy(METHODS)
+    methods["kd"]["weights"] = {"t": "techer"}
+    assert problems(tmp_path, bases=["alon"], methods=methods) == [
+        "bases.0: `alon` is no method. Methods: alone, teacher, kd. Did you mean `alone`?",
+        "methods.kd.weights.t: `techer` is no method. Methods: alone, teacher, kd. Did you mean "
+        "`teacher`?",
+    ]
+
+
+def test_methods_that_need_each_others_weights_are_refused(tmp_path: Path) -> None:
+    methods = copy.deepcopy(METHODS)
+    methods["teacher"]["weights"] = {"a": "kd"}
+    assert problems(tmp_path, methods=methods)[0] == (
+        "methods.teacher.weights: should not lead back to teacher, which then would need its own "
+        "weights."
+    )
+
+
+def test_problem_of_a_recipe_names_method_and_data_set(tmp_path: Path) -> None:
+    methods = copy.deepcopy(METHODS)
+    methods["alone"]["train"] = {"lrr": 0.1}
+    assert problems(tmp_path, methods=methods) == [
+        "alone on digits: train.lrr: unknown key. Did you mean `lr`?"
+    ]
+
+
+def test_model_names_are_those_of_the_data_set(tmp_path: Path) -> None:
+    recipe = suite_of(tmp_path).recipe("digits", "alone", 3, {})
+    assert recipe.graph.nodes["a"].title == "ktg_tiny"
+    assert recipe.train.seed == 3
+
+
+def test_teacher_has_a_seed_of_its_own(tmp_path: Path) -> None:
+    suite = suite_of(tmp_path)
+    seeds = {suite.seed("teacher", seed) for seed in range(5)}
+    assert len(seeds) == 5 and seeds.isdisjoint(range(5))
+
+
+def test_teachers_come_with_the_methods_that_need_them(tmp_path: Path) -> None:
+    values = suite_values()
+    values["datasets"]["digits"]["methods"] = ["kd"]
+    suite = load_suite(write_suite(tmp_path / "s.yml", values))
+    assert suite.methods_of("digits") == ["teacher", "kd"]
+
+
+def test_digest_changes_with_a_teachers_settings_and_not_with_the_place(tmp_path: Path) -> None:
+    suite = suite_of(tmp_path)
+    methods = copy.deepcopy(METHODS)
+    methods["teacher"]["train"] = {"lr": 0.01}
+    other = suite_of(tmp_path, methods=methods)
+    assert other.digest("digits", "kd") != suite.digest("digits", "kd")
+    assert other.digest("digits", "alone") == suite.digest("digits", "alone")
+    moved = load_suite(tmp_path / "s.yml", {"digits": "digits"})
+    assert moved.datasets["digits"].data["dataset"] == "digits"
+    assert moved.digest("digits", "kd") == other.digest("digits", "kd")
+
+
+def test_place_of_an_unknown_data_set_is_refused(tmp_path: Path) -> None:
+    path = write_suite(tmp_path / "s.yml", suite_values())
+    with pytest.raises(RecipeError, match="data: digit is no data set of the suite. It has digits"):
+        load_suite(path, {"digit": "x"})
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+def test_bundled_suite_is_right(path: Path) -> None:
+    suite = load_suite(path)
+    for dataset in suite.datasets:
+        assert set(suite.bases) <= set(suite.methods_of(dataset))
