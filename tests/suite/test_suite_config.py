@@ -10,7 +10,6 @@ from tests.suite.suite_values import METHODS, suite_of, suite_values, write_suit
 from timm_ktg.errors import RecipeError
 from timm_ktg.recipe.suite_config import load_suite
 
-
 SUITES = sorted((Path(__file__).parents[2] / "recipes" / "evidence").glob("*.yml"))
 assert SUITES
 
