@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from tests.records.result_cases import a_result
-from timm_ktg.records.result import RunResult, SeedsResult
+from timm_ktg.records.result import Cost, RunResult, SeedsResult
 
 KEYS = [
     *("target", "split", "nodes", "seed", "epochs", "data", "processes", "device", "python"),
-    *("packages", "training_seconds", "wall_seconds", "images"),
+    *("packages", "training_seconds", "wall_seconds", "images", "cost"),
 ]
 
 
@@ -27,6 +27,13 @@ def test_result_of_an_earlier_version_has_no_number_of_images() -> None:
     values = a_result({"student": 71.5}, images=360).as_json()
     assert RunResult.from_json(values).images == values.pop("images") == 360
     assert RunResult.from_json(values).images is None
+
+
+def test_result_of_an_earlier_version_has_no_cost() -> None:
+    values = a_result({"student": 71.5}, cost=Cost(300, 100, 20)).as_json()
+    assert RunResult.from_json(values).cost == Cost(300, 100, 20)
+    assert values.pop("cost") == {"training_flops": 300, "inference_flops": 100, "parameters": 20}
+    assert RunResult.from_json(values).cost is None
 
 
 def test_json_has_the_keys_of_summary_json_in_their_order() -> None:

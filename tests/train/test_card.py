@@ -36,6 +36,9 @@ def test_card_says_what_was_measured(run: Path) -> None:
     assert "# a: resnet8_cifar" in card and "2 epochs, batch size 64" in card
     assert "flowchart LR" in card and "n_b -- " in card
     assert "0, 1, 2, 3, 4, 5, 6, 7, 8, 9." in card
+    cost = summary["cost"]
+    assert f"a takes {cost['inference_flops'] / 1e6:.1f} MFLOPs an image" in card
+    assert f"has {cost['parameters']:,} parameters" in card
 
 
 def test_head_of_the_card_is_read_by_the_hub(run: Path) -> None:

@@ -227,7 +227,7 @@ def test_gate_that_turns_bad_ends_the_run_in_one_line(
 def test_run_goes_on_from_before_a_loss_turned_bad(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    label = {"loss": "erratic", "loss_kwargs": {"good": 2 * UPDATES + 4}}  # two before it trains
+    label = {"loss": "erratic", "loss_kwargs": {"good": 2 * UPDATES + 5}}  # three before it trains
     values = recipe_values({"a": {"model": "ktg_tiny", "learns_from": {"label": label}}}, epochs=3)
     cases.calls["erratic"] = -1000
     whole = train_run(tmp_path / "whole", values)

@@ -61,6 +61,25 @@ class DataFacts:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a graph costs. A multiplication and an addition are two floating-point operations.
+
+    Args:
+        training_flops: Operations of a training step, for one image: forward and backward of nodes
+            that learn and of losses, forward of other networks unless they are looked up in a
+            table. The optimizer is left out, as are operations that only go over a tensor once,
+            such as activations.
+        inference_flops: Operations of the target for one image; of an ensemble, those of all its
+            members.
+        parameters: Parameters of the target; of an ensemble, likewise.
+    """
+
+    training_flops: int
+    inference_flops: int
+    parameters: int
+
+
+@dataclass(frozen=True)
 class RunResult:
     """The result of a run: summary.json, key for key.
 
@@ -79,6 +98,7 @@ class RunResult:
         wall_seconds: Seconds from start to end, of the last process if the run was resumed.
         images: How many images the accuracies were measured on; None: an earlier version did not
             write it down.
+        cost: What the graph costs; None in the results of earlier versions.
     """
 
     target: str
@@ -94,6 +114,7 @@ class RunResult:
     training_seconds: float
     wall_seconds: float
     images: int | None = None
+    cost: Cost | None = None
 
     @property
     def target_accuracy(self) -> Accuracy:

@@ -68,6 +68,12 @@ def _figures(recipe: Recipe, result: RunResult) -> Iterator[str]:
         title = node.title if node else "mean of their logits"
         yield f"| {name} | {title} | {accuracy.top1:.2f} | {accuracy.top5:.2f} |"
     yield f"\nOne run, seed {result.seed}, on {result.device}; {', '.join(packages)}."
+    if cost := result.cost:
+        yield (
+            f"\n{result.target} takes {cost.inference_flops / 1e6:,.1f} MFLOPs an image (a "
+            f"multiplication and an addition are two) and has {cost.parameters:,} parameters. "
+            f"Training took {cost.training_flops / 1e6:,.1f} MFLOPs for each image in each epoch."
+        )
 
 
 def _usage(directory: RunDirectory, result: RunResult) -> Iterator[str]:

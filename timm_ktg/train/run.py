@@ -187,4 +187,5 @@ def _result(training: Training, metrics: Metrics, split: str, seconds: float) ->
         training_seconds=training.state.seconds,
         wall_seconds=seconds,
         images=len(scored),
+        cost=training.cost,
     )

@@ -25,6 +25,7 @@ from ..recipe.build import build_edges, build_nodes, build_optimizer, build_sche
 from ..recipe.images import Images, ProcessInfo, build_images, build_splits
 from ..recipe.recipe import Recipe
 from ..recipe.train_config import TrainConfig
+from ..records.result import Cost
 from .checks import (
     build_edge_modules,
     check_batch_size,
@@ -33,6 +34,7 @@ from .checks import (
     check_processes_agree,
     check_sync_bn,
 )
+from .cost import cost_of
 from .cuda_graph import (
     Do,
     Make,
@@ -81,6 +83,7 @@ class Training:
         recipe: The recipe.
         data: The images.
         graph: The graph.
+        cost: What the graph costs.
         model: The graph as accelerate prepared it, under DDP with several processes.
         optimizer: The optimizer of all nodes.
         scheduler: The schedule of the learning rate.
@@ -95,6 +98,7 @@ class Training:
     recipe: Recipe
     data: Data
     graph: KnowledgeTransferGraph
+    cost: Cost
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: Scheduler
@@ -144,7 +148,7 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
     """
     nodes, edges, data = _build_parts(recipe, accelerator, data)
     recorded = _is_recorded(recipe, accelerator)
-    graph = _build_graph(recipe, nodes, edges, data, accelerator, recorded)
+    graph, cost = _build_graph(recipe, nodes, edges, data, accelerator, recorded)
     arguments = cuda_graph_arguments(recipe.train.opt) if recorded else None
     optimizer = build_optimizer(recipe.train, graph, arguments)
     loader = data.images.train
@@ -167,6 +171,7 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
         recipe=recipe,
         data=data,
         graph=graph,
+        cost=cost,
         model=model,
         optimizer=prepared,
         scheduler=scheduler,
@@ -259,8 +264,8 @@ def _build_graph(
     data: Data,
     accelerator: Accelerator,
     recorded: bool,
-) -> KnowledgeTransferGraph:
-    """Return the graph on its device, checked and optimized as the recipe says."""
+) -> tuple[KnowledgeTransferGraph, Cost]:
+    """Return the graph on its device, checked and optimized as the recipe says, and its cost."""
     device, images, train = accelerator.device, data.images, recipe.train
     graph = connect(recipe, nodes, edges, images.mean, images.std).to(device)
     outputs = check_outputs(graph, images.size, data.splits.num_classes, device)
@@ -268,19 +273,20 @@ def _build_graph(
     check_contracts(graph, outputs, recipe.data.mixes)
     check_processes_agree(graph)
     graph = graph.to(memory_format=_layout(train))
-    some = torch.randn(2, 3, *images.size, generator=torch.Generator().manual_seed(0))
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
-    graph.speed_up_frozen(some, dtype, train.torchcompile)
     loader = images.train
     # On an accelerator every look-up would wait for the device, and the cost is not measured yet.
     on_cpu = accelerator.device.type == "cpu" and not recorded
     if train.teacher_table == "auto" and isinstance(loader, MemoryLoader) and on_cpu:
         precision = f"{accelerator.mixed_precision} {train.channels_last} {train.torchcompile}"
         graph.tables = tables_of(graph, loader, data.splits.num_classes, precision)
+    some = torch.randn(2, 3, *images.size, generator=torch.Generator().manual_seed(0))
+    cost = cost_of(graph, some.to(device), data.splits.num_classes)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    graph.speed_up_frozen(some, dtype, train.torchcompile)
     if train.torchcompile:
         for name in set(graph.untapped) - set(graph.frozen):
             graph.model(name).compile()
-    return graph
+    return graph, cost
 
 
 def _as_they_are(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

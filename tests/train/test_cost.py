@@ -1,0 +1,103 @@
+"""The cost of a graph is what one counts by hand; counting it changes nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.nets import TinyNet, ktg_tiny
+from tests.recipe_cases import Values, recipe_values
+from tests.training_cases import build, same_state, state_of
+from timm_ktg import Edge, Ema, Ensemble, KnowledgeTransferGraph, Node
+from timm_ktg.graph.node import GraphNode
+from timm_ktg.graph.table import LogitTable
+from timm_ktg.graph.weights import export_node
+from timm_ktg.records.result import Cost
+from timm_ktg.train.cost import cost_of
+
+PIXELS, CLASSES = 3 * 4 * 4, 5
+FORWARD = 2 * PIXELS * CLASSES  # a multiplication and an addition for each weight
+BACKWARD = FORWARD  # for the weights; the images need no gradient
+PARAMETERS = PIXELS * CLASSES + CLASSES
+
+
+class Linear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(PIXELS, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(images.flatten(1))  # type: ignore[no-any-return]
+
+
+def counted(*nodes: GraphNode, edges: tuple[tuple[str, str], ...], target: str = "a") -> Cost:
+    graph = KnowledgeTransferGraph(nodes, [Edge(*pair) for pair in edges], target)
+    return cost_of(graph, torch.randn(3, 3, 4, 4), CLASSES)
+
+
+def a_node(name: str, frozen: bool = False) -> Node:
+    return Node(name, Linear(), pretrained=frozen)
+
+
+def test_linear_net_costs_what_one_counts_by_hand() -> None:
+    cost = counted(a_node("a"), edges=(("label", "a"),))
+    assert cost == Cost(FORWARD + BACKWARD, FORWARD, PARAMETERS)
+
+
+def test_hidden_layer_passes_gradients_on() -> None:
+    net = TinyNet(num_classes=CLASSES, norm=False)  # 4 patches of 48 numbers, 8 channels, 32 to C
+    graph = KnowledgeTransferGraph([Node("a", net)], [Edge("label", "a")], "a")
+    patches, head = 2 * 4 * 48 * 8, 2 * 32 * CLASSES
+    cost = cost_of(graph, torch.randn(2, 3, 8, 8), CLASSES)
+    assert cost == Cost(2 * patches + 3 * head, patches + head, 48 * 8 + 8 + 32 * CLASSES + CLASSES)
+
+
+def test_frozen_node_costs_its_forward_unless_it_is_looked_up() -> None:
+    nodes, edges = [a_node("a"), a_node("b", frozen=True)], [Edge("label", "a"), Edge("b", "a")]
+    graph, images = KnowledgeTransferGraph(nodes, edges, "a"), torch.randn(2, 3, 4, 4)
+    student = FORWARD + BACKWARD
+    assert cost_of(graph, images, CLASSES) == Cost(student + FORWARD, FORWARD, PARAMETERS)
+    graph.tables["b"] = LogitTable(torch.zeros(2, CLASSES, dtype=torch.float16))
+    assert cost_of(graph, images, CLASSES) == Cost(student, FORWARD, PARAMETERS)
+
+
+def test_average_that_teaches_costs_its_forward_and_one_that_does_not_costs_nothing() -> None:
+    nodes = (a_node("a"), Ema("slow", "a"))
+    taught = counted(*nodes, edges=(("label", "a"), ("slow", "a")))
+    assert taught.training_flops == FORWARD + BACKWARD + FORWARD
+    alone = counted(*nodes, edges=(("label", "a"),), target="slow")
+    assert alone == Cost(FORWARD + BACKWARD, FORWARD, PARAMETERS)
+
+
+def test_ensemble_costs_all_its_members_once_in_use_and_nothing_in_training() -> None:
+    nodes = (a_node("a"), a_node("b"), Ensemble("pair", ("a", "b")), Ensemble("all", ("pair", "a")))
+    cost = counted(*nodes, edges=(("label", "a"), ("label", "b")), target="all")
+    assert cost == Cost(2 * (FORWARD + BACKWARD), 2 * FORWARD, 2 * PARAMETERS)
+
+
+def test_counting_changes_nothing() -> None:
+    graph = build(
+        recipe_values({"a": {"model": "test_resnet", "learns_from": {"label": "through"}}})
+    ).graph
+    before, drawn = state_of(graph), torch.get_rng_state()
+    first = cost_of(graph, torch.randn(2, 3, 8, 8, generator=torch.Generator()), 10)
+    assert same_state(before, state_of(graph)) and torch.equal(drawn, torch.get_rng_state())
+    assert all(parameter.grad is None for parameter in graph.parameters())
+    assert cost_of(graph, torch.randn(2, 3, 8, 8), 10) == first
+
+
+@pytest.mark.parametrize("table", ["auto", "never"])
+def test_training_knows_its_cost(table: str, workplace: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workplace / "cache"))
+    export_node(ktg_tiny(), Path("teacher.safetensors"))
+    nodes: Values = {
+        "a": {"model": "ktg_tiny", "learns_from": {"label": "through", "b": "through"}},
+        "b": {"model": "ktg_tiny", "checkpoint_path": "teacher.safetensors"},
+    }
+    cost = build(recipe_values(nodes, teacher_table=table)).cost
+    patches, head = 2 * 4 * 48 * 8, 2 * 32 * 10
+    teacher = 0 if table == "auto" else patches + head
+    assert cost.inference_flops == patches + head
+    assert cost.training_flops == 2 * patches + 3 * head + teacher
