@@ -85,16 +85,19 @@ class Results:
         Returns:
             Both, or None if the table does not say.
         """
-        base = self._gflops(self.suite.bases[0])
-        own = self._gflops(method)
-        given = [self._gflops(each) for each in self.suite.methods[method].weights.values()]
+        base = self._mflops(self.suite.bases[0])
+        own = self._mflops(method)
+        given = [self._mflops(each) for each in self.suite.methods[method].weights.values()]
         if base is None or own is None or None in given:
             return None
         return own / base, math.fsum(each for each in given if each is not None) / base
 
-    def _gflops(self, method: str) -> float | None:
-        runs = [*self.runs.get(method, {}).values()]
-        return runs[0].training_gflops if runs else None
+    def _mflops(self, method: str) -> float | None:
+        """Return the MFLOPs of a method's whole training, for each image of the training set."""
+        for run in self.runs.get(method, {}).values():
+            if run.training_mflops is not None:
+                return run.training_mflops * run.epochs
+        return None
 
 
 def results_of(suite: SuiteConfig, dataset: str, rows: Sequence[Run]) -> Results:

@@ -96,7 +96,7 @@ class Planned:
             return None
         if result.split != "test" or result.images is None:
             raise RecipeError([f"{self.name}: should have test images. Found {result.split} only."])
-        last = read_epochs(self.directory)[-1]
+        last, cost = read_epochs(self.directory)[-1], result.cost
         return Run(
             dataset=self.dataset,
             method=self.method,
@@ -105,9 +105,9 @@ class Planned:
             val_top1=last.get(top1_name("val", result.target)),
             test_images=result.images,
             epochs=result.epochs,
-            training_gflops=None,
-            inference_mflops=None,
-            parameters=None,
+            training_mflops=None if cost is None else round(cost.training_flops / 1e6, 3),
+            inference_mflops=None if cost is None else round(cost.inference_flops / 1e6, 3),
+            parameters=None if cost is None else cost.parameters,
             seconds=round(result.training_seconds, 1),
             device=result.device,
             commit=commit(),

@@ -32,8 +32,8 @@ class Run(BaseModel):
     """The same on the validation images."""
     test_images: int
     epochs: int
-    training_gflops: float | None
-    """Of the whole training, without the teachers' own."""
+    training_mflops: float | None
+    """Of a training step, an image; without the teachers' own training."""
     inference_mflops: float | None
     """Of the target, an image."""
     parameters: int | None
