@@ -45,6 +45,11 @@ class DatasetConfig(Section):
     """Planned seeds; say so in the tables if more were added after a first look."""
     methods: list[str] | None = None
     """Names of the methods to train; null: all."""
+    weights_from: str | None = None
+    """Data set whose runs give the weights, for shorter trainings from the same teachers; null:
+    this one's."""
+    shown: bool = True
+    """Whether the page shows it."""
     data: dict[str, Any] = {}
     """Section `data`."""
     train: dict[str, Any] = {}
@@ -75,6 +80,10 @@ class SuiteConfig(Section):
         for name, each in datasets.items():
             listed = each.get("methods") if isinstance(each, Mapping) else None
             given += [(("datasets", name, "methods", i), method) for i, method in _numbered(listed)]
+            giver = each.get("weights_from") if isinstance(each, Mapping) else None
+            if giver is not None and (giver == name or giver not in datasets):
+                said = f"should be another data set. Found {giver}."
+                yield problem(("datasets", name, "weights_from"), said)
         needs: dict[str, list[str]] = {}
         for name, each in methods.items():
             weights = each.get("weights") if isinstance(each, Mapping) else None
@@ -92,9 +101,14 @@ class SuiteConfig(Section):
                 yield problem(("methods", name, "weights"), said)
 
     def methods_of(self, dataset: str) -> list[str]:
-        """Return the methods that a data set is trained with, in order, those needed included."""
-        chosen = self.datasets[dataset].methods
-        wanted = set(self.methods if chosen is None else chosen)
+        """Return the methods that a data set is trained with, in order.
+
+        Those that give weights are among them, unless another data set's give the weights.
+        """
+        how = self.datasets[dataset]
+        wanted = set(self.methods if how.methods is None else how.methods)
+        if how.weights_from is not None:
+            return [name for name in self.methods if name in wanted]
         needs = {name: list(each.weights.values()) for name, each in self.methods.items()}
         wanted |= {need for name in wanted for need in _reached(needs, name)}
         return [name for name in self.methods if name in wanted]
@@ -136,7 +150,8 @@ class SuiteConfig(Section):
         """Return what changes with anything that decides a method's training, but for its seed."""
         needed = self.methods[method].weights
         values = training_values(self.recipe(dataset, method, 0, {}).model_dump(mode="json"))
-        form = [values, {node: self.digest(dataset, name) for node, name in needed.items()}]
+        giver = self.datasets[dataset].weights_from or dataset
+        form = [values, {node: self.digest(giver, name) for node, name in needed.items()}]
         return sha256(json.dumps(form, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -146,7 +146,7 @@ def write_page(suite: SuiteConfig, table: Path, source: str) -> Path:
         "recipe and its metrics.",
         "",
     ]
-    for dataset in suite.datasets:
+    for dataset in (name for name, each in suite.datasets.items() if each.shown):
         results = results_of(suite, dataset, rows)
         picture = table.with_name(f"{table.stem}-{dataset}.svg")
         if results.figures.get(suite.bases[0]):

@@ -60,9 +60,8 @@ class Planned:
     def needs(self) -> tuple[Planned, ...]:
         """The runs whose targets' weights it needs."""
         methods = dict.fromkeys(self.suite.methods[self.method].weights.values())
-        return tuple(
-            Planned(self.suite, self.dataset, method, self.seed, self.runs) for method in methods
-        )
+        giver = self.suite.datasets[self.dataset].weights_from or self.dataset
+        return tuple(Planned(self.suite, giver, each, self.seed, self.runs) for each in methods)
 
     @property
     def level(self) -> int:
