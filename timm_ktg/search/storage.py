@@ -60,20 +60,10 @@ def open_storage(search: SearchConfig, directory: Path, lost: Collection[str] = 
     where = search.storage
     if where is None or "://" not in where:
         with located("search.storage"):
-            return open_journal(directory / JOURNAL if where is None else Path(where), lost)
+            journal = Journal(str(directory / JOURNAL if where is None else where), lost)
+            journal.repair()
+            return JournalStorage(journal)
     return _database(where, search.heartbeat_interval, search.grace_period)
-
-
-def open_journal(path: Path, lost: Collection[str] = ()) -> BaseStorage:
-    """Return the storage in a journal, which is made if there is none.
-
-    Args:
-        path: The file.
-        lost: Hosts whose workers are dead, as the user says.
-    """
-    journal = Journal(str(path), lost)
-    journal.repair()
-    return JournalStorage(journal)
 
 
 def open_to_read(where: str | None, directory: Path) -> BaseStorage:

@@ -1,6 +1,7 @@
 """Suites: `accelerate launch -m timm_ktg.suite SUITE [--table CSV] [--datasets NAME ...]`.
 
-Every further start of the same command, on the same host, is a further worker.
+Every further start of the same command is a further worker, also on another host that sees the
+same folder of runs, if its file system has locks.
 """
 
 from __future__ import annotations
@@ -12,12 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import RecipeError, did_you_mean, located
+from ..errors import RecipeError, did_you_mean
 from ..recipe.suite_config import SuiteConfig, load_suite
 from ..records.run_directory import RUNS
-from ..search.journal import JOURNAL
 from ..search.processes import WorkerProcesses
-from ..search.storage import open_journal
 from ..search.study import STOPS, StoppedError, say
 from ..terminal import Parser
 from ..train.metrics import TrainingError
@@ -45,7 +44,6 @@ class SuiteCommand:
         seeds: Planned seeds; none: all.
         page: Only write the page.
         dry_run: Only say what would be trained.
-        lost: Hosts whose workers died.
     """
 
     suite: SuiteConfig
@@ -57,7 +55,6 @@ class SuiteCommand:
     seeds: tuple[int, ...]
     page: bool
     dry_run: bool
-    lost: tuple[str, ...]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,9 +89,6 @@ def _parsed(argv: Sequence[str]) -> Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="only these planned seeds")
     parser.add_argument("--page", action="store_true", help="only write the page from the CSV")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be trained")
-    parser.add_argument(
-        "--lost", action="append", default=[], metavar="HOST", help="this host's workers died"
-    )
     return parser.parse_args(argv)
 
 
@@ -126,7 +120,6 @@ def _command(given: Namespace) -> SuiteCommand:
         tuple(given.seeds),
         given.page,
         given.dry_run,
-        tuple(given.lost),
     )
 
 
@@ -168,10 +161,7 @@ def _work(command: SuiteCommand) -> None:
     if not accelerator.is_main_process:
         processes.follow()
         return
-    with located("output-dir"):
-        command.output_dir.mkdir(parents=True, exist_ok=True)
-    storage = open_journal(command.output_dir / JOURNAL, command.lost)
-    worker = SuiteWorker(suite, command.output_dir, command.table, processes, storage)
+    worker = SuiteWorker(suite, command.output_dir, command.table, processes)
     try:
         worker.work(command.datasets, command.methods, command.seeds)
     except RecipeError:

@@ -16,6 +16,8 @@ from ..records.reader import read_epochs, read_result
 from ..records.run_directory import RunDirectory
 from .table import Run
 
+Key = tuple[str, str, int, str]  # data set, method, seed, digest of the recipe
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -46,7 +48,7 @@ class Planned:
         return self.suite.digest(self.dataset, self.method)
 
     @property
-    def key(self) -> tuple[str, str, int, str]:
+    def key(self) -> Key:
         """What tells its row from others."""
         return self.dataset, self.method, self.seed, self.digest
 

@@ -6,41 +6,36 @@ import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
-from optuna import Trial
-from optuna.storages import BaseStorage
+from filelock import FileLock, Timeout
 
-from ..errors import RecipeError
+from ..errors import RecipeError, one_line
 from ..recipe.recipe import read_recipe
 from ..recipe.suite_config import SuiteConfig
 from ..records.files import replace_whole, writing
-from ..search.jobs import Jobs
 from ..search.processes import WorkerProcesses
 from ..search.study import say
 from ..train.metrics import TrainingError
-from .plan import Planned, plan
+from .plan import Key, Planned, plan
 from .table import add_runs, read_table
 
 
 @dataclass(frozen=True)
 class SuiteWorker:
-    """A worker of a suite.
+    """A worker of a suite. A run belongs to the worker that holds its lock, which ends with it.
 
     Args:
         suite: The suite.
         runs: Folder of all runs.
         table: The CSV.
         processes: Train.
-        storage: Where the workers' jobs are kept.
     """
 
     suite: SuiteConfig
     runs: Path
     table: Path
     processes: WorkerProcesses
-    storage: BaseStorage
 
     def work(self, datasets: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> None:
         """Train what the table lacks, seed after seed, so that whole seeds come first.
@@ -59,12 +54,12 @@ class SuiteWorker:
                     self._train([each for each in level if each.name in wanted])
 
     def _wanted(self, planned: Sequence[Planned], methods: Sequence[str]) -> set[str]:
-        """Return the names of runs that the table lacks, and of those that they need."""
-        rows = {(*run.key, run.recipe) for run in read_table(self.table)}
+        """Return the names of runs that the table lacks, and of those whose weights they need."""
+        known = self._known()
         left = [
             each
             for each in planned
-            if each.key not in rows and (not methods or each.method in methods)
+            if each.key not in known and (not methods or each.method in methods)
         ]
         wanted: set[str] = set()
         while left:
@@ -75,34 +70,45 @@ class SuiteWorker:
 
     def _train(self, runs: Sequence[Planned]) -> None:
         """Train runs that need none of each other, here or by other workers."""
-        by_name = {each.name: each for each in runs}
-        if not runs:
-            return
+        left = list(runs)
+        while left:
+            busy = [run for run in left if not self._try(run)]
+            if busy:  # every other run is done, so wait for one
+                say(f"Waiting for other workers: {', '.join(run.name for run in busy)}.")
+                self._try(busy[0], timeout=-1)
+            left = busy[1:]
 
-        def do(name: str, trial: Trial) -> float:
-            say(f"Training {name}.")
-            run = by_name[name]
-            recipe = run.recipe
-            value = self.processes.final(recipe, recipe.train.seed, run.directory.path)
-            self._note([run])
-            return value
+    def _try(self, run: Planned, timeout: int = 0) -> bool:
+        """Train a run unless it is complete; return whether no other worker has it.
 
-        names = list(by_name)
-        digest = sha256(json.dumps([each.key for each in runs]).encode()).hexdigest()[:8]
-        jobs = Jobs(f"{runs[0].dataset}, seed {runs[0].seed}, {digest}", self.storage, names, {})
-        jobs.work(do, (TrainingError, RecipeError))
-        for name, reason in jobs.failed().items():
-            say(f"{name} is missing: {reason}")
-        self._note(runs)  # of a worker that died before it could
+        Args:
+            run: The run.
+            timeout: Seconds to wait for another worker that has it; -1: until it is done.
+        """
+        folder = run.directory.path
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(folder.with_name(f".{folder.name}.lock"), timeout):
+                if not run.directory.summary.exists():
+                    say(f"Training {run.name}.")
+                    recipe = run.recipe
+                    self.processes.final(recipe, recipe.train.seed, folder)
+                self._note(run)
+        except Timeout:
+            return False
+        except (TrainingError, RecipeError) as error:
+            say(f"{run.name} is missing: {one_line(error)}")
+        return True
 
-    def _note(self, runs: Sequence[Planned]) -> None:
-        """Write the rows of complete runs into the table, and their logs beside it."""
-        rows = {each.key: row for each in runs if (row := each.row()) is not None}
-        known = {(*run.key, run.recipe) for run in read_table(self.table)}
-        add_runs(self.table, [row for key, row in rows.items() if key not in known])
-        for each in runs:
-            if each.key in rows and each.key not in known:
-                write_log(each, self.table.parent / "logs")
+    def _note(self, run: Planned) -> None:
+        """Write the row of a complete run into the table, and its log beside it."""
+        row = run.row()
+        if row is not None and run.key not in self._known():
+            write_log(run, self.table.parent / "logs")
+            add_runs(self.table, [row])
+
+    def _known(self) -> set[Key]:
+        return {(*run.key, run.recipe) for run in read_table(self.table)}
 
 
 def write_log(run: Planned, folder: Path) -> None:
