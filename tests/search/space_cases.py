@@ -17,8 +17,12 @@ def every(space: SearchSpace) -> Iterator[Params]:
 
 
 def least_form(space: SearchSpace, params: Params) -> Any:
-    """Return the least of all ways to write a graph down, or None if it is invalid."""
+    """Return the least of all ways to write a graph down, or None if it is invalid.
+
+    Where an ensemble is judged, the target may change its name like all others.
+    """
     auxiliaries = [f"aux{number}" for number in range(1, space.nodes)]
+    models = {"target": space.target_model, **{n: params[f"model/{n}"] for n in auxiliaries}}
     frozen = {name for name in auxiliaries if params.get(f"role/{name}") == "frozen"}
     edges = {}
     for name, gate in params.items():
@@ -27,18 +31,22 @@ def least_form(space: SearchSpace, params: Params) -> Any:
         if kind == "gate" and gate != "cutoff" and node not in frozen:
             gate = "through" if (source, gate) == ("label", "correct") else gate
             edges[source, node] = (gate, params.get(f"loss/{pair}"))
-    reached = {"target"}
+    learning = {node for _, node in edges}
+    judged = {"target": {"target"}, "ensemble": learning, "ensemble-all": {*models}}
+    alone = space.objective == "target"
+    reached = set(judged[space.objective])
+    if not alone and (len(reached) < 2 or space.target_model not in {models[n] for n in learning}):
+        return None
     for _ in auxiliaries:
         reached |= {source for source, node in edges if node in reached and source != "label"}
     edges = {pair: gate for pair, gate in edges.items() if pair[1] in reached}
-    if not any(node == "target" for _, node in edges):
+    if alone and "target" not in learning:
         return None
-    kept = [name for name in auxiliaries if name in reached]
+    kept = [name for name in models if name in reached]
     forms = []
-    for order in permutations(kept):
+    for order in permutations(kept[alone:]):
         new = {"label": "label", "target": "target"}
         new |= {name: f"aux{place}" for place, name in enumerate(order)}
-        models = tuple(params[f"model/{name}"] for name in order)
         renamed = ((new[source], new[node], gate) for (source, node), gate in edges.items())
-        forms.append((models, tuple(sorted(renamed))))
+        forms.append((tuple(models[name] for name in order), tuple(sorted(renamed))))
     return min(forms)

@@ -11,8 +11,8 @@ import pytest
 
 from tests.search.space_cases import PAPER, Params, every, least_form
 from timm_ktg.recipe.recipe import load_recipe, save_recipe
-from timm_ktg.recipe.search_config import SearchRecipe
-from timm_ktg.search.canonical import CanonicalGraph, distillation
+from timm_ktg.recipe.search_config import Objective, SearchRecipe
+from timm_ktg.search.canonical import CanonicalGraph, all_through, distillation
 from timm_ktg.search.recipes import RecipeBuilder
 from timm_ktg.search.space import SearchSpace, build_choices, canonical, controls, params_of
 
@@ -23,6 +23,11 @@ def space_of(
     nodes: int, models: str = "ab", gates: tuple[str, ...] = PAPER, frozen: bool = False
 ) -> SearchSpace:
     return SearchSpace("t", tuple(models), gates, nodes, frozen)
+
+
+def together(space: SearchSpace, objective: Objective = "ensemble") -> SearchSpace:
+    """The same space, where an ensemble is judged."""
+    return replace(space, objective=objective)
 
 
 def draw(space: SearchSpace, rng: random.Random, cut: float = 0.0) -> Params:
@@ -120,6 +125,28 @@ def test_space_that_nothing_can_be_drawn_from_is_refused(change: Any, said: str)
             ),
             2 + 3 * 2 * 3 * 3,
         ),
+        # Each of two networks learns from the label, the other, or both (Burnside, if alike).
+        (together(space_of(2, "a", ("cutoff", "through"))), 3 * 3),
+        (together(space_of(2, "t", ("cutoff", "through"))), (3**2 + 3) // 2),
+        # Three that learn; or two, with a third that is frozen or not there.
+        (
+            together(space_of(3, "t", ("cutoff", "through"))),
+            (7**3 + 3 * 7 * 3 + 2 * 7) // 6 + (7**2 + 7) // 2,
+        ),
+        # The same but for the role, which adds nothing that cutoff cannot do.
+        (
+            together(space_of(3, "t", ("cutoff", "through"), True)),
+            (7**3 + 3 * 7 * 3 + 2 * 7) // 6 + (7**2 + 7) // 2,
+        ),
+        # Three that learn, two of them alike or not; or the target and another one, with a third
+        # that is not there, or frozen and of either model.
+        (
+            together(space_of(3, "ab", ("cutoff", "linear"))),
+            2 * (7**3 + 3 * 7) // 2 + 7**3 + 2 * (3**2 + 2 * (7**2 - 3**2)),
+        ),
+        # Both learn, or one of them while the other is frozen.
+        (together(space_of(2, "t", ("cutoff", "through")), "ensemble-all"), (3**2 + 3) // 2 + 3),
+        (together(space_of(2, "a", ("cutoff", "through")), "ensemble-all"), 3 * 4),
     ],
 )
 def test_canonical_graphs_are_the_classes_of_the_space(space: SearchSpace, forms: int) -> None:
@@ -174,6 +201,49 @@ def test_canonical_tells_a_ring_of_six_from_two_of_three() -> None:
         assert len(forms) == 1
         graphs += forms
     assert graphs[0] != graphs[1]
+
+
+@pytest.mark.parametrize("objective", ["ensemble", "ensemble-all"])
+def test_first_network_is_one_of_its_model_where_an_ensemble_is_judged(
+    objective: Objective,
+) -> None:
+    space = together(space_of(4, "tab", ("through", "cutoff", "linear"), True), objective)
+    rng, found = random.Random(0), []
+    for _ in range(300):
+        params = draw(space, rng, cut=0.3) | {"model/aux2": "t", "role/aux2": "learns"}
+        swap = {"target": "aux2", "aux2": "target"}
+        swapped = params | {
+            f"gate/{swap.get(source, source)}->{swap.get(node, node)}": params[
+                f"gate/{source}->{node}"
+            ]
+            for source, node in space.pairs
+        }
+        graph = canonical(space, params)
+        assert canonical(space, swapped) == graph
+        found.append(graph)
+        if graph is not None:
+            assert graph.models["target"] == "t" and "target" in graph.learning_nodes
+            assert canonical(space, params_of(space, graph)) == graph
+    assert len({graph.key for graph in found if graph}) > 200
+
+
+def test_every_network_that_learns_matters_where_an_ensemble_is_judged() -> None:
+    space = space_of(3, "a")
+    edges = ("label->target", "label->aux1", "aux2->aux1")
+    assert form(space, *edges) == form(space, "label->target")
+    graph = form(together(space), *edges)
+    assert graph.members == ("target", "aux2") and graph.frozen_nodes == ("aux1",)
+    assert str(graph).endswith("; ensemble of target, aux2") and graph.judged == "ensemble"
+    assert form(together(space, "ensemble-all"), *edges).members == ("target", "aux1", "aux2")
+    assert form(space, *edges[:2]).key != form(together(space), *edges[:2]).key
+
+
+@pytest.mark.parametrize("objective", ["ensemble", "ensemble-all"])
+def test_ensemble_of_one_and_one_without_the_targets_model_are_none(objective: Objective) -> None:
+    space = together(space_of(3, "a", frozen=True), objective)
+    assert canonical(space, drawn(space, "label->aux1", "label->aux2", "target->aux1")) is None
+    alone = canonical(space, drawn(space, "label->target"))
+    assert (alone is None) == (objective == "ensemble")  # the others are frozen members
 
 
 def test_auxiliaries_are_named_in_order_of_their_models() -> None:
@@ -266,6 +336,14 @@ def test_controls_are_what_they_say() -> None:
 def test_params_of_names_what_the_space_lacks(space: SearchSpace, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         params_of(space, distillation("t", "a"))
+
+
+def test_params_of_a_graph_that_is_judged_otherwise_are_refused() -> None:
+    space = together(space_of(3, "a"), "ensemble-all")
+    with pytest.raises(ValueError, match="the graph is judged by target, not ensemble-all."):
+        params_of(space, distillation("t", "a"))
+    with pytest.raises(ValueError, match="the graph should have all 3 nodes. Found 2."):
+        params_of(space, all_through("t", ["a"], "ensemble-all"))
 
 
 def test_graph_is_written_as_a_recipe(tmp_path: Path) -> None:

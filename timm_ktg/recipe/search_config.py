@@ -37,6 +37,9 @@ from .section import Section, checked, problem
 from .tracking_config import TrackingConfig
 from .train_config import TrainConfig
 
+Objective = Literal["target", "ensemble", "ensemble-all"]
+Kind = Literal["learns", "frozen"]
+
 # Also where slashes are missing: a journal of such a name would show a password to all who list it.
 _LOOKS_LIKE_A_URL = re.compile(r"postgres|(?!.:)[^/]*:/|[^/]*:.*[@:]|.*\bpassword\s*=")
 
@@ -156,6 +159,9 @@ class SearchConfig(Section):
     """Numbers of nodes to try, including the target; one number or a list."""
     target_model: ModelName
     """timm's name of the target's model."""
+    objective: Objective = "target"
+    """What is judged: the target, the ensemble (mean of the logits) of all networks that learn, or
+    of all networks, frozen ones too (ensemble-all). Not in the paper."""
     models: list[ModelName] = []
     """Candidate models for every auxiliary."""
     gates: Gates = PAPERS_GATES
@@ -222,6 +228,8 @@ class SearchConfig(Section):
             yield problem(("nodes",), "should be one or more numbers of nodes. Found none.")
         if nodes != [1] and not data.get("models"):
             yield problem(("models",), "should name a candidate for the auxiliaries. Found none.")
+        if data.get("objective", "target") != "target":
+            yield from _ensemble_problems(nodes)
         interval = data.get("heartbeat_interval", cls.model_fields["heartbeat_interval"].default)
         grace = data.get("grace_period", cls.model_fields["grace_period"].default)
         try:
@@ -230,6 +238,12 @@ class SearchConfig(Section):
                 yield problem(("grace_period",), said)
         except (TypeError, ValueError, OverflowError):
             pass  # pydantic reports it
+
+
+def _ensemble_problems(nodes: Any) -> Iterator[InitErrorDetails]:
+    for number in nodes if isinstance(nodes, list) else ():
+        if str(number) == "1":
+            yield problem(("nodes",), "should be 2 or more where an ensemble is judged. Found 1.")
 
 
 def _label_loss_problems(losses: Any) -> Iterator[InitErrorDetails]:

@@ -8,8 +8,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from ..records.sample import Sample, gain
-from ..search.canonical import GraphEdge, describe
-from ..search.recipes import graph_section, words_of
+from ..search.canonical import ALONE, EVERY, GraphEdge, describe
+from ..search.recipes import graph_section
 from ..search.trials import COMPLETE, RUNNING, TrialRecord
 from .figures import epochs_figure, importance_figure, parallel_figure, tested_figure
 from .pictures import picture
@@ -90,8 +90,12 @@ def _lead(study: StudyData) -> str:
     running = sum(trial.state == RUNNING for trial in study.trials)
     going = f" so far, {running} of them running" if running else ""
     epoch = max(best.values)
+    objective, judged = search.get("objective", ALONE), search["target_model"]
+    if objective != ALONE:
+        which = "all networks" if objective == EVERY else "all networks that learn"
+        judged = f"the ensemble of {which}, {judged} among them,"
     return (
-        f"Which graph makes {search['target_model']} most accurate on {data}: "
+        f"Which graph makes {judged} most accurate on {data}: "
         f"{len(study.trials):,} trials{going}. The best, trial {best.number}, has "
         f"{best.values[epoch]:.2f} % on the validation images after epoch {epoch} of "
         f"{study.epochs}: {_words(best.edges)}."
@@ -139,7 +143,6 @@ def _rows(
         {"what": f"trial {row['trial']}", **row} for row in tested if row["trial"] is not None
     ]
     controls = [{"what": "control", **row} for row in tested if row["trial"] is None]
-    gates = words_of(search)
     rows, images = [*winners, *untested, *controls], study.result.get("test images")
     for row in rows:
         if row.get("same as"):
@@ -147,7 +150,7 @@ def _rows(
         row["test"] = samples.get(row["name"])
         row["error"] = (row.get("test top1") or {}).get("test set error")
         edges, temperature = row["edges"], row.get("temperature", 1.0)
-        section = graph_section(row["models"], edges, row["reduction"], gates, temperature)
+        section = graph_section(row["models"], edges, row["reduction"], search, temperature)
         row["svg"] = picture(section)
         row["words"] = _words(row["edges"])
         row["gains"] = [

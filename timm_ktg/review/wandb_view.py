@@ -13,10 +13,10 @@ from ..recipe.tracking_config import TrackingConfig
 from ..search.canonical import TARGET
 from ..search.space import Choices, build_choices, model_param
 from ..search.tracking import (
-    ACCURACY,
     METRIC,
     WANDB,
     WandbRunIds,
+    accuracy_of,
     create_sweep,
     make_run_ids,
     run_ids_of,
@@ -116,7 +116,7 @@ def build_view(entity: str, project: str, group: str, choices: Choices) -> ws.Wo
         columns=[wr.ParallelCoordinatesPlotColumn(metric=each) for each in (*columns, accuracy)],
     )
     by_epoch = wr.LinePlot(
-        title="Target's accuracy by epoch", x=wr.Metric(STEP), y=[wr.Metric(ACCURACY)]
+        title="Target's accuracy by epoch", x=wr.Metric(STEP), y=[wr.Metric(accuracy_of(choices))]
     )
     edges = wr.ScatterPlot(
         title="Edges and accuracy", x=wr.Config("edges"), y=wr.SummaryMetric(METRIC)

@@ -2,26 +2,29 @@
 
 Two draws are the same graph if they differ only in the names of their auxiliaries, in `correct`
 instead of `through` on a label edge (the label is always right), or in what cannot reach the
-target.
+target. Where an ensemble is judged, the first network is no different from an auxiliary of the same
+model, and what matters is what can reach a member.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import chain, groupby, permutations, product
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from ..graph.topology import LABEL, Link, Pair, Topology, Traits
+from ..graph.topology import ENSEMBLE, LABEL, Link, Pair, Topology, Traits
+from ..recipe.search_config import Kind, Objective
 
-TARGET = "target"
+TARGET = "target"  # the first network
 THROUGH, CORRECT = "through", "correct"
 
-Role = Literal["learns", "frozen"]
-LEARNS: Role = "learns"
-FROZEN: Role = "frozen"
+LEARNS: Kind = "learns"
+FROZEN: Kind = "frozen"
+ALONE: Objective = "target"  # the first network itself is judged, and no ensemble
+EVERY: Objective = "ensemble-all"
 
 Models = Mapping[str, str]  # by node
 Gates = Mapping[Pair, str]  # by edge
@@ -32,7 +35,7 @@ class GraphNode(NamedTuple):
 
     name: str
     model: str
-    role: Role
+    role: Kind
 
 
 class GraphEdge(NamedTuple):
@@ -50,15 +53,18 @@ class CanonicalGraph:
     Args:
         nodes: The networks that matter: the target first, then the auxiliaries by model.
         edges: The edges that exist, by destination, then by source, the label first.
+        objective: What is judged. It is left out of the repr, which names final trainings.
     """
 
     nodes: tuple[GraphNode, ...]
     edges: tuple[GraphEdge, ...]
+    objective: Objective = field(default=ALONE, repr=False)
 
     @property
     def key(self) -> str:
         """16 digits of a hash: equal for equal graphs; two others collide with chance 5e-20."""
-        form = json.dumps([[node.model for node in self.nodes], self.edges])
+        judged = [] if self.objective == ALONE else [self.objective]
+        form = json.dumps([[node.model for node in self.nodes], self.edges, *judged])
         return sha256(form.encode()).hexdigest()[:16]
 
     @property
@@ -76,9 +82,44 @@ class CanonicalGraph:
         """Names of the nodes that learn from nothing and so need weights of their own."""
         return tuple(node.name for node in self.nodes if node.role == FROZEN)
 
+    @property
+    def learning_nodes(self) -> tuple[str, ...]:
+        """Names of the nodes that learn."""
+        return tuple(node.name for node in self.nodes if node.role == LEARNS)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of the nodes whose ensemble is judged; none: the target itself is."""
+        return members_of(self.models, self.learning_nodes, self.objective)
+
+    @property
+    def judged(self) -> str:
+        """Name of the node that is judged."""
+        return judged_node(self.objective if self.members else ALONE)
+
     def __str__(self) -> str:
         """Return the graph as a line: `target resnet8_cifar <- label, aux1 (correct); ...`."""
-        return describe(self.edges, self.models)
+        line = describe(self.edges, self.models)
+        return f"{line}; {ENSEMBLE} of {', '.join(self.members)}" if self.members else line
+
+
+def members_of(models: Models, learning: Collection[str], objective: Objective) -> tuple[str, ...]:
+    """Return the names of the nodes whose ensemble is judged; none: the target itself is.
+
+    Args:
+        models: The nodes' models by name.
+        learning: Names of the nodes that learn.
+        objective: What is judged; of a single node there is no ensemble.
+    """
+    if objective == ALONE:
+        return ()
+    members = tuple(name for name in models if objective == EVERY or name in learning)
+    return members if len(members) > 1 else ()
+
+
+def judged_node(objective: Objective) -> str:
+    """Return the name of the node that is judged."""
+    return TARGET if objective == ALONE else ENSEMBLE
 
 
 def describe(edges: Iterable[GraphEdge], models: Models | None = None, arrow: str = "<-") -> str:
@@ -101,17 +142,32 @@ def describe(edges: Iterable[GraphEdge], models: Models | None = None, arrow: st
     )
 
 
-def all_through(target_model: str, auxiliaries: Sequence[str]) -> CanonicalGraph:
+def all_through(
+    target_model: str, auxiliaries: Sequence[str], objective: Objective = ALONE
+) -> CanonicalGraph:
     """Return the graph in which all learn from all and from the label (deep mutual learning).
 
     Args:
         target_model: Model of the target.
         auxiliaries: Models of the auxiliaries; none: the target learns from the label alone.
+        objective: What is judged.
     """
     models = [target_model, *auxiliaries]
     names = node_names(len(models))
     gates = dict.fromkeys(possible_edges(names), THROUGH)
-    return canonical_form(dict(zip(names, models, strict=True)), gates)
+    return canonical_form(dict(zip(names, models, strict=True)), gates, objective)
+
+
+def taught(graph: CanonicalGraph, sources: Collection[str]) -> CanonicalGraph:
+    """Return a graph with the same networks, each that learns taught by these through open gates.
+
+    Args:
+        graph: The graph.
+        sources: Names of nodes, or `label`; nobody learns from itself.
+    """
+    pairs = [pair for pair in possible_edges(tuple(graph.models)) if pair[0] in sources]
+    gates = {pair: THROUGH for pair in pairs if pair[1] in graph.learning_nodes}
+    return canonical_form(graph.models, gates, graph.objective)
 
 
 def distillation(target_model: str, *teachers: str) -> CanonicalGraph:
@@ -136,32 +192,67 @@ def possible_edges(names: Sequence[str]) -> tuple[Pair, ...]:
     return tuple((source, node) for node in names for source in (LABEL, *names) if source != node)
 
 
-def canonical_form(models: Models, gates: Gates) -> CanonicalGraph:
-    """Return the canonical form of a graph whose target has an incoming edge.
+def canonical_form(models: Models, gates: Gates, objective: Objective = ALONE) -> CanonicalGraph:
+    """Return the canonical form of a graph that is valid; see `valid_form`."""
+    graph = valid_form(models, gates, objective)
+    assert graph is not None
+    return graph
 
-    Nodes without a path to the target are dropped; a node without an incoming edge is frozen.
+
+def valid_form(models: Models, gates: Gates, objective: Objective = ALONE) -> CanonicalGraph | None:
+    """Return the canonical form of a graph.
+
+    Nodes without a path to what is judged are dropped; a node without an incoming edge is frozen.
 
     Args:
         models: The model of each node.
         gates: The gate of each edge that exists.
+        objective: What is judged.
+
+    Returns:
+        The form, or None if the graph is invalid: its target learns from nothing; or there are
+        fewer than two networks to judge together, or none of the target's model that learns.
     """
-    traits = tuple(Traits(name, has_weights=True) for name in models)
-    topology = Topology(traits, tuple(Link(*pair) for pair in gates), TARGET)
-    matter = topology.matter
+    topology = _topology(models, gates, objective)
+    matter, learning = topology.matter, topology.learning
+    first = _first(models, learning, objective)
+    if not first or (objective != ALONE and len(topology.nodes) == len(models)):
+        return None
     models = {name: model for name, model in models.items() if name in matter}
     gates = {
         pair: THROUGH if (pair[0], gate) == (LABEL, CORRECT) else gate
         for pair, gate in gates.items()
         if pair[1] in matter
     }
-    order = min(_orders(models, gates), key=lambda order: _table(order, gates))
+    order = min(_orders(models, gates, first), key=lambda order: _table(order, gates))
     new = {LABEL: LABEL, **dict(zip(order, node_names(len(order)), strict=True))}
     pairs = [pair for pair in possible_edges(order) if pair in gates]
-    roles = {name: LEARNS if name in topology.learning else FROZEN for name in order}
+    roles = {name: LEARNS if name in learning else FROZEN for name in order}
     return CanonicalGraph(
         tuple(GraphNode(new[name], models[name], roles[name]) for name in order),
         tuple(GraphEdge(new[pair[0]], new[pair[1]], gates[pair]) for pair in pairs),
+        objective,
     )
+
+
+def _topology(models: Models, gates: Gates, objective: Objective) -> Topology:
+    """Return who teaches whom, with the ensemble that is judged, if there is one."""
+    traits = [Traits(name, has_weights=True) for name in models]
+    links = tuple(Link(*pair) for pair in gates)
+    members = members_of(models, {link.destination for link in links}, objective)
+    if not members:
+        return Topology(tuple(traits), links, TARGET)
+    together = Traits(ENSEMBLE, needs=members, kind=ENSEMBLE)
+    return Topology((*traits, together), links, ENSEMBLE)
+
+
+def _first(models: Models, learning: Collection[str], objective: Objective) -> set[str]:
+    """Return the names of the nodes that may be called the target: they learn, and have its model.
+
+    Where an ensemble is judged, the target is no different from others of its model.
+    """
+    alike = {name for name, model in models.items() if model == models[TARGET]}
+    return ({TARGET} if objective == ALONE else alike).intersection(learning)
 
 
 def _table(order: Sequence[str], gates: Gates) -> list[str]:
@@ -169,21 +260,21 @@ def _table(order: Sequence[str], gates: Gates) -> list[str]:
     return [gates.get((source, node), "") for node in order for source in (LABEL, *order)]
 
 
-def _orders(models: Models, gates: Gates) -> Iterator[tuple[str, ...]]:
+def _orders(models: Models, gates: Gates, first: Collection[str]) -> Iterator[tuple[str, ...]]:
     """Yield the orders that may give the least form: by color, and every one within a color."""
-    color = _colors(models, gates).__getitem__
+    color = _colors(models, gates, first).__getitem__
     groups = groupby(sorted(models, key=color), key=color)
     within = [permutations(group) for _, group in groups]
     return (tuple(chain(*parts)) for parts in product(*within))
 
 
-def _colors(models: Models, gates: Gates) -> dict[str, int]:
-    """Number the nodes by model and edges, independent of their names; the target comes first.
+def _colors(models: Models, gates: Gates, first: Collection[str]) -> dict[str, int]:
+    """Number the nodes by model and edges, independent of their names; `first` come first.
 
     Colors are refined by those of the neighbors (Weisfeiler and Leman, 1968), which cannot split
     them more often than there are nodes. Unlike colors mean unlike nodes, but not conversely.
     """
-    signs: dict[str, tuple[Any, ...]] = {name: (name != TARGET, models[name]) for name in models}
+    signs: dict[str, tuple[Any, ...]] = {n: (n not in first, model) for n, model in models.items()}
     for _ in models:
         ranks = {sign: rank for rank, sign in enumerate(sorted(set(signs.values())))}
         colors = {LABEL: -1, **{name: ranks[sign] for name, sign in signs.items()}}

@@ -18,6 +18,7 @@ from ..recipe.recipe import save_recipe
 from ..records.files import write_whole
 from ..records.sample import Sample
 from ..tracking.wandb_run import mode_of
+from .canonical import TARGET
 from .looks import Looks, look, plan
 from .recipes import RecipeBuilder, label_only, on_all_images
 from .result import Result, Row, spent
@@ -59,9 +60,13 @@ def finish(worker: Worker, rows: Sequence[Row]) -> None:
     result = _result(worker, rows, samples, seeds)
     write_whole(directory / "result.json", json.dumps(result.as_json(), indent=2) + "\n")
     show_result(result, directory)
+    for run in (run_path(directory, rows[0], seed) for seed in seeds[:1]):
+        if run.is_dir():  # else another machine trained it
+            say(f"weights    {run} (timm_ktg.load_run)")
     if worker.recipe.tracking.wandb:
         runs = [run_path(directory, rows[0], seed) for seed in seeds[:1]]
-        files = [run / "nodes" / "target.safetensors" for run in runs]
+        names = rows[0].graph.members or (TARGET,)
+        files = [run / "nodes" / f"{name}.safetensors" for run, name in product(runs, names)]
         _show_study(worker, result, builder, [directory / "best.yaml", *files])
 
 

@@ -38,7 +38,7 @@ class GraphObjective:
     tracking: StudyTracking
 
     def __call__(self, trial: Trial) -> float:
-        """Return the target's validation top-1 after the last epoch, in percent.
+        """Return the validation top-1 of what is judged after the last epoch, in percent.
 
         Raises:
             TrialPruned: The trial is not among the best at a rung, or its graph was seen before.
@@ -83,7 +83,7 @@ class GraphObjective:
         graph = self.choices.graph(params)
         if graph is None:  # enqueued by hand
             note(trial, duplicate="invalid")
-            raise TrialPruned("The target learns from nothing.")
+            raise TrialPruned("Too few networks learn.")
         note(trial, graph=graph.key)  # before looking at the others', so that they see it
         if self.builder.recipe.search.unique:
             if graph.key in seen_graphs(trial.study, before=trial.number):

@@ -26,8 +26,8 @@ from ..train.seeds import run_seed
 from ..train.training import Data, Training, build_training
 from .pruning import rungs
 
-# Takes an epoch, from 1, the target's validation top-1, and whether it is the last epoch; says
-# whether to stop.
+# Takes an epoch, from 1, the validation top-1 of the graph's target, and whether it is the last
+# epoch; says whether to stop.
 Report = Callable[[int, float, bool], bool]
 # Takes an epoch's metrics.
 Log = Callable[[Metrics], None]

@@ -9,11 +9,20 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..graph.topology import LABEL
+from ..graph.topology import ENSEMBLE, LABEL
 from ..recipe.node_config import from_word, loss_from_word
 from ..recipe.recipe import Recipe, check_section
 from ..recipe.search_config import GateConfig, LossConfig, SearchRecipe
-from .canonical import TARGET, THROUGH, CanonicalGraph, GraphEdge, all_through
+from .canonical import (
+    ALONE,
+    TARGET,
+    THROUGH,
+    CanonicalGraph,
+    GraphEdge,
+    all_through,
+    judged_node,
+    members_of,
+)
 from .result import Row
 from .space import edge_word
 from .teachers import Teacher, teachers_of
@@ -43,10 +52,9 @@ class RecipeBuilder:
             reduction: How a node's losses from networks add up; None: as in the search.
             temperature: Of the edges between networks.
         """
-        search = self.recipe.search
-        gates = words_of(search.model_dump())
-        reduction = reduction or search.reduction
-        section = graph_section(graph.models, graph.edges, reduction, gates, temperature)
+        search = self.recipe.search.model_dump() | {"objective": graph.objective}
+        reduction = reduction or self.recipe.search.reduction
+        section = graph_section(graph.models, graph.edges, reduction, search, temperature)
         for name, teacher in teachers_of(graph, self.seed).items():
             section["nodes"][name]["checkpoint_path"] = str(self.weights(teacher).resolve())
         return _recipe(self.recipe, section)
@@ -75,11 +83,12 @@ def candidates_recipe(recipe: SearchRecipe) -> Recipe:
     """Return a recipe with every candidate, to see before a search that all can be built.
 
     The target learns through every gate, and every node from every other through every loss, by
-    edges that `candidate_named` knows.
+    edges that `candidate_named` knows. All of them are judged if an ensemble is.
     """
     search = recipe.search
     models = {"target": search.target_model}
     models |= {f"aux{number}": model for number, model in enumerate(search.models, start=1)}
+    members = members_of(models, models, search.objective)
     nodes: dict[str, Any] = {}
     for name, model in models.items():
         others = [each for each in models if each != name]
@@ -93,7 +102,10 @@ def candidates_recipe(recipe: SearchRecipe) -> Recipe:
         nodes[TARGET]["learns_from"] |= {
             f"{source}/gates{i}": gate.model_dump() for i, gate in enumerate(search.gates)
         }
-    return _recipe(recipe, {"target": TARGET, "nodes": nodes, "keep": list(nodes)})
+    keep, target = list(nodes), judged_node(search.objective if members else ALONE)
+    if members:
+        nodes[ENSEMBLE] = {"ensemble": list(members)}
+    return _recipe(recipe, {"target": target, "nodes": nodes, "keep": keep})
 
 
 def candidate_named(problem: str) -> str:
@@ -128,7 +140,7 @@ def graph_section(
     models: Mapping[str, str],
     edges: Iterable[GraphEdge],
     reduction: str,
-    gates: Mapping[str, Any],
+    search: Mapping[str, Any],
     temperature: float = 1.0,
 ) -> dict[str, Any]:
     """Return the section `graph` of a recipe, as far as the search decides it.
@@ -137,13 +149,19 @@ def graph_section(
         models: The nodes' models by name.
         edges: The edges that exist.
         reduction: How a node's losses from networks add up.
-        gates: How a recipe writes each gate; a gate that is not here is written as it is.
+        search: The section `search`, maybe unchecked. An edge that it cannot draw is written as it
+            is.
         temperature: Of the edges between networks.
     """
+    edges, gates, objective = tuple(edges), words_of(search), search.get("objective", ALONE)
     nodes: dict[str, dict[str, Any]] = {name: {"model": model} for name, model in models.items()}
     for source, destination, gate in edges:
         edge = gates.get(gate, gate)
         if source != LABEL and temperature != 1:
             edge = {**from_word(edge), "temperature": temperature}
         nodes[destination].setdefault("learns_from", {})[source] = edge
-    return {"target": TARGET, "reduction": reduction, "nodes": nodes}
+    members = members_of(models, {edge[1] for edge in edges}, objective)
+    if members:
+        nodes[ENSEMBLE] = {"ensemble": list(members)}
+    target = judged_node(objective if members else ALONE)
+    return {"target": target, "reduction": reduction, "nodes": nodes}

@@ -14,12 +14,13 @@ from optuna import Study
 from ..graph.topology import LABEL
 from ..recipe.search_config import SearchRecipe
 from ..records.sample import Sample, gain
-from .canonical import CanonicalGraph, all_through, distillation
+from .canonical import ALONE, EVERY, TARGET, CanonicalGraph, all_through, distillation, taught
 from .looks import Looks
 from .space import Choices
 from .trials import COMPLETE, DUPLICATE, FAILED, PRUNED, best_first, finished, records
 
 LABEL_ONLY = "label-only"
+INDEPENDENT = "independent"  # the networks of an ensemble, each trained on the labels alone
 SUM, MEAN = "all-through sum", "all-through mean"
 SMOOTHING = 0.1
 TEMPERATURES = (1.0, 4.0)
@@ -127,8 +128,8 @@ class Result:
     def bases(self) -> list[str]:
         """Names of the controls that all rows are compared with."""
         best = [] if self.best_control is None else [self.best_control.name]
-        tested = [LABEL_ONLY] if self.samples.get(LABEL_ONLY) else []
-        return list(dict.fromkeys([*tested, *best]))
+        tested = [name for name in (INDEPENDENT, LABEL_ONLY) if self.samples.get(name)]
+        return list(dict.fromkeys([*tested[:1], *best]))
 
     @property
     def notes(self) -> list[str]:
@@ -140,6 +141,10 @@ class Result:
             f"alone makes, {self.images:,} images; more seeds do not lower it.",
             *self.looks.notes,
         ]
+        objective = self.rows[0].graph.objective
+        if objective != ALONE:
+            which = "all networks" if objective == EVERY else "all networks that learn"
+            said.append(f"Figures are of the ensemble of {which}; {LABEL_ONLY} is one network.")
         if any(row.graph.frozen_nodes for row in self.rows):
             said.append("Every seed has teachers of its own, so the spread includes theirs.")
         if self.one_teacher:
@@ -158,6 +163,7 @@ class Result:
             "rows": [self._described(row) for row in self.rows],
             "compared with": self.bases,
             "notes": self.notes,
+            "objective": self.rows[0].graph.objective,
             **self.looks.as_json(),
             "test images": self.images,
             "spent": dict(self.spent),
@@ -179,6 +185,7 @@ class Result:
             "smoothing": row.smoothing,
             "edges": row.graph.edges,
             "models": row.graph.models,
+            "judged": row.graph.judged,
         }
 
 
@@ -201,30 +208,47 @@ def best_and_controls(
         found.append(Row(f"best-{rank}", graph, search.reduction, trial.number, trial.value))
     target = search.target_model
     alone = all_through(target, ())
-    controls = [Row(LABEL_ONLY, alone, "sum", value=values.get(target))]
+    reference = Row(LABEL_ONLY, alone, "sum", value=values.get(target))
+    controls = [reference]
+    if found and search.objective != ALONE:
+        alone = taught(found[0].graph, (LABEL,))
+        controls = [Row(INDEPENDENT, alone, "sum")]
     if not recipe.train.smoothing:
         controls.append(Row(f"label smoothing {SMOOTHING}", alone, "sum", smoothing=SMOOTHING))
     if found:
-        controls += _with_networks(found[0].graph, search.reduction, values)
+        controls += _all_through(found[0].graph)
+        controls += _distilled(found[0].graph, search.reduction, values)
+    if reference not in controls:
+        controls.append(reference)
     return [*found, *controls]
 
 
-def _with_networks(graph: CanonicalGraph, reduction: str, values: Mapping[str, float]) -> list[Row]:
-    """Return the controls with the networks of a graph, and with its teachers."""
-    models, rows = graph.models, []
+def _all_through(graph: CanonicalGraph) -> list[Row]:
+    """Return the controls in which the networks of a graph learn from each other."""
     target, *auxiliaries = (node.model for node in graph.nodes)
-    if auxiliaries:
-        through = all_through(target, auxiliaries)
-        rows.append(Row(SUM, through, "sum"))
-        if len(auxiliaries) > 1:  # of one source, the sum is the mean
-            rows.append(Row(MEAN, through, "mean"))
-    teachers = [models[name] for name in graph.frozen_nodes]
+    if not auxiliaries:
+        return []
+    through = all_through(target, auxiliaries)
+    if graph.objective != ALONE:  # those that learn stay the same, and so does the ensemble
+        through = taught(graph, (LABEL, *graph.models))
+    rows = [Row(SUM, through, "sum")]
+    if len(auxiliaries) > 1:  # of one source, the sum is the mean
+        rows.append(Row(MEAN, through, "mean"))
+    return rows
+
+
+def _distilled(graph: CanonicalGraph, reduction: str, values: Mapping[str, float]) -> list[Row]:
+    """Return the controls in which the target, or every member, learns from the frozen nodes."""
+    models, rows = graph.models, []
+    teachers = list(graph.frozen_nodes)
     kinds = {"KD": teachers} if teachers else {}
     if len(teachers) > 1:
-        best = max(teachers, key=lambda model: values.get(model, 0.0))
-        kinds[f"KD from {best}"] = [best]
+        best = max(teachers, key=lambda name: values.get(models[name], 0.0))
+        kinds[f"KD from {models[best]}"] = [best]
     for (name, sources), temperature in product(kinds.items(), TEMPERATURES):
-        distilled = distillation(target, *sources)
+        distilled = distillation(models[TARGET], *(models[source] for source in sources))
+        if graph.objective != ALONE:
+            distilled = taught(graph, (LABEL, *sources))
         full = f"{name} T={temperature:g}"
         rows.append(Row(full, distilled, reduction, temperature=temperature))
     return rows

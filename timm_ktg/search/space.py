@@ -11,19 +11,22 @@ from typing import Any
 from ..errors import did_you_mean
 from ..graph.edge import default_loss
 from ..graph.topology import CUTOFF, LABEL, Pair
-from ..recipe.search_config import SearchConfig
+from ..recipe.search_config import Objective, SearchConfig
 from .canonical import (
+    ALONE,
     CORRECT,
+    EVERY,
     FROZEN,
     LEARNS,
     TARGET,
     THROUGH,
     CanonicalGraph,
     all_through,
-    canonical_form,
     distillation,
     node_names,
     possible_edges,
+    taught,
+    valid_form,
 )
 
 _LOSSES = ("losses", "label_losses")
@@ -47,6 +50,7 @@ class SearchSpace:
         label_losses: Candidates for the loss of every edge from the label, likewise.
         frozen: Whether `frozen` is a choice of its own for every auxiliary. In the paper it is
             not: an auxiliary is frozen only where all its N gates are drawn as `cutoff`.
+        objective: What is judged.
 
     Raises:
         ValueError: There is nothing to draw, or something is listed twice.
@@ -59,6 +63,7 @@ class SearchSpace:
     frozen: bool
     losses: tuple[str, ...] = ()
     label_losses: tuple[str, ...] = ()
+    objective: Objective = ALONE
 
     def __post_init__(self) -> None:
         """Check what `SearchConfig` does not: there is a gate to draw, and each thing only once."""
@@ -175,29 +180,34 @@ def build_choices(search: SearchConfig) -> Choices:
     """
     gates = tuple(gate.shown for gate in search.gates)
     losses, label_losses = (tuple(each.shown for each in getattr(search, f)) for f in _LOSSES)
-    models = tuple(search.models)
-    return Choices(
-        {
-            nodes: SearchSpace(
-                search.target_model, models, gates, nodes, search.frozen, losses, label_losses
-            )
-            for nodes in dict.fromkeys(search.nodes)
-        }
-    )
+    spaces = {
+        nodes: SearchSpace(
+            search.target_model,
+            tuple(search.models),
+            gates,
+            nodes,
+            search.frozen,
+            losses,
+            label_losses,
+            search.objective,
+        )
+        for nodes in dict.fromkeys(search.nodes)
+    }
+    return Choices(spaces)
 
 
 def canonical(space: SearchSpace, params: Mapping[str, str]) -> CanonicalGraph | None:
     """Return the form of the graph that the parameters draw.
 
     Edges that are cut off are dropped, and so are those into a frozen node; then every node
-    without a path to the target. An auxiliary without incoming edges is frozen, chosen so or not.
+    without a path to what is judged. A node without incoming edges is frozen, chosen so or not.
 
     Args:
         space: Where the parameters come from.
         params: A category for each of `space.choices()`. Others are ignored.
 
     Returns:
-        The form, or None if the graph is invalid: its target has no incoming edge.
+        The form, or None if the graph is invalid; see `valid_form`.
     """
     models = {name: params[model_param(name)] for name in space.auxiliaries}
     frozen = [name for name in models if space.frozen and params[_role_param(name)] == FROZEN]
@@ -207,9 +217,7 @@ def canonical(space: SearchSpace, params: Mapping[str, str]) -> CanonicalGraph |
         for pair, gate in drawn.items()
         if gate != CUTOFF
     }
-    if all(destination != TARGET for _, destination in gates):
-        return None
-    return canonical_form({TARGET: space.target_model, **models}, gates)
+    return valid_form({TARGET: space.target_model, **models}, gates, space.objective)
 
 
 def params_of(space: SearchSpace, graph: CanonicalGraph) -> dict[str, str]:
@@ -228,6 +236,10 @@ def params_of(space: SearchSpace, graph: CanonicalGraph) -> dict[str, str]:
     models = graph.models
     if len(models) > space.nodes:
         raise ValueError(f"the graph has {len(models)} nodes, but the space {space.nodes}.")
+    if graph.objective != space.objective:
+        raise ValueError(f"the graph is judged by {graph.objective}, not {space.objective}.")
+    if space.objective == EVERY and len(models) < space.nodes:
+        raise ValueError(f"the graph should have all {space.nodes} nodes. Found {len(models)}.")
     _check_candidate(TARGET, models.pop(TARGET), [space.target_model])
     for name, model in models.items():
         _check_candidate(model_param(name), model, space.models)
@@ -244,10 +256,14 @@ def params_of(space: SearchSpace, graph: CanonicalGraph) -> dict[str, str]:
 def controls(space: SearchSpace) -> list[CanonicalGraph]:
     """Return what a found graph is compared with: label-only, KD from each, all-through.
 
-    The auxiliaries' models are the candidates, in their order, over and over.
+    Where an ensemble is judged: all networks with the label alone, and all-through. The
+    auxiliaries' models are the candidates, in their order, over and over.
     """
     target, auxiliaries = space.target_model, islice(cycle(space.models), space.nodes - 1)
     models = list(auxiliaries)
+    if space.objective != ALONE:
+        together = all_through(target, models, space.objective)
+        return [taught(together, (LABEL,)), together]
     teachers = [distillation(target, model) for model in dict.fromkeys(models)]
     through = [all_through(target, models)] if models else []
     return [all_through(target, ()), *teachers, *through]

@@ -33,6 +33,7 @@ LATER = {
     "train.model_ema_warmup": False,
     "search.losses": [],
     "search.label_losses": [],
+    "search.objective": "target",
 }
 
 # A full disk, say, or an image that cannot be read: no fault of the trial, which is done again.

@@ -26,12 +26,11 @@ from ..tracking.wandb_run import (
     wait_for_server,
     wandb_problems,
 )
-from .canonical import TARGET, CanonicalGraph
+from .canonical import TARGET, CanonicalGraph, judged_node
 from .space import Choices, gate_param, loss_param, model_param
 
 WANDB = "wandb"  # attribute of the study: what identifies its runs
 ABSENT = "none"  # model of an auxiliary that the graph does not have
-ACCURACY = top1_name("val", TARGET)
 METRIC = "target/top1/last"
 
 _logger = logging.getLogger(__name__)
@@ -139,15 +138,21 @@ def graph_config(graph: CanonicalGraph, choices: Choices) -> dict[str, Any]:
     }
 
 
+def accuracy_of(choices: Choices) -> str:
+    """Return the name of the metric that the trials of a search are judged by."""
+    return top1_name("val", judged_node(choices.largest.objective))
+
+
 class TrialRun:
     """Shows a trial while it goes on.
 
     Args:
         run: The run in Weights & Biases; None: nothing is shown.
+        accuracy: Name of the metric that the trial is judged by.
     """
 
-    def __init__(self, run: WandbRun | None) -> None:
-        self._run = run
+    def __init__(self, run: WandbRun | None, accuracy: str) -> None:
+        self._run, self._accuracy = run, accuracy
         self._values: list[float] = []
         self._epochs = self._rung = 0
 
@@ -159,8 +164,8 @@ class TrialRun:
     def log(self, metrics: Metrics) -> None:
         """Show an epoch's metrics."""
         self._epochs = int(metrics[EPOCH])
-        if ACCURACY in metrics:
-            self._values.append(metrics[ACCURACY])
+        if self._accuracy in metrics:
+            self._values.append(metrics[self._accuracy])
         if self._run is not None:
             self._run.log(metrics)
 
@@ -200,7 +205,8 @@ class StudyTracking:
     @contextmanager
     def trial(self, number: int, graph: CanonicalGraph) -> Iterator[TrialRun]:
         """Show a trial while it runs, and how it ends; being pruned is no failure."""
-        shown = TrialRun(self._open(number, graph) if self.tracking.wandb else None)
+        run = self._open(number, graph) if self.tracking.wandb else None
+        shown = TrialRun(run, accuracy_of(self.choices))
         try:
             yield shown
         except TrialPruned:
