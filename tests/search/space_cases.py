@@ -19,11 +19,15 @@ def every(space: SearchSpace) -> Iterator[Params]:
 def least_form(space: SearchSpace, params: Params) -> Any:
     """Return the least of all ways to write a graph down, or None if it is invalid.
 
-    Where an ensemble is judged, the target may change its name like all others.
+    Where an ensemble is judged, the target may change its name like all others, unless a slow copy
+    follows it.
     """
     auxiliaries = [f"aux{number}" for number in range(1, space.nodes)]
     models = {"target": space.target_model, **{n: params[f"model/{n}"] for n in auxiliaries}}
-    frozen = {name for name in auxiliaries if params.get(f"role/{name}") == "frozen"}
+    roles = {name: params.get(f"role/{name}", space.kinds[0]) for name in auxiliaries}
+    slow = {name for name, role in roles.items() if role == "ema"}
+    models |= dict.fromkeys(slow, "ema")
+    frozen = {name for name, role in roles.items() if role != "learns"}
     edges = {}
     for name, gate in params.items():
         kind, _, pair = name.partition("/")
@@ -40,11 +44,12 @@ def least_form(space: SearchSpace, params: Params) -> Any:
     for _ in auxiliaries:
         reached |= {source for source, node in edges if node in reached and source != "label"}
     edges = {pair: gate for pair, gate in edges.items() if pair[1] in reached}
-    if alone and "target" not in learning:
+    followed = alone or bool(slow & reached)
+    if followed and "target" not in learning:
         return None
     kept = [name for name in models if name in reached]
     forms = []
-    for order in permutations(kept[alone:]):
+    for order in permutations(kept[followed:]):
         new = {"label": "label", "target": "target"}
         new |= {name: f"aux{place}" for place, name in enumerate(order)}
         renamed = ((new[source], new[node], gate) for (source, node), gate in edges.items())

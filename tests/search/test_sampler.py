@@ -13,7 +13,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
 from tests.search.space_cases import PAPER, Params, every, least_form
-from timm_ktg.recipe.search_config import SearchConfig
+from timm_ktg.recipe.search_config import SearchConfig, kinds_of
 from timm_ktg.search.canonical import CanonicalGraph
 from timm_ktg.search.sampler import MOST_GRAPHS, GraphSampler, all_graphs, suggest
 from timm_ktg.search.space import NODES, Choices, SearchSpace, build_choices, canonical
@@ -24,8 +24,8 @@ from timm_ktg.search.trials import note, seen_graphs
 def choices_of(
     *nodes: int, models: str = "ab", gates: tuple[str, ...] = PAPER, frozen: bool = False
 ) -> Choices:
-    spaces = {count: SearchSpace("t", tuple(models), gates, count, frozen) for count in nodes}
-    return Choices(spaces)
+    spaces = (SearchSpace("t", tuple(models), gates, each, kinds_of(frozen)) for each in nodes)
+    return Choices(dict(zip(nodes, spaces, strict=True)))
 
 
 SMALL = choices_of(2, models="a", gates=("through", "cutoff", "correct"))
@@ -301,5 +301,5 @@ def test_search_sampler_choices_come_from_the_recipe() -> None:
     choices = build_choices(search)
     assert list(choices.spaces) == [2, 1]
     assert choices.largest == SearchSpace(
-        "resnet8_cifar", ("resnet14_cifar",), ("through", "linear"), 2, False
+        "resnet8_cifar", ("resnet14_cifar",), ("through", "linear"), 2
     )

@@ -11,7 +11,7 @@ import pytest
 
 from tests.search.space_cases import PAPER, Params, every, least_form
 from timm_ktg.recipe.recipe import load_recipe, save_recipe
-from timm_ktg.recipe.search_config import Objective, SearchRecipe
+from timm_ktg.recipe.search_config import Kind, Objective, SearchRecipe, kinds_of
 from timm_ktg.search.canonical import CanonicalGraph, all_through, distillation
 from timm_ktg.search.recipes import RecipeBuilder
 from timm_ktg.search.space import SearchSpace, build_choices, canonical, controls, params_of
@@ -22,12 +22,17 @@ LOSSES = ("kl_div", "dkd T=4")
 def space_of(
     nodes: int, models: str = "ab", gates: tuple[str, ...] = PAPER, frozen: bool = False
 ) -> SearchSpace:
-    return SearchSpace("t", tuple(models), gates, nodes, frozen)
+    return SearchSpace("t", tuple(models), gates, nodes, kinds_of(frozen))
 
 
 def together(space: SearchSpace, objective: Objective = "ensemble") -> SearchSpace:
     """The same space, where an ensemble is judged."""
     return replace(space, objective=objective)
+
+
+def of_kinds(space: SearchSpace, *kinds: Kind) -> SearchSpace:
+    """The same space, with these kinds of auxiliaries."""
+    return replace(space, kinds=kinds)
 
 
 def draw(space: SearchSpace, rng: random.Random, cut: float = 0.0) -> Params:
@@ -147,6 +152,23 @@ def test_space_that_nothing_can_be_drawn_from_is_refused(change: Any, said: str)
         # Both learn, or one of them while the other is frozen.
         (together(space_of(2, "t", ("cutoff", "through")), "ensemble-all"), (3**2 + 3) // 2 + 3),
         (together(space_of(2, "a", ("cutoff", "through")), "ensemble-all"), 3 * 4),
+        # As without slow copies; and one that teaches, whose model is no choice, by each gate.
+        (
+            of_kinds(space_of(2, "ab", ("cutoff", "through")), "learns", "ema"),
+            1 + 2 * 2**3 + 2,
+        ),
+        (of_kinds(space_of(2, "ab", PAPER), "frozen", "ema"), 2 + 3 * 3 * (2 + 1)),
+        # Two that learn, of which the slow copy follows one, and teaches it or the other.
+        (
+            of_kinds(together(space_of(3, "t", ("cutoff", "through"))), "learns", "ema"),
+            (7**3 + 3 * 7 * 3 + 2 * 7) // 6 + (7**2 + 7) // 2 + (7**2 - 3**2),
+        ),
+        (
+            of_kinds(
+                together(space_of(2, "t", ("cutoff", "through")), "ensemble-all"), "learns", "ema"
+            ),
+            (3**2 + 3) // 2 + 3 + 3,
+        ),
     ],
 )
 def test_canonical_graphs_are_the_classes_of_the_space(space: SearchSpace, forms: int) -> None:
@@ -330,7 +352,7 @@ def test_controls_are_what_they_say() -> None:
         (space_of(2, "a", ("linear", "cutoff")), "gate/label->target: .* Found `through`."),
         (space_of(2, "a", ("through",)), "gate/label->aux1: .* Found `cutoff`."),
         (space_of(3, "a", ("through",), True), "gate/aux2->target: .* Found `cutoff`."),
-        (SearchSpace("u", ("a",), PAPER, 2, False), "target: should be one of u. Found `t`."),
+        (SearchSpace("u", ("a",), PAPER, 2), "target: should be one of u. Found `t`."),
     ],
 )
 def test_params_of_names_what_the_space_lacks(space: SearchSpace, said: str) -> None:

@@ -38,7 +38,7 @@ from .tracking_config import TrackingConfig
 from .train_config import TrainConfig
 
 Objective = Literal["target", "ensemble", "ensemble-all"]
-Kind = Literal["learns", "frozen"]
+Kind = Literal["learns", "frozen", "ema"]
 
 # Also where slashes are missing: a journal of such a name would show a password to all who list it.
 _LOOKS_LIKE_A_URL = re.compile(r"postgres|(?!.:)[^/]*:/|[^/]*:.*[@:]|.*\bpassword\s*=")
@@ -173,7 +173,13 @@ class SearchConfig(Section):
     """Candidate losses for every edge from the label; none: cross_entropy for all. Not in the
     paper."""
     frozen: bool = False
-    """Let the search choose for each auxiliary whether it is frozen; not in the paper."""
+    """Let the search choose for each auxiliary whether it is frozen: short for kinds [learns,
+    frozen]. Not in the paper."""
+    kinds: Annotated[list[Kind], BeforeValidator(_from_one)] = []
+    """Candidates for what every auxiliary is: learns; frozen; or ema, a slow copy of the target.
+    None: learns, and frozen if `frozen` says so. Not in the paper."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Share of its former weights that a slow copy keeps at each update."""
     reduction: Reduction = "sum"
     """How a node's losses from networks add up: sum (Eq. 3), or mean (Zhang et al., DML)."""
     trials: PositiveInt = 1500
@@ -214,6 +220,11 @@ class SearchConfig(Section):
     final_seeds: list[NonNegativeInt] = [0, 1, 2, 3, 4]
     """Seeds of the final trainings of the best graphs and the controls."""
 
+    @property
+    def auxiliary_kinds(self) -> tuple[Kind, ...]:
+        """The candidates for what every auxiliary is."""
+        return tuple(self.kinds) or kinds_of(self.frozen)
+
     @field_serializer("storage")
     def _without_url(self, storage: str | None) -> str | None:
         """Leave the URL of a database out of what is written down, because it holds a password."""
@@ -229,7 +240,11 @@ class SearchConfig(Section):
         if nodes != [1] and not data.get("models"):
             yield problem(("models",), "should name a candidate for the auxiliaries. Found none.")
         if data.get("objective", "target") != "target":
-            yield from _ensemble_problems(nodes)
+            yield from _ensemble_problems(data, nodes)
+        kinds = _from_one(data.get("kinds"))
+        if kinds and str(data.get("frozen", False)).lower() == "true" and "frozen" not in kinds:
+            said = f"needs `frozen` among kinds. Found {', '.join(map(str, kinds))}."
+            yield problem(("frozen",), said)
         interval = data.get("heartbeat_interval", cls.model_fields["heartbeat_interval"].default)
         grace = data.get("grace_period", cls.model_fields["grace_period"].default)
         try:
@@ -240,7 +255,16 @@ class SearchConfig(Section):
             pass  # pydantic reports it
 
 
-def _ensemble_problems(nodes: Any) -> Iterator[InitErrorDetails]:
+def kinds_of(frozen: bool) -> tuple[Kind, ...]:
+    """Return the candidates for what an auxiliary is that `search.frozen` stands for."""
+    return ("learns", "frozen") if frozen else ("learns",)
+
+
+def _ensemble_problems(data: Mapping[str, Any], nodes: Any) -> Iterator[InitErrorDetails]:
+    kinds = _from_one(data.get("kinds"))
+    if data["objective"] == "ensemble" and kinds and "learns" not in kinds:
+        said = f"should have `learns` where those that learn are judged. Found {', '.join(kinds)}."
+        yield problem(("kinds",), said)
     for number in nodes if isinstance(nodes, list) else ():
         if str(number) == "1":
             yield problem(("nodes",), "should be 2 or more where an ensemble is judged. Found 1.")

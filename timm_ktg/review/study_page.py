@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from ..records.sample import Sample, gain
-from ..search.canonical import ALONE, EVERY, GraphEdge, describe
+from ..search.canonical import ALONE, EVERY, FROZEN, GraphEdge, describe, role_of
 from ..search.recipes import graph_section
 from ..search.trials import COMPLETE, RUNNING, TrialRecord
 from .figures import epochs_figure, importance_figure, parallel_figure, tested_figure
@@ -170,7 +170,7 @@ def _trial(trial: TrialRecord) -> list[Any]:
     values = trial.values
     learning = {edge.destination for edge in trial.edges}
     auxiliaries = [
-        f"{name} {model}" + " (frozen)" * (name not in learning)
+        f"{name} {model}" + " (frozen)" * (role_of(model, name in learning) == FROZEN)
         for name, model in list(trial.models.items())[1:]
     ]
     return [

@@ -15,7 +15,7 @@ from hashlib import sha256
 from itertools import chain, groupby, permutations, product
 from typing import Any, NamedTuple
 
-from ..graph.topology import ENSEMBLE, LABEL, Link, Pair, Topology, Traits
+from ..graph.topology import EMA, ENSEMBLE, LABEL, Link, Pair, Topology, Traits
 from ..recipe.search_config import Kind, Objective
 
 TARGET = "target"  # the first network
@@ -31,7 +31,10 @@ Gates = Mapping[Pair, str]  # by edge
 
 
 class GraphNode(NamedTuple):
-    """A network: its name, timm's name of its model, and whether it learns."""
+    """A network: its name, timm's name of its model, and what it is.
+
+    The model of a slow copy of the target is written as `ema`.
+    """
 
     name: str
     model: str
@@ -103,6 +106,11 @@ class CanonicalGraph:
         return f"{line}; {ENSEMBLE} of {', '.join(self.members)}" if self.members else line
 
 
+def role_of(model: str, learns: bool) -> Kind:
+    """Return what a node is, given its model and whether it learns."""
+    return LEARNS if learns else "ema" if model == EMA else FROZEN
+
+
 def members_of(models: Models, learning: Collection[str], objective: Objective) -> tuple[str, ...]:
     """Return the names of the nodes whose ensemble is judged; none: the target itself is.
 
@@ -135,11 +143,13 @@ def describe(edges: Iterable[GraphEdge], models: Models | None = None, arrow: st
     for source, destination, gate in edges:
         shown = source if gate == THROUGH else f"{source} ({gate})"
         sources.setdefault(destination, []).append(shown)
-    return "; ".join(
-        (f"{name} {models[name]}" if models else name)
-        + (f" {arrow} {', '.join(learns_from)}" if learns_from else " frozen")
-        for name, learns_from in sources.items()
-    )
+    parts = []
+    for name, learns_from in sources.items():
+        model = models[name] if models else ""
+        still = f" of {TARGET}" if model == EMA else " frozen"
+        how = f" {arrow} {', '.join(learns_from)}" if learns_from else still
+        parts.append(f"{name} {model}".rstrip() + how)
+    return "; ".join(parts)
 
 
 def all_through(
@@ -149,13 +159,14 @@ def all_through(
 
     Args:
         target_model: Model of the target.
-        auxiliaries: Models of the auxiliaries; none: the target learns from the label alone.
+        auxiliaries: Models of the auxiliaries; none: the target learns from the label alone. Slow
+            copies do not learn.
         objective: What is judged.
     """
     models = [target_model, *auxiliaries]
-    names = node_names(len(models))
-    gates = dict.fromkeys(possible_edges(names), THROUGH)
-    return canonical_form(dict(zip(names, models, strict=True)), gates, objective)
+    by_name = dict(zip(node_names(len(models)), models, strict=True))
+    gates = {pair: THROUGH for pair in possible_edges(tuple(by_name)) if by_name[pair[1]] != EMA}
+    return canonical_form(by_name, gates, objective)
 
 
 def taught(graph: CanonicalGraph, sources: Collection[str]) -> CanonicalGraph:
@@ -202,7 +213,8 @@ def canonical_form(models: Models, gates: Gates, objective: Objective = ALONE) -
 def valid_form(models: Models, gates: Gates, objective: Objective = ALONE) -> CanonicalGraph | None:
     """Return the canonical form of a graph.
 
-    Nodes without a path to what is judged are dropped; a node without an incoming edge is frozen.
+    Nodes without a path to what is judged are dropped; a network without an incoming edge is
+    frozen. A slow copy has none either.
 
     Args:
         models: The model of each node.
@@ -215,7 +227,7 @@ def valid_form(models: Models, gates: Gates, objective: Objective = ALONE) -> Ca
     """
     topology = _topology(models, gates, objective)
     matter, learning = topology.matter, topology.learning
-    first = _first(models, learning, objective)
+    first = _first(models, matter, objective).intersection(learning)
     if not first or (objective != ALONE and len(topology.nodes) == len(models)):
         return None
     models = {name: model for name, model in models.items() if name in matter}
@@ -227,7 +239,7 @@ def valid_form(models: Models, gates: Gates, objective: Objective = ALONE) -> Ca
     order = min(_orders(models, gates, first), key=lambda order: _table(order, gates))
     new = {LABEL: LABEL, **dict(zip(order, node_names(len(order)), strict=True))}
     pairs = [pair for pair in possible_edges(order) if pair in gates]
-    roles = {name: LEARNS if name in learning else FROZEN for name in order}
+    roles = {name: role_of(models[name], name in learning) for name in order}
     return CanonicalGraph(
         tuple(GraphNode(new[name], models[name], roles[name]) for name in order),
         tuple(GraphEdge(new[pair[0]], new[pair[1]], gates[pair]) for pair in pairs),
@@ -246,13 +258,15 @@ def _topology(models: Models, gates: Gates, objective: Objective) -> Topology:
     return Topology((*traits, together), links, ENSEMBLE)
 
 
-def _first(models: Models, learning: Collection[str], objective: Objective) -> set[str]:
-    """Return the names of the nodes that may be called the target: they learn, and have its model.
+def _first(models: Models, matter: Collection[str], objective: Objective) -> set[str]:
+    """Return the names of the nodes that may be called the target.
 
-    Where an ensemble is judged, the target is no different from others of its model.
+    Where an ensemble is judged, the target is no different from others of its model, unless it is
+    the one that a slow copy follows.
     """
-    alike = {name for name, model in models.items() if model == models[TARGET]}
-    return ({TARGET} if objective == ALONE else alike).intersection(learning)
+    if objective == ALONE or any(models.get(name) == EMA for name in matter):
+        return {TARGET}
+    return {name for name, model in models.items() if model == models[TARGET]}
 
 
 def _table(order: Sequence[str], gates: Gates) -> list[str]:

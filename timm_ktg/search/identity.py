@@ -20,6 +20,7 @@ FREE = {
     "search": {
         *("trials", "study", "storage", "artifacts", "heartbeat_interval", "grace_period"),
         *("top_k", "final_seeds", "seed", "sampler", "unique", "enqueue_controls", "weights"),
+        "frozen",  # it is told by the kinds
     },
     **PLACE,
 }
@@ -40,6 +41,7 @@ def identity_of(recipe: SearchRecipe) -> dict[str, Any]:
     }
     return {
         **fields,
+        "search.kinds": list(recipe.search.auxiliary_kinds),
         "search.gates": [_identity_of_gate(gate) for gate in recipe.search.gates],
         **{
             f"search.{field}": [_identity_of_loss(loss) for loss in losses]

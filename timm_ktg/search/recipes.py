@@ -9,10 +9,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..graph.topology import ENSEMBLE, LABEL
+from ..graph.topology import EMA, ENSEMBLE, LABEL
 from ..recipe.node_config import from_word, loss_from_word
 from ..recipe.recipe import Recipe, check_section
-from ..recipe.search_config import GateConfig, LossConfig, SearchRecipe
+from ..recipe.search_config import GateConfig, LossConfig, SearchConfig, SearchRecipe
 from .canonical import (
     ALONE,
     TARGET,
@@ -90,8 +90,9 @@ def candidates_recipe(recipe: SearchRecipe) -> Recipe:
     models |= {f"aux{number}": model for number, model in enumerate(search.models, start=1)}
     members = members_of(models, models, search.objective)
     nodes: dict[str, Any] = {}
+    slow = [EMA] if EMA in search.auxiliary_kinds else []
     for name, model in models.items():
-        others = [each for each in models if each != name]
+        others = [each for each in (*models, *slow) if each != name]
         edges = {f"{LABEL}/label_losses{i}": loss for i, loss in enumerate(search.label_losses)}
         edges |= {
             f"{each}/losses{i}": loss for each in others for i, loss in enumerate(search.losses)
@@ -103,6 +104,7 @@ def candidates_recipe(recipe: SearchRecipe) -> Recipe:
             f"{source}/gates{i}": gate.model_dump() for i, gate in enumerate(search.gates)
         }
     keep, target = list(nodes), judged_node(search.objective if members else ALONE)
+    nodes |= {name: _slow_copy(search.ema_decay) for name in slow}
     if members:
         nodes[ENSEMBLE] = {"ensemble": list(members)}
     return _recipe(recipe, {"target": target, "nodes": nodes, "keep": keep})
@@ -154,7 +156,10 @@ def graph_section(
         temperature: Of the edges between networks.
     """
     edges, gates, objective = tuple(edges), words_of(search), search.get("objective", ALONE)
-    nodes: dict[str, dict[str, Any]] = {name: {"model": model} for name, model in models.items()}
+    slow = _slow_copy(search.get("ema_decay", SearchConfig.model_fields["ema_decay"].default))
+    nodes: dict[str, dict[str, Any]] = {
+        name: dict(slow) if model == EMA else {"model": model} for name, model in models.items()
+    }
     for source, destination, gate in edges:
         edge = gates.get(gate, gate)
         if source != LABEL and temperature != 1:
@@ -165,3 +170,7 @@ def graph_section(
         nodes[ENSEMBLE] = {"ensemble": list(members)}
     target = judged_node(objective if members else ALONE)
     return {"target": target, "reduction": reduction, "nodes": nodes}
+
+
+def _slow_copy(decay: float) -> dict[str, Any]:
+    return {"ema": TARGET, "decay": decay}

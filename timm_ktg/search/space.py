@@ -10,8 +10,8 @@ from typing import Any
 
 from ..errors import did_you_mean
 from ..graph.edge import default_loss
-from ..graph.topology import CUTOFF, LABEL, Pair
-from ..recipe.search_config import Objective, SearchConfig
+from ..graph.topology import CUTOFF, EMA, LABEL, Pair
+from ..recipe.search_config import Kind, Objective, SearchConfig
 from .canonical import (
     ALONE,
     CORRECT,
@@ -37,7 +37,7 @@ Params = dict[str, Any]
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """What a search chooses: every auxiliary's model, every edge's gate, and who is frozen.
+    """What a search chooses: every auxiliary's model, every edge's gate, and who learns.
 
     Args:
         target_model: timm's name of the target's model, which is not free.
@@ -48,8 +48,9 @@ class SearchSpace:
         losses: Candidates for the loss of every edge between networks, as they are shown; none:
             there is no choice.
         label_losses: Candidates for the loss of every edge from the label, likewise.
-        frozen: Whether `frozen` is a choice of its own for every auxiliary. In the paper it is
-            not: an auxiliary is frozen only where all its N gates are drawn as `cutoff`.
+        kinds: Candidates for what every auxiliary is: `learns`, `frozen`, or `ema`, a slow copy of
+            the target, which has no model of its own. In the paper there is no choice: an auxiliary
+            is frozen only where all its N gates are drawn as `cutoff`.
         objective: What is judged.
 
     Raises:
@@ -60,7 +61,7 @@ class SearchSpace:
     models: tuple[str, ...]
     gates: tuple[str, ...]
     nodes: int
-    frozen: bool
+    kinds: tuple[Kind, ...] = (LEARNS,)
     losses: tuple[str, ...] = ()
     label_losses: tuple[str, ...] = ()
     objective: Objective = ALONE
@@ -69,14 +70,14 @@ class SearchSpace:
         """Check what `SearchConfig` does not: there is a gate to draw, and each thing only once."""
         if not set(self.gates) - {CUTOFF}:
             raise ValueError(f"gates should name one besides `{CUTOFF}`. Found no other.")
-        lists = {field: getattr(self, field) for field in ("models", "gates", *_LOSSES)}
+        lists = {field: getattr(self, field) for field in ("models", "gates", "kinds", *_LOSSES)}
         for field, names in lists.items():
             if len(set(names)) < len(names):
                 raise ValueError(f"{field} should name each only once. Found {', '.join(names)}.")
 
     @property
     def size(self) -> int:
-        """M^(N-1) * G^(N^2), times 2^(N-1) where `frozen` is a choice.
+        """M^(N-1) * G^(N^2), times K^(N-1) for K kinds of auxiliaries.
 
         Candidate losses multiply it by L^(N(N-1)) and, from the label, by L^N.
 
@@ -98,7 +99,7 @@ class SearchSpace:
         """Return the categories of each of Optuna's parameters, always in the same order."""
         return {
             **{model_param(name): self.models for name in self.auxiliaries},
-            **{_role_param(name): (LEARNS, FROZEN) for name in self.auxiliaries if self.frozen},
+            **{_role_param(name): self.kinds for name in self.auxiliaries if len(self.kinds) > 1},
             **{gate_param(pair): self.gates for pair in self.pairs},
             **{loss_param(pair): each for pair in self.pairs if (each := self.losses_of(pair))},
         }
@@ -186,7 +187,7 @@ def build_choices(search: SearchConfig) -> Choices:
             tuple(search.models),
             gates,
             nodes,
-            search.frozen,
+            search.auxiliary_kinds,
             losses,
             label_losses,
             search.objective,
@@ -199,8 +200,9 @@ def build_choices(search: SearchConfig) -> Choices:
 def canonical(space: SearchSpace, params: Mapping[str, str]) -> CanonicalGraph | None:
     """Return the form of the graph that the parameters draw.
 
-    Edges that are cut off are dropped, and so are those into a frozen node; then every node
-    without a path to what is judged. A node without incoming edges is frozen, chosen so or not.
+    Edges that are cut off are dropped, and so are those into a node that does not learn; then every
+    node without a path to what is judged. A network without incoming edges is frozen, chosen so or
+    not.
 
     Args:
         space: Where the parameters come from.
@@ -209,9 +211,11 @@ def canonical(space: SearchSpace, params: Mapping[str, str]) -> CanonicalGraph |
     Returns:
         The form, or None if the graph is invalid; see `valid_form`.
     """
-    models = {name: params[model_param(name)] for name in space.auxiliaries}
-    frozen = [name for name in models if space.frozen and params[_role_param(name)] == FROZEN]
-    drawn = {pair: params[gate_param(pair)] for pair in space.pairs if pair[1] not in frozen}
+    names = space.auxiliaries
+    roles = {name: params.get(_role_param(name), space.kinds[0]) for name in names}
+    models = {name: EMA if roles[name] == EMA else params[model_param(name)] for name in names}
+    still = [name for name in names if roles[name] != LEARNS]
+    drawn = {pair: params[gate_param(pair)] for pair in space.pairs if pair[1] not in still}
     gates = {
         pair: edge_word(pair, gate, params.get(loss_param(pair), ""))
         for pair, gate in drawn.items()
@@ -241,13 +245,15 @@ def params_of(space: SearchSpace, graph: CanonicalGraph) -> dict[str, str]:
     if space.objective == EVERY and len(models) < space.nodes:
         raise ValueError(f"the graph should have all {space.nodes} nodes. Found {len(models)}.")
     _check_candidate(TARGET, models.pop(TARGET), [space.target_model])
+    models = {name: model for name, model in models.items() if model != EMA}
     for name, model in models.items():
         _check_candidate(model_param(name), model, space.models)
-    chosen = {pair: _candidate(space, graph, pair) for pair in space.pairs}
-    roles = {name: FROZEN if name in graph.frozen_nodes else LEARNS for name in space.auxiliaries}
+    roles = {name: _role(space, graph, name) for name in space.auxiliaries}
+    learning = {TARGET, *(name for name, role in roles.items() if role == LEARNS)}
+    chosen = {pair: _candidate(space, graph, pair, pair[1] in learning) for pair in space.pairs}
     return {
         **{model_param(name): models.get(name, space.models[0]) for name in roles},
-        **{_role_param(name): role for name, role in roles.items() if space.frozen},
+        **{_role_param(name): role for name, role in roles.items() if len(space.kinds) > 1},
         **{gate_param(pair): gate for pair, (gate, _) in chosen.items()},
         **{loss_param(pair): loss for pair, (_, loss) in chosen.items() if loss},
     }
@@ -308,12 +314,30 @@ def _role_param(name: str) -> str:
     return f"role/{name}"
 
 
-def _candidate(space: SearchSpace, graph: CanonicalGraph, pair: Pair) -> tuple[str, str]:
-    """Return candidates for an edge: its gate and loss, or some that make no difference."""
+def _role(space: SearchSpace, graph: CanonicalGraph, name: str) -> Kind:
+    """Return a candidate for what an auxiliary is, or one that makes no difference."""
+    found = {node.name: node.role for node in graph.nodes}.get(name)
+    cut_off = found in (None, FROZEN) and found not in space.kinds  # by gates alone
+    role = (LEARNS if LEARNS in space.kinds else space.kinds[0]) if cut_off else found
+    assert role is not None
+    _check_candidate(_role_param(name), role, space.kinds)
+    return role
+
+
+def _candidate(
+    space: SearchSpace, graph: CanonicalGraph, pair: Pair, learns: bool
+) -> tuple[str, str]:
+    """Return candidates for an edge: its gate and loss, or some that make no difference.
+
+    Args:
+        space: Where the candidates come from.
+        graph: The graph.
+        pair: The edge.
+        learns: Whether its destination is drawn as one that learns.
+    """
     losses, word = space.losses_of(pair) or ("",), graph.gates.get(pair)
     if word is None:
-        ignored = graph.frozen_nodes if space.frozen else ()
-        free = pair[1] not in graph.models or pair[1] in ignored
+        free = pair[1] not in graph.models or not learns
         gate = next((g for g in (CUTOFF, *space.gates * free) if g in space.gates), CUTOFF)
         _check_candidate(gate_param(pair), gate, space.gates)
         return gate, losses[0]

@@ -19,6 +19,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import DataError, RecipeError, one_line
+from ..recipe.search_config import kinds_of
 from .liveness import doubtful, fail_dead, sign
 from .storage import making
 from .trials import note
@@ -34,6 +35,7 @@ LATER = {
     "search.losses": [],
     "search.label_losses": [],
     "search.objective": "target",
+    "search.ema_decay": 0.999,
 }
 
 # A full disk, say, or an image that cannot be read: no fault of the trial, which is done again.
@@ -206,11 +208,13 @@ class _GivenAway(BaseException):
 
 
 def _check_identity(study: Study, identity: Identity) -> None:
-    made: Identity = study.user_attrs[IDENTITY]
+    stored: Identity = study.user_attrs[IDENTITY]
+    kinds = list(kinds_of(stored.get("search.frozen", False)))
+    made = {**LATER, "search.kinds": kinds, **stored}
     raised = [
         f"{where}: study `{study.study_name}` was made with {before}. Found {found}."
         for where, found in identity.items()
-        if (before := made.get(where, LATER.get(where))) != found
+        if (before := made.get(where)) != found
     ]
     if raised:
         raise RecipeError(

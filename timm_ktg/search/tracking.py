@@ -15,7 +15,7 @@ from optuna import Study, TrialPruned
 
 from ..draw.picture import draw_graph
 from ..errors import one_line
-from ..graph.topology import CUTOFF
+from ..graph.topology import CUTOFF, EMA
 from ..recipe.graph_config import GraphConfig
 from ..recipe.tracking_config import TrackingConfig
 from ..records.metrics import EPOCH, Metrics, top1_name
@@ -134,6 +134,7 @@ def graph_config(graph: CanonicalGraph, choices: Choices) -> dict[str, Any]:
         "edges": len(graph.edges),
         "cutoffs": len(space.pairs) - len(graph.edges),
         "frozen": len(graph.frozen_nodes),
+        **({EMA: list(models.values()).count(EMA)} if EMA in space.kinds else {}),
         "graph": graph.key,
     }
 
