@@ -36,7 +36,8 @@ def _model_problem(name: str) -> str | None:
     return f"timm has no model `{name}`.{near} timm.list_models() lists all models."
 
 
-def _file_problem(path: str) -> str | None:
+def file_problem(path: str) -> str | None:
+    """Return why a path is no file of weights; None if it is one."""
     if Path(path).is_file():
         return None
     return f"should be a file of weights. Found nothing at `{path}`."
@@ -125,7 +126,7 @@ def _taps_problem(taps: Any) -> str | None:
 
 ModelName = Annotated[str, checked(_model_problem)]
 Taps = Annotated[str | list[str] | dict[str, Any] | None, checked(_taps_problem)]
-WeightsFile = Annotated[str, checked(_file_problem)]
+WeightsFile = Annotated[str, checked(file_problem)]
 
 
 class EdgeConfig(Section):

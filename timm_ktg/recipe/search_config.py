@@ -20,14 +20,14 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from ..errors import found
+from ..errors import did_you_mean, found
 from ..graph.problems import Reduction
 from ..graph.registry import with_arguments
 from .data_config import DataConfig
 from .node_config import (
     ModelName,
     Taps,
-    WeightsFile,
+    file_problem,
     from_word,
     gate_problems,
     loss_from_word,
@@ -37,6 +37,7 @@ from .section import Section, checked, problem
 from .tracking_config import TrackingConfig
 from .train_config import TrainConfig
 
+PRETRAINED = "pretrained"  # stands for timm's weights of a model
 Objective = Literal["target", "ensemble", "ensemble-all"]
 Kind = Literal["learns", "frozen", "ema"]
 
@@ -77,6 +78,12 @@ def _checked_storage(where: Any) -> Any:
     return where
 
 
+def _weights_problem(given: str) -> str | None:
+    said = None if given == PRETRAINED else file_problem(given)
+    near = did_you_mean(given, [PRETRAINED])
+    return said and f"{said}{near or f' `{PRETRAINED}` stands for those of timm.'}"
+
+
 def _study_problem(name: str) -> str | None:
     """Return why a name cannot be that of a study, which is also a folder's below `runs`."""
     parts = PurePath(name).parts
@@ -86,6 +93,7 @@ def _study_problem(name: str) -> str | None:
 
 
 StudyName = Annotated[str, checked(_study_problem)]
+GivenWeights = Annotated[str, checked(_weights_problem)]
 
 
 class GateConfig(Section):
@@ -198,9 +206,10 @@ class SearchConfig(Section):
     """Epoch of the first rung; a later one suits gates that ramp up late."""
     reduction_factor: Annotated[int, Field(ge=2)] = 2
     """One in this many trials passes a rung, and the next rung has this many times the epochs."""
-    weights: dict[str, Annotated[list[WeightsFile], BeforeValidator(_from_one)]] = {}
-    """Weights of frozen nodes by model: a file, or a list with one for each frozen node of the
-    model in a graph; missing ones are trained on the labels, once per study."""
+    weights: dict[str, Annotated[list[GivenWeights], BeforeValidator(_from_one)]] = {}
+    """Weights of frozen nodes by model: a file, `pretrained` (timm's own), or a list with one for
+    each frozen node of the model in a graph; missing ones are trained on the labels, once per
+    study."""
     study: StudyName | None = None
     """Name of the study; null: the recipe's name."""
     storage: Annotated[
@@ -245,6 +254,7 @@ class SearchConfig(Section):
         if kinds and str(data.get("frozen", False)).lower() == "true" and "frozen" not in kinds:
             said = f"needs `frozen` among kinds. Found {', '.join(map(str, kinds))}."
             yield problem(("frozen",), said)
+        yield from _given_problems(data.get("weights"), data.get("models"))
         interval = data.get("heartbeat_interval", cls.model_fields["heartbeat_interval"].default)
         grace = data.get("grace_period", cls.model_fields["grace_period"].default)
         try:
@@ -258,6 +268,14 @@ class SearchConfig(Section):
 def kinds_of(frozen: bool) -> tuple[Kind, ...]:
     """Return the candidates for what an auxiliary is that `search.frozen` stands for."""
     return ("learns", "frozen") if frozen else ("learns",)
+
+
+def _given_problems(weights: Any, models: Any) -> Iterator[InitErrorDetails]:
+    names = _from_one(models) if isinstance(models, list | str) else []
+    for model in weights if isinstance(weights, Mapping) else ():
+        if names and model not in names:
+            said = f"should be a candidate model. Candidates: {', '.join(map(str, names))}."
+            yield problem(("weights", model), f"{said}{did_you_mean(str(model), names)}")
 
 
 def _ensemble_problems(data: Mapping[str, Any], nodes: Any) -> Iterator[InitErrorDetails]:

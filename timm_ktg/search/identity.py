@@ -12,7 +12,7 @@ from ..graph.losses import create_loss
 from ..graph.registry import Bound
 from ..recipe.images import build_splits
 from ..recipe.recipe import PLACE
-from ..recipe.search_config import GateConfig, LossConfig, SearchRecipe
+from ..recipe.search_config import PRETRAINED, GateConfig, LossConfig, SearchRecipe
 from ..train.checks import code_of
 
 # Fields that may differ between the workers of a study.
@@ -58,8 +58,11 @@ def identity_of(recipe: SearchRecipe) -> dict[str, Any]:
 
 
 def _contents(paths: Sequence[str]) -> str:
-    """Return what tells files from others; a single file has the form of earlier versions."""
-    return " ".join(sha256(Path(path).read_bytes()).hexdigest()[:16] for path in paths)
+    """Return what tells weights from others; a single file has the form of earlier versions."""
+    return " ".join(
+        path if path == PRETRAINED else sha256(Path(path).read_bytes()).hexdigest()[:16]
+        for path in paths
+    )
 
 
 def _identity_of_loss(loss: LossConfig) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -12,7 +12,13 @@ from typing import Any
 from ..graph.topology import EMA, ENSEMBLE, LABEL
 from ..recipe.node_config import from_word, loss_from_word
 from ..recipe.recipe import Recipe, check_section
-from ..recipe.search_config import GateConfig, LossConfig, SearchConfig, SearchRecipe
+from ..recipe.search_config import (
+    PRETRAINED,
+    GateConfig,
+    LossConfig,
+    SearchConfig,
+    SearchRecipe,
+)
 from .canonical import (
     ALONE,
     TARGET,
@@ -34,12 +40,12 @@ class RecipeBuilder:
 
     Args:
         recipe: The search's.
-        weights: Returns a file of a teacher's weights.
+        weights: Returns a file of a teacher's weights; None: they are timm's.
         seed: Seed of the trainings that the teachers belong to.
     """
 
     recipe: SearchRecipe
-    weights: Callable[[Teacher], Path]
+    weights: Callable[[Teacher], Path | None]
     seed: int
 
     def recipe_of(
@@ -56,7 +62,9 @@ class RecipeBuilder:
         reduction = reduction or self.recipe.search.reduction
         section = graph_section(graph.models, graph.edges, reduction, search, temperature)
         for name, teacher in teachers_of(graph, self.seed).items():
-            section["nodes"][name]["checkpoint_path"] = str(self.weights(teacher).resolve())
+            path = self.weights(teacher)
+            given = {"checkpoint_path": str(path.resolve())} if path else {"pretrained": True}
+            section["nodes"][name] |= given
         return _recipe(self.recipe, section)
 
     def final(self, row: Row) -> Recipe:
@@ -83,7 +91,8 @@ def candidates_recipe(recipe: SearchRecipe) -> Recipe:
     """Return a recipe with every candidate, to see before a search that all can be built.
 
     The target learns through every gate, and every node from every other through every loss, by
-    edges that `candidate_named` knows. All of them are judged if an ensemble is.
+    edges that `candidate_named` knows. All of them are judged if an ensemble is. Models that
+    search.weights wants pretrained are there again, frozen.
     """
     search = recipe.search
     models = {"target": search.target_model}
@@ -103,6 +112,11 @@ def candidates_recipe(recipe: SearchRecipe) -> Recipe:
         nodes[TARGET]["learns_from"] |= {
             f"{source}/gates{i}": gate.model_dump() for i, gate in enumerate(search.gates)
         }
+    nodes |= {
+        f"{PRETRAINED}{number}": {"model": model, "pretrained": True}
+        for number, model in enumerate(search.models)
+        if PRETRAINED in search.weights.get(model, ())
+    }
     keep, target = list(nodes), judged_node(search.objective if members else ALONE)
     nodes |= {name: _slow_copy(search.ema_decay) for name in slow}
     if members:
@@ -110,8 +124,16 @@ def candidates_recipe(recipe: SearchRecipe) -> Recipe:
     return _recipe(recipe, {"target": target, "nodes": nodes, "keep": keep})
 
 
-def candidate_named(problem: str) -> str:
-    """Return a problem of `candidates_recipe`, with the candidate instead of the edge."""
+def candidate_named(problem: str, models: Sequence[str]) -> str:
+    """Return a problem of `candidates_recipe`, with the candidate instead of the edge or node.
+
+    Args:
+        problem: The problem.
+        models: The candidate models.
+    """
+    frozen = re.match(rf"graph\.nodes\.{PRETRAINED}(\d+)\.\w+: ", problem)
+    if frozen:
+        return f"search.weights.{models[int(frozen[1])]}: {problem[frozen.end() :]}"
     edge = r"graph\.nodes\.\w+\.learns_from\.\w+/([a-z_]+)(\d+)(?:\.\w+)*: "
     return re.sub(edge, r"search.\1.\2: ", problem)
 

@@ -11,6 +11,7 @@ from optuna import Trial
 from optuna.artifacts import download_artifact, upload_artifact
 from optuna.artifacts._protocol import ArtifactStore
 
+from ..recipe.search_config import PRETRAINED
 from ..records.files import replace_whole
 from .jobs import Jobs
 from .study import say
@@ -38,7 +39,8 @@ class SharedWeights:
         jobs: A job for each of them, by what it is called; None: all weights are given.
         store: Where workers share files.
         folder: Where this worker keeps its copies.
-        given: Files that the user has, by model: the first is teacher 1, and so on.
+        given: Files that the user has, or `pretrained`, by model: the first is teacher 1, and so
+            on.
     """
 
     def __init__(
@@ -71,8 +73,8 @@ class SharedWeights:
 
         self.jobs.work(do, catch)
 
-    def path(self, teacher: Teacher) -> Path:
-        """Return a file of a teacher's weights, named by what it holds.
+    def path(self, teacher: Teacher) -> Path | None:
+        """Return a file of a teacher's weights, named by what it holds; None: they are timm's.
 
         So the recipes of final runs stay the same when their teachers come from another job.
 
@@ -81,7 +83,8 @@ class SharedWeights:
         """
         given = self.given.get(teacher.model, ())
         if teacher.number <= len(given):
-            return Path(given[teacher.number - 1])
+            chosen = given[teacher.number - 1]
+            return None if chosen == PRETRAINED else Path(chosen)
         assert self.jobs is not None  # there is a job for every teacher that is not given
         name, done = str(teacher), self.jobs.done()
         if name not in done:

@@ -216,7 +216,7 @@ def check_candidates(recipe: SearchRecipe, processes: WorkerProcesses) -> None:
     try:
         processes.check(candidates_recipe(recipe))
     except RecipeError as error:
-        problems = dict.fromkeys(map(candidate_named, error.problems))
+        problems = {candidate_named(each, recipe.search.models): None for each in error.problems}
         raise RecipeError(list(problems)) from None
 
 
