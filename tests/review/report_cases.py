@@ -31,7 +31,7 @@ from timm_ktg.search.sampler import GraphSampler
 from timm_ktg.search.space import build_choices
 from timm_ktg.search.study import open_study, run_trials
 from timm_ktg.search.tracking import StudyTracking, WandbRunIds
-from timm_ktg.search.trials import finished, note
+from timm_ktg.search.trials import Attributes, finished, note
 from timm_ktg.train.metrics import TrainingError
 
 MODELS = ["resnet8_cifar", "resnet14_cifar", "wrn16_2_cifar"]
@@ -55,7 +55,7 @@ class MadeUpProcesses:
 
     def __init__(self, failing: int) -> None:
         self.failing = failing
-        self.epochs = 0
+        self.spent: Attributes = {"epochs": 0}
         self.trials = 0
 
     def trial(self, recipe: Recipe, halving: tuple[int, int], *, report: Report, log: Log) -> float:
@@ -64,7 +64,7 @@ class MadeUpProcesses:
         level = 60 + 20 * random.Random(self.trials).random() + _merit(recipe)
         value = 0.0
         for epoch in range(1, epochs + 1):
-            self.epochs = epoch
+            self.spent = _spent(recipe, epoch)
             if self.trials % self.failing == 3 and epoch > 1:
                 raise TrainingError(FAILURE)
             noise = random.Random(f"{self.trials} {epoch}").gauss(0, 2)
@@ -72,6 +72,17 @@ class MadeUpProcesses:
             if epoch in rungs(epochs, *halving) and report(epoch, value, epoch == epochs):
                 raise TrialPruned
         return value
+
+
+def _spent(recipe: Recipe, epoch: int) -> Attributes:
+    """As if every model cost by its place in the list, and the target might be an ensemble."""
+    costs = [MODELS.index(node.model) + 1 for node in recipe.graph.nodes.values() if node.model]
+    return {
+        "epochs": epoch,
+        "training_flops": 10**10 * sum(costs) * epoch,
+        "inference_flops": 10**7 * sum(costs),
+        "parameters": 10**5 * sum(costs),
+    }
 
 
 def _merit(recipe: Recipe) -> float:

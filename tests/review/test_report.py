@@ -16,6 +16,7 @@ from timm_ktg.review.__main__ import main
 from timm_ktg.review.report import write_report
 from timm_ktg.review.stages import FEWEST, importances
 from timm_ktg.review.study_data import read_study
+from timm_ktg.search.fronts import INFERENCE, TRAINING, best_so_far, front, points_of
 from timm_ktg.search.trials import TrialRecord
 
 pytestmark = pytest.mark.slow
@@ -108,6 +109,22 @@ def test_hover_names_the_trial_and_its_graph(browser: Browser, folder: Path) -> 
 
 
 @needs_browser
+def test_fronts_are_drawn_and_named_by_their_trials(browser: Browser, folder: Path) -> None:
+    study = read_study(folder)
+    browser.open(folder / "report.html")
+    for name, axis in (("front-training", TRAINING), ("front-inference", INFERENCE)):
+        browser.show(name)
+        found = browser.run(f"return document.getElementById('{name}').data.at(-1).customdata")
+        expected = front(points_of(study.trials, axis))
+        assert found == [point.trial.number for point in expected] and len(found) > 1
+    browser.show("best-so-far")
+    text = browser.run("return document.getElementById('best-so-far').data[0].text[0]")
+    assert f"trial {best_so_far(study.trials)[0].trial.number}" in text and "target ← " in text
+    assert browser.cells(11)[0] == f"{study.trials[0].cost['parameters']:,}"
+    assert_quiet(browser)
+
+
+@needs_browser
 def test_stage_chooses_which_trials_count(browser: Browser, folder: Path) -> None:
     study = read_study(folder)
     browser.open(folder / "report.html")
@@ -135,7 +152,8 @@ def test_page_is_light_or_dark_and_fits_a_phone(browser: Browser, folder: Path) 
     browser.theme(dark=True)
     browser.wait(f"const now = (() => {{{colour}}})(); return now && now !== '{light}'")
     browser.open(folder / "report.html", width=390, dark=True)
-    for plot in ("tested", "epochs", "parallel", "importance"):
+    costs = ("best-so-far", "front-training", "front-inference")
+    for plot in ("tested", "epochs", *costs, "parallel", "importance"):
         browser.show(plot)
     assert browser.run("return document.documentElement.scrollWidth") == 390
     assert_quiet(browser)
@@ -185,7 +203,7 @@ def test_verdict_is_the_headline_where_the_result_has_one(folder: Path, tmp_path
     assert text.index(result["verdict"]) < text.index("Which graph makes")
     assert all(note in unescape(text) for note in result["notes"])
     for row in result["rows"]:  # as an earlier version wrote it
-        for field in ("same as", "one teacher for all seeds", "temperature", "smoothing"):
+        for field in ("same as", "one teacher for all seeds", "temperature", "smoothing", "cost"):
             del row[field]
         del row["test top1"]["test set error"]
     earlier = tmp_path / "earlier"

@@ -7,10 +7,13 @@ import pytest
 
 from tests.recipe_cases import Values, write_recipe
 from tests.search_cases import result_in, run_search, search_values, study_in
-from timm_ktg.recipe.recipe import Recipe
+from timm_ktg.recipe.data_config import DataConfig
+from timm_ktg.recipe.images import build_splits
+from timm_ktg.recipe.recipe import Recipe, read_recipe
 from timm_ktg.review.study_data import read_study
 from timm_ktg.search.canonical import CanonicalGraph
 from timm_ktg.search.recipes import RecipeBuilder
+from timm_ktg.search.trials import COSTS
 from timm_ktg.search.weights import NoWeightsError
 
 
@@ -25,6 +28,25 @@ def test_result_is_written_as_json(tmp_path: Path) -> None:
     spent = result["spent"]
     assert spent["complete"] + spent["pruned"] == 2
     assert 2 <= spent["epochs"] <= spent["epochs without pruning"] == 8
+
+
+def test_trial_carries_its_cost(tmp_path: Path) -> None:
+    assert search(tmp_path, search_values(trials=3, final_seeds=[0])) == 0
+    study, result = study_in(tmp_path / "run", "s"), result_in(tmp_path / "run")
+    costs = {trial.number: trial.user_attrs for trial in study.trials}
+    for row in result["rows"]:
+        found = costs.get(row["trial"])
+        assert row["cost"] == ({name: found[name] for name in COSTS} if found else {})
+    best = costs[result["rows"][0]["trial"]]
+    run = next((tmp_path / "run" / "final").glob("best-1*/seed-0"))
+    cost = json.loads((run / "summary.json").read_text())["cost"]
+    assert cost["inference_flops"] == best["inference_flops"]
+    assert cost["parameters"] == best["parameters"]
+    data = DataConfig.model_validate(read_recipe(tmp_path / "run" / "search.yaml")["data"])
+    images = len(build_splits(data).train)
+    assert best["training_flops"] == cost["training_flops"] * images * best["epochs"]
+    total = sum(each["training_flops"] for each in costs.values())
+    assert result["spent"]["training GFLOPs"] == round(total / 1e9)
 
 
 def test_trial_that_never_trained_has_no_epochs(
@@ -44,6 +66,7 @@ def test_trial_that_never_trained_has_no_epochs(
     trials = study_in(tmp_path / "run", "s").trials
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE"]
     assert [trial.user_attrs["epochs"] for trial in trials] == [4, 0, 4]
+    assert ["training_flops" in trial.user_attrs for trial in trials] == [True, False, True]
 
 
 def test_epochs_of_a_whole_trial_are_those_of_its_schedule(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from timm_ktg.recipe.tracking_config import TrackingConfig
 from timm_ktg.search import tracking as search_tracking
 from timm_ktg.search.space import build_choices
 from timm_ktg.search.tracking import METRIC, create_sweep
+from timm_ktg.search.trials import COSTS
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +49,9 @@ def test_search_is_shown_as_a_run_per_trial_and_one_of_the_study(shown: Path) ->
         if reported:
             assert log.summary["target/top1/best"] == max(reported.values())
             assert log.summary[METRIC] == reported[max(reported)]
+        assert {name: log.summary.get(f"cost/{name}") for name in COSTS} == {
+            name: trial.user_attrs.get(name) for name in COSTS
+        }
         assert log.config["graph"] == trial.user_attrs["graph"]
         assert any(name.startswith("media/images/graph") for name in log.files)
     assert seen == {"complete", "pruned", "failed"}
@@ -78,6 +82,8 @@ def test_run_of_the_study_shows_its_result(shown: Path) -> None:
     assert table["data"][0][3:6] == [test["mean"], test["std"], test["n"]]
     for name in ("history", "epochs", "importances", "parallel"):
         assert any(file.startswith(f"media/plotly/optuna/{name}") for file in log.files)
+    for name in ("front-training", "best-so-far"):
+        assert any(file.startswith(f"media/plotly/search/{name}") for file in log.files)
     assert any(file.startswith("media/images/best graph") for file in log.files)
     best = [each for each in log.artifacts if each.type == "model"]
     assert [entry.path for entry in best[0].manifest.contents] == [

@@ -9,9 +9,10 @@ import plotly.graph_objects as go
 
 from ..records.sample import Sample, gain
 from ..search.canonical import ALONE, EVERY, FROZEN, GraphEdge, describe, role_of
+from ..search.cost_plots import cost_plots
 from ..search.recipes import graph_section
-from ..search.trials import COMPLETE, RUNNING, TrialRecord
-from .figures import epochs_figure, importance_figure, parallel_figure, tested_figure
+from ..search.trials import COMPLETE, PRUNED, RUNNING, TrialRecord
+from .figures import epochs_figure, figure, importance_figure, parallel_figure, tested_figure
 from .pictures import picture
 from .stages import FEWEST
 from .study_data import StudyData
@@ -31,7 +32,11 @@ COLUMNS = (
     ("auxiliaries", "text"),
     ("edges", "text"),
     ("why it failed", "text"),
+    ("inference MFLOPs", "number"),
+    ("parameters", "number"),
+    ("training GFLOPs", "number"),
 )
+COLORS = {COMPLETE: "var(--accent)", PRUNED: "var(--faint)", "front": "var(--best)"}
 
 Variants = Mapping[str, go.Figure]
 
@@ -69,6 +74,8 @@ def _figures(study: StudyData, samples: Mapping[str, Sample]) -> dict[str, Varia
         if found is not None:
             importance[str(epoch)] = found
     figures: dict[str, Variants] = {"tested": {"": tested_figure(samples)}} if samples else {}
+    for name, plot in cost_plots(study.trials, lambda: figure(380), COLORS).items():
+        figures[name] = {"": plot}
     epochs = {"": epochs_figure(study)}
     return {**figures, "epochs": epochs, "parallel": parallel, "importance": importance}
 
@@ -183,4 +190,11 @@ def _trial(trial: TrialRecord) -> list[Any]:
         ", ".join(auxiliaries),
         _words(trial.edges),
         trial.reason,
+        _over(trial.cost["inference_flops"], 1e6),
+        trial.cost["parameters"],
+        _over(trial.cost["training_flops"], 1e9),
     ]
+
+
+def _over(number: int | None, unit: float) -> float | None:
+    return None if number is None else float(f"{number / unit:.4g}")

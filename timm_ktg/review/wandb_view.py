@@ -121,13 +121,27 @@ def build_view(entity: str, project: str, group: str, choices: Choices) -> ws.Wo
     edges = wr.ScatterPlot(
         title="Edges and accuracy", x=wr.Config("edges"), y=wr.SummaryMetric(METRIC)
     )
+    # The running maximum is the front.
+    costs = [
+        wr.ScatterPlot(
+            title=f"Accuracy over {title}",
+            x=wr.SummaryMetric(f"cost/{name}"),
+            y=accuracy,
+            log_x=True,
+            running_ymax=True,
+        )
+        for name, title in (
+            ("inference_flops", "inference FLOPs"),
+            ("training_flops", "training FLOPs"),
+        )
+    ]
     matters = wr.ParameterImportancePlot(with_respect_to=METRIC)
     return ws.Workspace(
         entity=entity,
         project=project,
         name=f"Study {group}",
         sections=[
-            ws.Section("Search", [parallel, matters, by_epoch, edges], is_open=True),
+            ws.Section("Search", [parallel, matters, by_epoch, edges, *costs], is_open=True),
             ws.Section("Graphs", [wr.MediaBrowser(media_keys=["graph"])], is_open=True),
             ws.Section("Side by side", [wr.RunComparer(diff_only="split")]),
         ],

@@ -46,7 +46,7 @@ class GraphObjective:
         """
         graph = self._drawn(trial)
         say(f"trial {trial.number}: {graph}")
-        self.processes.epochs = 0
+        self.processes.spent = {"epochs": 0}
         try:
             with self.tracking.trial(trial.number, graph) as run:
                 recipe = with_seed(self.builder.recipe_of(graph), trial.user_attrs[SEED])
@@ -58,7 +58,7 @@ class GraphObjective:
             say(f"trial {trial.number} failed: {one_line(error)}")
             raise
         finally:
-            note(trial, epochs=self.processes.epochs)
+            note(trial, **self.processes.spent)
 
     def _trained(self, trial: Trial, recipe: Recipe, run: TrialRun) -> float:
         def report(epoch: int, value: float, last: bool) -> bool:
@@ -74,7 +74,10 @@ class GraphObjective:
 
         search = self.builder.recipe.search
         halving = (search.min_resource, search.reduction_factor)
-        return self.processes.trial(recipe, halving, report=report, log=run.log)
+        try:
+            return self.processes.trial(recipe, halving, report=report, log=run.log)
+        finally:
+            run.spent(self.processes.spent)
 
     def _drawn(self, trial: Trial) -> CanonicalGraph:
         """Return the trial's graph, and note it in the trial."""

@@ -25,6 +25,7 @@ from ..train.program import create_accelerator
 from ..train.seeds import run_seed
 from ..train.training import Data, Training, build_training
 from .pruning import rungs
+from .trials import Attributes
 
 # Takes an epoch, from 1, the validation top-1 of the graph's target, and whether it is the last
 # epoch; says whether to stop.
@@ -44,7 +45,7 @@ class WorkerProcesses:
 
     def __init__(self) -> None:
         self._data: dict[str, Data] = {}  # the last trial's, by what decides its images
-        self.epochs = 0  # how many of the last trial were trained
+        self.spent: Attributes = {"epochs": 0}  # what the last trial cost
 
     def trial(
         self,
@@ -77,7 +78,7 @@ class WorkerProcesses:
             at = rungs(epochs, *halving) if halving else ()
             for epoch in range(1, epochs + 1):
                 metrics = train_epoch(training, start_epoch(training))
-                self.epochs = epoch
+                self.spent = _spent(training)
                 last = epoch == epochs
                 if epoch in at or last:
                     metrics |= evaluate(training, training.images.val, "val")
@@ -141,6 +142,17 @@ class WorkerProcesses:
         training = build_training(recipe, accelerator, known)
         self._data = {read: training.data}
         return training
+
+
+def _spent(training: Training) -> Attributes:
+    """Return what a training has cost so far, as attributes of its trial."""
+    cost, epochs = training.cost, training.state.epochs
+    return {
+        "epochs": epochs,
+        "training_flops": cost.training_flops * len(training.splits.train) * epochs,
+        "inference_flops": cost.inference_flops,
+        "parameters": cost.parameters,
+    }
 
 
 def _stops(report: Report | None, epoch: int, value: float, last: bool) -> bool:

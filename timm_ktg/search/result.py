@@ -41,6 +41,7 @@ class Row:
         value: Validation top-1 in percent of one training on the search's split, if there was one.
         temperature: Of the edges between networks.
         smoothing: Of the labels; None: as the recipe says.
+        cost: What the trial cost, by the names of its attributes; empty for a control.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Row:
     value: float | None = None
     temperature: float = field(default=1.0, repr=False)
     smoothing: float | None = field(default=None, repr=False)
+    cost: Mapping[str, int | None] = field(default_factory=dict, repr=False)
 
     @property
     def training(self) -> tuple[Any, ...]:
@@ -186,6 +188,7 @@ class Result:
             "edges": row.graph.edges,
             "models": row.graph.models,
             "judged": row.graph.judged,
+            "cost": dict(row.cost),
         }
 
 
@@ -205,7 +208,8 @@ def best_and_controls(
     for rank, trial in enumerate(best[: max(1, search.top_k)], start=1):
         graph = choices.graph(trial.trial.params)
         assert graph is not None  # it was trained
-        found.append(Row(f"best-{rank}", graph, search.reduction, trial.number, trial.value))
+        name, cost = f"best-{rank}", trial.cost
+        found.append(Row(name, graph, search.reduction, trial.number, trial.value, cost=cost))
     target = search.target_model
     alone = all_through(target, ())
     reference = Row(LABEL_ONLY, alone, "sum", value=values.get(target))
@@ -271,6 +275,7 @@ def spent(study: Study, epochs: int) -> dict[str, int]:
         "failed": ended[FAILED],
         "epochs": sum(trial.epochs for trial in trained),
         "epochs without pruning": len(trained) * epochs,
+        "training GFLOPs": round(sum(trial.cost["training_flops"] or 0 for trial in trained) / 1e9),
         "duplicates avoided": redrawn["seen"] + duplicates,
         "invalid graphs drawn again": redrawn["invalid"],
     }

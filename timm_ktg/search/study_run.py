@@ -13,8 +13,10 @@ from ..draw.picture import draw_graph
 from ..errors import one_line
 from ..recipe.graph_config import GraphConfig
 from ..tracking.wandb_run import WandbRun
+from .cost_plots import cost_plots
 from .result import Result
 from .tracking import StudyTracking
+from .trials import records
 
 COLUMNS = ("graph", "trial", "validation top-1", "test top-1", "std", "n", "edges")
 
@@ -46,6 +48,8 @@ def show_study(
         table.append([row.name, row.trial, row.value, *test, str(row.graph)])
     run.table("leaderboard", COLUMNS, table)
     _show_plots(run, study)
+    for name, plot in cost_plots(records(study)).items():
+        run.chart(f"search/{name}", plot)
     run.picture("best graph", lambda path: draw_graph(best, path))
     there = [path for path in files if path.is_file()]
     for path in set(files) - set(there):  # trained on another machine

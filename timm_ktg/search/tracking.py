@@ -28,6 +28,7 @@ from ..tracking.wandb_run import (
 )
 from .canonical import TARGET, CanonicalGraph, judged_node
 from .space import Choices, gate_param, loss_param, model_param
+from .trials import COSTS, Attributes
 
 WANDB = "wandb"  # attribute of the study: what identifies its runs
 ABSENT = "none"  # model of an auxiliary that the graph does not have
@@ -156,6 +157,7 @@ class TrialRun:
         self._run, self._accuracy = run, accuracy
         self._values: list[float] = []
         self._epochs = self._rung = 0
+        self._costs: dict[str, object] = {}
 
     def draw(self, graph: GraphConfig) -> None:
         """Show the trial's graph."""
@@ -174,11 +176,17 @@ class TrialRun:
         """Note that the trial has reported at a rung, given by its epoch."""
         self._rung = rung
 
+    def spent(self, spent: Attributes) -> None:
+        """Note what the trial has cost."""
+        kept = {name: spent.get(name) for name in COSTS}
+        self._costs = {f"cost/{name}": value for name, value in kept.items() if value is not None}
+
     def finish(self, state: str, reason: str | None = None) -> None:
         """Show how the trial ended."""
         if self._run is None:
             return
         summary: dict[str, Any] = {"state": state, "rung": self._rung, "epochs": self._epochs}
+        summary |= self._costs
         if self._values:
             best, last = max(self._values), self._values[-1]
             summary |= {"target/top1/best": best, METRIC: last}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NotRequired, TypedDict, Unpack, cast
+from typing import Literal, NotRequired, TypedDict, Unpack, cast
 
 from optuna import Study, Trial
 from optuna.trial import FrozenTrial, TrialState
@@ -16,6 +16,11 @@ from .canonical import GraphEdge
 COMPLETE, PRUNED, FAILED = "complete", "pruned", "failed"
 RUNNING, WAITING = "running", "waiting"
 DUPLICATE, DEAD = "duplicate", "worker died"
+
+# Attributes of what a trial costs; see `Attributes`.
+COSTS: tuple[Literal["inference_flops", "parameters", "training_flops"], ...] = (
+    *("inference_flops", "parameters", "training_flops"),
+)
 
 SEED = "seed"  # attribute that a trial keeps when it is tried again
 
@@ -46,6 +51,9 @@ class Attributes(TypedDict, total=False):
     models: dict[str, str]  # the nodes' models by name
     edges: list[list[str]]  # source, destination and gate of each edge
     epochs: int  # how many were trained
+    training_flops: int  # of all these epochs
+    inference_flops: int  # of the target, or the ensemble, for one image
+    parameters: int  # likewise
     reason: str  # why the trial failed by itself; there is none if its worker died
     digest: str  # of the weights that a job has trained
     artifact: str  # id of these weights in the store of artifacts
@@ -110,6 +118,11 @@ class TrialRecord:
     def epochs(self) -> int:
         """How many epochs were trained."""
         return self.attributes.get("epochs", 0)
+
+    @property
+    def cost(self) -> dict[str, int | None]:
+        """FLOPs and parameters, by the names of their attributes; None: not known."""
+        return {name: self.attributes.get(name) for name in COSTS}
 
     @property
     def reason(self) -> str:

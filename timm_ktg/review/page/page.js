@@ -110,7 +110,7 @@ class Table {
   cell(cell, place) {
     const [title, kind] = this.columns[place];
     if (kind !== "number") return element("td", {}, cell);
-    const text = cell === null ? "-" : title.endsWith("%") ? cell.toFixed(2) : String(cell);
+    const text = cell === null ? "-" : title.endsWith("%") ? cell.toFixed(2) : cell.toLocaleString("en", { maximumSignificantDigits: 12 });
     return element("td", { class: "number" }, text);
   }
 }

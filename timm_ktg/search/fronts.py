@@ -1,0 +1,78 @@
+"""Where accuracy meets cost: the trials that nothing cheaper beats, and what the search spent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+from .trials import COMPLETE, PRUNED, TrialRecord
+
+
+class Axis(NamedTuple):
+    """A cost of a trial.
+
+    Args:
+        title: What it is called, with its unit.
+        name: Name of the trial's attribute.
+        unit: What the attribute is divided by.
+    """
+
+    title: str
+    name: Literal["inference_flops", "training_flops"]
+    unit: float
+
+
+class Point(NamedTuple):
+    """A trial in a plot of accuracy over a cost.
+
+    Args:
+        cost: The cost.
+        value: Validation top-1 in percent.
+        trial: The trial.
+    """
+
+    cost: float
+    value: float
+    trial: TrialRecord
+
+
+INFERENCE = Axis("inference, MFLOPs an image", "inference_flops", 1e6)
+TRAINING = Axis("training, GFLOPs in all", "training_flops", 1e9)
+
+
+def points_of(trials: Iterable[TrialRecord], axis: Axis) -> list[Point]:
+    """Return the trials with an accuracy and a known cost, each at its last accuracy."""
+    return [
+        Point(cost / axis.unit, trial.last, trial)
+        for trial in trials
+        if trial.state in (COMPLETE, PRUNED)
+        and trial.last is not None
+        and (cost := trial.cost[axis.name]) is not None
+    ]
+
+
+def front(points: Iterable[Point]) -> list[Point]:
+    """Return the points that no other beats at the same cost or a lower one, the cheapest first."""
+    found: list[Point] = []
+    for point in sorted(points, key=lambda each: (each.cost, -each.value, each.trial.number)):
+        if not found or point.value > found[-1].value:
+            found.append(point)
+    return found
+
+
+def best_so_far(trials: Iterable[TrialRecord]) -> list[Point]:
+    """Return the complete trials that were the best when they ended, by the epochs spent by then.
+
+    The epochs are those of all trials that had ended, stopped and failed ones included.
+    """
+    found: list[Point] = []
+    ended = [
+        (end, trial.number, trial) for trial in trials if (end := trial.trial.datetime_complete)
+    ]
+    epochs = 0
+    for _, _, trial in sorted(ended):
+        epochs += trial.epochs
+        if trial.state == COMPLETE and trial.last is not None:
+            if not found or trial.last > found[-1].value:
+                found.append(Point(epochs, trial.last, trial))
+    return found
