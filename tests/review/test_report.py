@@ -160,6 +160,19 @@ def test_page_is_light_or_dark_and_fits_a_phone(browser: Browser, folder: Path) 
 
 
 @needs_browser
+def test_figures_keep_their_height_when_the_window_changes(browser: Browser, folder: Path) -> None:
+    browser.open(folder / "report.html")
+    browser.show("epochs")
+    height = "return document.getElementById('epochs').clientHeight"
+    width = "document.querySelector('#epochs .main-svg').getAttribute('width')"
+    full, before = browser.run(height), browser.run(f"return {width}")
+    browser.resize(900)
+    browser.wait(f"return {width} !== '{before}'")
+    assert browser.run(height) == full > 400
+    browser.open(folder / "report.html")
+
+
+@needs_browser
 def test_runs_are_shown_side_by_side(browser: Browser, tmp_path: Path) -> None:
     first = write_run(tmp_path / "first" / "seed-0").parent
     write_run(first / "seed-1", shift=1.0)

@@ -166,6 +166,7 @@ function draw(plot) {
   const { data: traces, layout } = coloured(figure, style);
   layout.font.family = getComputedStyle(document.body).fontFamily;
   layout.dragmode = TOUCH ? false : "zoom";
+  plot.style.minHeight = `${layout.height}px`; // plotly forgets its height when the window changes
   const axes = (layout.xaxis.tickvals ?? []).length;
   plot.style.minWidth = plot.id === "parallel" ? `${110 * axes}px` : "";
   return window.Plotly.react(plot, traces, layout, CONFIG);
