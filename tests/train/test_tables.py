@@ -24,7 +24,7 @@ from tests.training_cases import (
 )
 from timm_ktg.graph.weights import export_node
 from timm_ktg.train import tables
-from timm_ktg.train.loop import start_epoch, train_epoch
+from timm_ktg.train.loop import evaluate, start_epoch, train_epoch
 
 TEACHER = "teacher.safetensors"
 
@@ -74,6 +74,17 @@ def test_full_table_computes_nothing(cache: Path) -> None:
     training.graph.tables["b"].logits.copy_(torch.rand(rows, 10) + 1)
     training.graph.network("b").forward = None  # type: ignore[assignment, method-assign]
     train_epoch(training, start_epoch(training))
+
+
+def test_validation_images_are_computed_once_and_measured_as_before(cache: Path) -> None:
+    training = build(taught())
+    assert training.images.val is not None
+    first = evaluate(training, training.images.val, "val")
+    training.graph.network("b").forward = None  # type: ignore[assignment, method-assign]
+    assert evaluate(training, training.images.val, "val") == first
+    without = build(taught(teacher_table="never"))
+    assert without.images.val is not None
+    assert evaluate(without, without.images.val, "val") == first
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -216,7 +217,12 @@ class KnowledgeTransferGraph(nn.Module):
         for name in set(self.frozen) & set(self.untapped):
             self.network(name).speed_up(images, dtype, torchcompile)
 
-    def forward(self, images: Tensor, views: Tensor | None = None) -> dict[str, NodeOutput]:
+    def forward(
+        self,
+        images: Tensor,
+        views: Tensor | None = None,
+        known: Mapping[str, NodeOutput] = MappingProxyType({}),
+    ) -> dict[str, NodeOutput]:
         """Return the nodes' outputs for the same images.
 
         In training mode these are the nodes that a training step needs, otherwise all.
@@ -224,10 +230,13 @@ class KnowledgeTransferGraph(nn.Module):
         Args:
             images: [B, 3, H, W].
             views: The row of each image in `tables`, int64 [B]; None: compute all nodes.
+            known: Outputs of nodes for these images, which need not be computed.
         """
         outputs: dict[str, NodeOutput] = {}
         for name in self.topology.in_training if self.training else self.topology.order:
-            if views is not None and name in self.tables:
+            if name in known:
+                outputs[name] = known[name]
+            elif views is not None and name in self.tables:
                 outputs[name] = self.tables[name].look_up(views, images, self.network(name))
             else:
                 outputs[name] = self.members[name](images, outputs)

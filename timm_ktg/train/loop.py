@@ -90,7 +90,9 @@ def start_epoch(training: Training) -> Iterable[Batch]:
 def evaluate(training: Training, loader: Loader, split: str) -> Metrics:
     """Return every node's exact top-1 and top-5 in percent, over all processes.
 
-    With two or more networks, those of the mean of their logits follow: all networks together.
+    With two or more networks, those of the mean of their logits follow: all networks together. The
+    logits of nodes with a table are kept, because they are the same for the validation images of
+    every epoch.
 
     Args:
         training: The run.
@@ -102,11 +104,15 @@ def evaluate(training: Training, loader: Loader, split: str) -> Metrics:
     names = [*graph.members, *[ALL_NETWORKS] * (len(networks) > 1)]
     correct = torch.zeros(len(names), 2, dtype=torch.int64, device=accelerator.device)
     count = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+    kept = training.kept.setdefault(split, [])
     graph.eval()
-    for images, labels in loader:
+    for number, (images, labels) in enumerate(loader):
+        known = kept[number] if number < len(kept) else {}
         # Not through DDP, because processes can have different numbers of batches here.
         with accelerator.autocast():
-            outputs = graph(images.contiguous(memory_format=training.layout))
+            outputs = graph(images.contiguous(memory_format=training.layout), known=known)
+        if number == len(kept):
+            kept.append({name: outputs[name] for name in graph.tables})
         logits = [outputs[name].logits for name in graph.members]
         if len(names) > len(logits):
             logits.append(torch.stack([outputs[name].logits.float() for name in networks]).mean(0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from ..data import MemoryLoader, Splits
 from ..errors import RecipeError, StorageError, collected, one_line, said
 from ..graph.edge import Edge
 from ..graph.graph import KnowledgeTransferGraph
+from ..graph.losses import NodeOutput
 from ..graph.node import GraphNode, Node
 from ..recipe.build import build_edges, build_nodes, build_optimizer, build_scheduler, connect
 from ..recipe.images import Images, ProcessInfo, build_images, build_splits
@@ -93,6 +94,7 @@ class Training:
         meter: Sums up the metrics of an epoch.
         make: Turns a loader's batch into images and labels.
         do: Does an update, directly or as a recording.
+        kept: Outputs of nodes with a table for each batch of a split's images; see `evaluate`.
     """
 
     recipe: Recipe
@@ -108,6 +110,7 @@ class Training:
     meter: EpochMeter
     make: Make
     do: Do
+    kept: dict[str, list[dict[str, NodeOutput]]] = field(default_factory=dict)
 
     @property
     def splits(self) -> Splits:
