@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -126,8 +127,12 @@ def plan(suite: SuiteConfig, dataset: str, seed: int, runs: Path) -> Iterator[li
         yield [each for each in every if each.level == level]
 
 
+@cache
 def commit() -> str:
-    """Return the commit of this package, with a + if files were changed; or its version."""
+    """Return the commit of this package, with a + if files were changed; or its version.
+
+    Ask before a training: files may change meanwhile, but the code in memory does not.
+    """
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -17,7 +17,7 @@ from ..records.files import replace_whole, writing
 from ..search.processes import WorkerProcesses
 from ..search.study import say
 from ..train.metrics import TrainingError
-from .plan import Key, Planned, plan
+from .plan import Key, Planned, commit, plan
 from .table import add_runs, read_table
 
 
@@ -85,6 +85,7 @@ class SuiteWorker:
             run: The run.
             timeout: Seconds to wait for another worker that has it; -1: until it is done.
         """
+        commit()
         folder = run.directory.path
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
