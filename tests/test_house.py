@@ -12,7 +12,7 @@ HOUSE = Path(timm_ktg.__file__).parent
 ROOMS = (
     *("errors", "terminal", "models", "data", "records", "graph", "recipe", "plugin"),
     *("use", "validate", "predict", "export"),
-    *("draw", "tracking", "train", "search", "suite", "review", "__init__"),
+    *("draw", "tracking", "train", "search", "suite", "review", "__init__", "__main__"),
 )
 # Rooms that may import less than their place allows.
 KNOWS = {

@@ -36,7 +36,7 @@ def test_help_lists_every_field_with_its_text(
     monkeypatch.setenv("COLUMNS", "1000")
     monkeypatch.setenv("NO_COLOR", "1")
     with pytest.raises(SystemExit) as exited:
-        main([write(helped), "--help"])
+        main([write(helped), "--help-all"])
     text = " ".join(capsys.readouterr().out.split())
     assert exited.value.code == 0 and text.startswith("usage: accelerate launch -m timm_ktg.train")
     fields = {f"data.{name}": field for name, field in DataConfig.model_fields.items()}
@@ -66,7 +66,7 @@ def test_help_of_a_search_lists_every_field_with_its_text(
     monkeypatch.setenv("COLUMNS", "1000")
     monkeypatch.setenv("NO_COLOR", "1")
     with pytest.raises(SystemExit) as exited:
-        search_main(["digits-search", "--help"])
+        search_main(["digits-search", "--help-all"])
     text = " ".join(capsys.readouterr().out.split())
     assert exited.value.code == 0 and text.startswith("usage: accelerate launch -m timm_ktg.search")
     sections = {"search": SearchConfig, "data": DataConfig, "train": TrainConfig}
@@ -85,3 +85,12 @@ def test_help_may_stand_anywhere(command: list[str], capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit) as exited:
         main(command)
     assert exited.value.code == 0 and "--train.batch_size integer" in capsys.readouterr().out
+
+
+def test_short_help_has_a_screen_of_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["digits", "--help"])
+    short = re.findall(r"^  --([a-z0-9_.]+\.[a-z_0-9]+) ", capsys.readouterr().out, re.MULTILINE)
+    assert {"train.lr", "graph.nodes.peer.learns_from.student.gate", "data.dataset"} <= {*short}
+    assert not {"train.min_lr", "graph.nodes.peer.learns_from.helper.gate"} & {*short}
+    assert len(short) < 60

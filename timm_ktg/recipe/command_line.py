@@ -90,8 +90,8 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
     if "graph" in given:
         values["graph"] = read_recipe(find_recipe(given["graph"], "--graph")).get("graph")
     groups = recipe_groups(values)
-    if "help" in given:
-        program.show_help(groups)
+    if "help" in given or "help_all" in given:
+        program.show_help(groups, "help_all" in given)
     changed = overridden(values, flags, groups)
     more = [f"--{name.replace('_', '-')}" for name in given if name not in ("resume", "dry_run")]
     if resume and more:

@@ -28,7 +28,8 @@ def _path(text: str) -> Path | None:
 
 
 COMMON: Options = {
-    ("-h", "--help"): {"action": "store_true", "help": "show this help and exit"},
+    ("-h", "--help"): {"action": "store_true", "help": "show the flags used most, and exit"},
+    ("--help-all",): {"action": "store_true", "help": "show every flag, and exit"},
     ("--output-dir",): {"type": _path, "help": "directory for all output; null: below runs"},
     ("--dry-run",): {
         "action": BooleanOptionalAction,
@@ -36,6 +37,26 @@ COMMON: Options = {
     },
 }
 
+# Fields that the short help shows, by the first key of their section's path.
+_MOST_USED = {
+    "graph": {
+        *("target", "reduction", "model", "pretrained", "checkpoint_path"),
+        *("gate", "loss", "temperature", "weight"),
+    },
+    "search": {
+        *("nodes", "target_model", "models", "gates", "losses", "trials", "storage"),
+        *("objective", "top_k", "final_seeds"),
+    },
+    "data": {
+        *("dataset", "input_key", "target_key", "holdout", "images_per_class"),
+        *("pipeline", "img_size"),
+    },
+    "train": {
+        *("epochs", "batch_size", "lr", "opt", "sched", "weight_decay", "smoothing"),
+        *("seed", "mixed_precision", "model_ema"),
+    },
+    "tracking": {"wandb", "project"},
+}
 _NOTHING = object()
 _SECTION = {"type": "object"}
 _EDGE = {"anyOf": [{"type": "string"}, _SECTION]}
@@ -96,15 +117,30 @@ class Program:
             raise RecipeError([f"command line: {error}."]) from None
         if unknown:
             names = [name for names in self.options for name in names]
-            names += _flags(section_groups(self.schema, {}))
+            names += flags_of(self.schema)
             raise _unknown(unknown[0].partition("=")[0], names)
         return vars(given), flags
 
-    def show_help(self, groups: Groups) -> NoReturn:
-        """Print the help, with a flag for every field and its value in the recipe, and exit."""
+    def show_help(self, groups: Groups, everything: bool) -> NoReturn:
+        """Print the help, with flags for fields and their values in the recipe, and exit.
+
+        Args:
+            groups: The sections of the recipe.
+            everything: Show all fields; otherwise those used most, of the edges that there are.
+        """
         parser = self._parser()
-        boxes = {group.path: parser.add_argument_group(name) for name, group in groups.items()}
-        for flag, (group, key) in _flags(groups).items():
+        shown = {
+            flag: (group, key)
+            for flag, (group, key) in _flags(groups).items()
+            if everything or _is_most_used(group, key)
+        }
+        used = {group.path for group, _ in shown.values()}
+        boxes = {
+            group.path: parser.add_argument_group(name)
+            for name, group in groups.items()
+            if group.path in used
+        }
+        for flag, (group, key) in shown.items():
             metavar, said = _metavar(group.fields[key]), _help(group, key).replace("%", "%%")
             boxes[group.path].add_argument(flag, metavar=metavar, help=said)
         parser.print_help()
@@ -124,6 +160,16 @@ class Program:
         for names, how in self.options.items():
             parser.add_argument(*names, **how)
         return parser
+
+
+def _is_most_used(group: Group, key: str) -> bool:
+    absent = group.section is EdgeConfig and not group.values
+    return key in _MOST_USED.get(group.path[0], ()) and not absent
+
+
+def flags_of(schema: type[Section]) -> list[str]:
+    """Return the flags of all top-level sections of a recipe, such as `--train.lr`."""
+    return list(_flags(section_groups(schema, {})))
 
 
 def section_groups(schema: type[Section], values: Mapping[str, Any]) -> dict[str, Group]:

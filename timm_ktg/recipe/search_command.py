@@ -61,8 +61,8 @@ def parse_search(argv: Sequence[str], prog: str) -> SearchCommand:
     path = find_recipe(given.get("recipe", program.recipe))
     values = read_recipe(path)
     groups = section_groups(SearchRecipe, values)
-    if "help" in given:
-        program.show_help(groups)
+    if "help" in given or "help_all" in given:
+        program.show_help(groups, "help_all" in given)
     return SearchCommand(
         check_section(SearchRecipe, overridden(values, flags, groups)),
         name_recipe(path),
