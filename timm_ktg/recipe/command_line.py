@@ -13,6 +13,7 @@ from ..errors import RecipeError
 from ..graph.topology import LABEL
 from ..records.run_directory import read_seeds
 from .flags import COMMON, Group, Options, Program, below, overridden, section_groups
+from .graph_flags import restructured
 from .images import data_problems
 from .node_config import KINDS, EdgeConfig, NodeConfig, from_word, kind_of
 from .recipe import (
@@ -89,6 +90,7 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
     values = read_recipe(path)
     if "graph" in given:
         values["graph"] = read_recipe(find_recipe(given["graph"], "--graph")).get("graph")
+    values, flags = restructured(values, flags)
     groups = recipe_groups(values)
     if "help" in given or "help_all" in given:
         program.show_help(groups, "help_all" in given)

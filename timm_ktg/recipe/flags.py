@@ -15,6 +15,7 @@ import yaml
 from pydantic_core import to_jsonable_python
 
 from ..errors import RecipeError, collected, did_you_mean
+from .most_used import MOST_USED
 from .node_config import EdgeConfig, from_word
 from .recipe import MEANT, YAML_ERRORS, parse_yaml, yaml_said
 from .section import Section
@@ -37,26 +38,6 @@ COMMON: Options = {
     },
 }
 
-# Fields that the short help shows, by the first key of their section's path.
-_MOST_USED = {
-    "graph": {
-        *("target", "reduction", "model", "pretrained", "checkpoint_path"),
-        *("gate", "loss", "temperature", "weight"),
-    },
-    "search": {
-        *("nodes", "target_model", "models", "gates", "losses", "trials", "storage"),
-        *("objective", "top_k", "final_seeds"),
-    },
-    "data": {
-        *("dataset", "input_key", "target_key", "holdout", "images_per_class"),
-        *("pipeline", "img_size"),
-    },
-    "train": {
-        *("epochs", "batch_size", "lr", "opt", "sched", "weight_decay", "smoothing"),
-        *("seed", "mixed_precision", "model_ema"),
-    },
-    "tracking": {"wandb", "project"},
-}
 _NOTHING = object()
 _SECTION = {"type": "object"}
 _EDGE = {"anyOf": [{"type": "string"}, _SECTION]}
@@ -132,7 +113,7 @@ class Program:
         shown = {
             flag: (group, key)
             for flag, (group, key) in _flags(groups).items()
-            if everything or _is_most_used(group, key)
+            if everything or (key in MOST_USED.get(group.path[0], ()) and not _is_absent(group))
         }
         used = {group.path for group, _ in shown.values()}
         boxes = {
@@ -162,9 +143,9 @@ class Program:
         return parser
 
 
-def _is_most_used(group: Group, key: str) -> bool:
-    absent = group.section is EdgeConfig and not group.values
-    return key in _MOST_USED.get(group.path[0], ()) and not absent
+def _is_absent(group: Group) -> bool:
+    """Return whether a group is an edge that the recipe does not have."""
+    return group.section is EdgeConfig and not group.values
 
 
 def flags_of(schema: type[Section]) -> list[str]:
@@ -327,6 +308,15 @@ def _read(name: str, text: str, field: Mapping[str, Any]) -> Any:
     except YAML_ERRORS as error:
         said = f"argument --{name}: should be YAML. {yaml_said(error)}"
         raise RecipeError([f"command line: {said}"]) from None
+
+
+def read_mapping(name: str, text: str) -> Any:
+    """Return the value of a flag that stands for a whole section.
+
+    Raises:
+        RecipeError: The text is not YAML.
+    """
+    return _read(name, text, _SECTION)
 
 
 def _kinds(field: Mapping[str, Any]) -> dict[str, Any]:
