@@ -64,6 +64,15 @@ def test_drawn_losses_are_written_into_the_recipe() -> None:
     assert columns["gate/target->aux1"] == "cutoff" and columns["loss/target->aux1"] == "none"
 
 
+def test_edges_from_the_label_keep_their_loss_beside_candidates_for_networks() -> None:
+    for label_losses, expected in (([], None), (["bce", "cross_entropy"], "cross_entropy")):
+        recipe = recipe_of(losses=["kl_div", DKD], label_losses=label_losses)
+        graph = all_through("ktg_tiny", ["ktg_tiny"])
+        found = RecipeBuilder(recipe, lambda teacher: None, seed=0).recipe_of(graph).graph
+        losses = {link.source: edge.loss for link, edge in found.edges.items()}
+        assert losses == {"label": expected, "target": "kl_div", "aux1": "kl_div"}
+
+
 def test_space_without_candidate_losses_is_as_it_was() -> None:
     choices = build_choices(check_section(SearchRecipe, search_values()).search)
     assert not [name for name in choices.largest.choices() if name.startswith("loss/")]

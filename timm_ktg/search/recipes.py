@@ -142,21 +142,25 @@ def _recipe(recipe: SearchRecipe, graph: Mapping[str, Any]) -> Recipe:
     return check_section(Recipe, {"graph": graph, "data": recipe.data, "train": recipe.train})
 
 
-def words_of(search: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how a recipe writes each edge that a search can draw, by the edge's word.
+def words_of(search: Mapping[str, Any]) -> dict[tuple[bool, str], Any]:
+    """Return how a recipe writes each edge that a search can draw.
+
+    The keys are whether the edge is from the label, and its word, because the usual loss, which no
+    word names, is another there.
 
     Args:
         search: The section `search`, maybe unchecked.
     """
     gates = [from_word(each) for each in search.get("gates", ())]
-    words: dict[str, Any] = {}
+    words: dict[tuple[bool, str], Any] = {}
     for source, field in ((LABEL, "label_losses"), (TARGET, "losses")):
         losses = [loss_from_word(each) for each in search.get(field, ())] or [{}]
         for gate, loss in product(gates, losses):
             shown = GateConfig.model_construct(**gate).shown
             said = LossConfig.model_construct(**loss).shown if loss else ""
             given = {key: value for key, value in loss.items() if value is not None}
-            words[edge_word((source, TARGET), shown, said)] = {**gate, **given}
+            word = edge_word((source, TARGET), shown, said)
+            words[source == LABEL, word] = {**gate, **given}
     return words
 
 
@@ -183,7 +187,7 @@ def graph_section(
         name: dict(slow) if model == EMA else {"model": model} for name, model in models.items()
     }
     for source, destination, gate in edges:
-        edge = gates.get(gate, gate)
+        edge = gates.get((source == LABEL, gate), gate)
         if source != LABEL and temperature != 1:
             edge = {**from_word(edge), "temperature": temperature}
         nodes[destination].setdefault("learns_from", {})[source] = edge
