@@ -14,7 +14,7 @@ NO_LABELS = torch.zeros(1, dtype=torch.int64)
 # Losses that need the class of each sample.
 UNMIXED = {"dkd"}
 OF_LABELS = {"cross_entropy", "bce"}
-OF_FEATURES = {"attention", "srd"}
+OF_FEATURES = {"attention", "attention_windows", "srd"}
 
 
 def logits(seed: int, batch: int = 8, num_classes: int = CLASSES, scale: float = 3.0) -> Tensor:

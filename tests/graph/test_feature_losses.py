@@ -123,6 +123,94 @@ def test_loss_of_features_refuses_a_temperature(name: str) -> None:
         loss(*ends(), NO_LABELS, temperature=4.0)
 
 
+# attention_windows
+
+
+def windows(source: ktg.NodeOutput, destination: ktg.NodeOutput, **arguments: Any) -> Tensor:
+    loss = ktg.create_loss("attention_windows", **arguments)
+    return loss(source, destination, NO_LABELS, temperature=1.0)
+
+
+def window_losses(source: Tensor, destination: Tensor, apart: bool) -> Array:
+    """The loss, sample by sample and window by window."""
+    found = []
+    for pair in zip(array(source), array(destination), strict=True):
+        s, t = ((each**2).sum(0) for each in pair)
+        row, column = np.unravel_index(s.argmax(), s.shape)
+        parts = []
+        for side in (max(s.shape), 5, 3):
+            h, w = min(side, s.shape[0]), min(side, s.shape[1])
+            top = min(max(row - h // 2, 0), s.shape[0] - h)
+            left = min(max(column - w // 2, 0), s.shape[1] - w)
+            a, b = (each[top : top + h, left : left + w].ravel() for each in (s, t))
+            a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
+            parts.append(a @ b if apart else ((a - b) ** 2).mean())
+        found.append(np.mean(parts))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("size", [(7, 7), (4, 9), (2, 2), (1, 6)])
+@pytest.mark.parametrize("attention", ["close", "apart"])
+def test_attention_windows_equals_the_reference(attention: str, size: tuple[int, int]) -> None:
+    source, destination = maps(0, 6, *size, batch=64), maps(1, 3, *size, batch=64)
+    found = windows(output(source), output(destination), attention=attention)
+    expected = window_losses(source, destination, attention == "apart")
+    np.testing.assert_allclose(array(found), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "figure"),
+    [
+        ({}, 0.032324892144),
+        ({"attention": "apart"}, 0.702170866880),
+        ({"logits": "close"}, 1.918888281326),
+        ({"attention": "apart", "logits": "apart"}, 1.172204055164),
+    ],
+)
+def test_attention_windows_is_the_authors(arguments: dict[str, str], figure: float) -> None:
+    # github.com/naok0615/ensemble_graph, 71dbe55: AttLoss and KL_AttLoss of
+    # lib/loss_func_resnet.py, with the maps of ResNet_vanilla and the windows of trainer_resnet.py.
+    random = np.random.RandomState(0)
+    logits = [3 * random.standard_normal((8, 5)) for _ in range(2)]
+    features = [random.standard_normal((8, channels, 7, 7)) for channels in (6, 3)]
+    ends = (
+        ktg.NodeOutput(torch.tensor(z, dtype=torch.float32), {"layer4": torch.tensor(f)})
+        for z, f in zip(logits, features, strict=True)
+    )
+    assert float(windows(*ends, **arguments).mean()) == pytest.approx(figure, rel=1e-5)
+
+
+def test_attention_windows_resizes_to_the_smaller_map() -> None:
+    small, large = maps(0, 6), maps(1, 3, 8, 8)
+    pooled = (large**2).sum(1, keepdim=True).unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5))
+    found = windows(output(small), output(large))
+    torch.testing.assert_close(found, windows(output(small), output(pooled.sqrt())))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "taps", "said"),
+    [
+        ({"attention": "near"}, 1, "attention should be close or apart. Found near."),
+        ({"logits": "far"}, 1, "logits should be close or apart. Found far."),
+        ({}, 2, "should get one tap at each end. Found 2."),
+        ({}, 0, r"should get taps at both ends, equally many. Found features \[\] and \[\]."),
+    ],
+)
+def test_attention_windows_refuses_what_it_cannot_compare(
+    arguments: dict[str, str], taps: int, said: str
+) -> None:
+    source, destination = (output(*[maps(seed, 3)] * taps) for seed in (0, 1))
+    with pytest.raises(ValueError, match=f"^attention_windows:? {said}"):
+        windows(source, destination, **arguments)
+
+
+def test_attention_windows_without_a_loss_of_logits_refuses_a_temperature() -> None:
+    ends = output(maps(0, 6)), output(maps(1, 6))
+    loss = ktg.create_loss("attention_windows")
+    with pytest.raises(ValueError, match="^attention_windows"):
+        loss(*ends, NO_LABELS, temperature=2.0)
+
+
 # srd
 
 

@@ -14,7 +14,7 @@ from tests.nets import edge, graph_of, hard_labels, images, output, soft_labels
 from timm_ktg.graph.contract import contract_problems
 
 LOSSES = ktg.list_losses()
-OWN = {"cross_entropy", "bce", "kl_div", "dkd", "dist", "hard", "separate", "attention", "srd"}
+OWN = {"cross_entropy", "bce", "kl_div", "dkd", "dist", "hard", "separate"} | OF_FEATURES
 
 STACKABLE = sorted(
     name for name in LOSSES if getattr(ktg.create_loss(name).function, "stackable", False)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from math import inf
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .logit_losses import kl_div, separate
 from .losses import NodeOutput, refuse_temperature
 
+Direction = Literal["close", "apart"]
+WINDOWS = (5, 3)  # sides of the windows that `attention_windows` looks into
 Pairs = list[tuple[Tensor, Tensor]]
 
 
@@ -53,6 +57,58 @@ def attention(
     return torch.stack(
         [_map_distances(s, t, p) for s, t in _pairs("attention", source, destination, (4,))]
     ).mean(0)
+
+
+def attention_windows(
+    source: NodeOutput,
+    destination: NodeOutput,
+    labels: Tensor,
+    *,
+    temperature: float,
+    attention: Direction = "close",
+    logits: Direction | None = None,
+) -> Tensor:
+    """Return how close, or how far apart, two attention maps are, for every sample.
+
+    A map is sum_c |F_c|^2 [H, W], resized as in `attention`. It is compared as a whole and in two
+    windows, 5 x 5 and 3 x 3, round the maximum of the source's map, each scaled to length 1 over
+    its positions. `close` is the mean squared distance over the positions, `apart` the cosine,
+    which drives two networks apart when it is minimized. The loss is the mean over the three.
+
+    `logits` adds a loss of the logits: `close` KL, `apart` the loss `separate`. Together with these
+    two alone, that gives the six losses among which the authors search.
+
+    Args:
+        source: The node that teaches, logits [B, C], features [B, C, H, W] of one tap, detached.
+        destination: The node that learns, likewise.
+        labels: Not used.
+        temperature: T > 0 of the logits; 1 if there is no loss of the logits.
+        attention: What to do with the maps.
+        logits: What to do with the logits; None: nothing.
+
+    Returns:
+        Losses [B] in float32.
+
+    Raises:
+        ValueError: The taps are no pair of feature maps, or an argument is out of its range.
+
+    Reference:
+        Okamoto et al., "Deep Ensemble Learning by Diverse Knowledge Distillation for Fine-Grained
+        Object Classification", ECCV 2022.
+    """
+    name = "attention_windows"
+    for what, found in (("attention", attention), ("logits", logits)):
+        if found not in get_args(Direction) and (what, found) != ("logits", None):
+            raise ValueError(f"{name}: {what} should be close or apart. Found {found}.")
+    pairs = _pairs(name, source, destination, (4,))
+    if len(pairs) != 1:
+        raise ValueError(f"{name} should get one tap at each end. Found {len(pairs)}.")
+    of_maps = _window_losses(*pairs[0], apart=attention == "apart")
+    if logits is None:
+        refuse_temperature(name, temperature)
+        return of_maps
+    of_logits = kl_div if logits == "close" else separate
+    return of_maps + of_logits(source, destination, labels, temperature=temperature)
 
 
 class Srd(nn.Module):
@@ -150,10 +206,41 @@ def _pairs(
 
 
 def _map_distances(source: Tensor, destination: Tensor, p: float) -> Tensor:
-    (h_s, w_s), (h_t, w_t) = source.shape[2:], destination.shape[2:]
-    size = (min(h_s, h_t), min(w_s, w_t))
+    size = _smaller(source, destination)
     difference = _attention_map(source, p, size) - _attention_map(destination, p, size)
     return difference.square().mean(-1)
+
+
+def _window_losses(source: Tensor, destination: Tensor, apart: bool) -> Tensor:
+    """Return the mean over the windows, [B]; see `attention_windows`."""
+    size = _smaller(source, destination)
+    maps = [_attention_map(each, 2, size).view(-1, *size) for each in (source, destination)]
+    top = maps[0].flatten(1).argmax(-1)
+    losses = []
+    for side in (max(size), *WINDOWS):
+        a, b = (F.normalize(_window(each, top, side).flatten(1)) for each in maps)
+        losses.append((a * b).sum(-1) if apart else (a - b).square().mean(-1))
+    return torch.stack(losses).mean(0)
+
+
+def _window(maps: Tensor, top: Tensor, side: int) -> Tensor:
+    """Return a window of each map [B, H, W] round a position, moved inside where it sticks out.
+
+    Args:
+        maps: The maps.
+        top: [B] positions in the flattened maps.
+        side: Height and width of the window, if the map is as large.
+    """
+    rows, columns = (min(side, length) for length in maps.shape[1:])
+    row = (top // maps.shape[2] - rows // 2).clamp(0, maps.shape[1] - rows)
+    column = (top % maps.shape[2] - columns // 2).clamp(0, maps.shape[2] - columns)
+    every = torch.arange(len(maps), device=maps.device)
+    return maps.unfold(1, rows, 1).unfold(2, columns, 1)[every, row, column]
+
+
+def _smaller(source: Tensor, destination: Tensor) -> tuple[int, int]:
+    (h_s, w_s), (h_t, w_t) = source.shape[2:], destination.shape[2:]
+    return min(h_s, h_t), min(w_s, w_t)
 
 
 def _attention_map(features: Tensor, p: float, size: tuple[int, int]) -> Tensor:
