@@ -29,7 +29,8 @@ ALL = [
     for path in FOLDER.rglob("*.yaml")
     if path.name != "wandb-sweep.yaml"  # see test_tracking.py
 ]
-NAMES = [name for name in ALL if "search" not in name]  # for searches see test_bundled_searches.py
+# For searches see test_bundled_searches.py.
+NAMES = [name for name in ALL if "search" not in read_recipe(FOLDER / f"{name}.yaml")]
 PAPERS = [name for name in NAMES if "/" in name and not name.startswith("presets/")]
 RUN = "# Run: accelerate launch -m timm_ktg.train"
 
