@@ -73,6 +73,13 @@ def test_edges_from_the_label_keep_their_loss_beside_candidates_for_networks() -
         assert losses == {"label": expected, "target": "kl_div", "aux1": "kl_div"}
 
 
+def test_gate_of_an_edge_from_the_label_is_written_as_it_is_shown() -> None:
+    recipe = recipe_of(gates=["through", "linear", "correct"], losses=[], label_losses=[])
+    graph = all_through("ktg_tiny", ["ktg_tiny"])
+    found = RecipeBuilder(recipe, lambda teacher: None, seed=0).recipe_of(graph).graph
+    assert {edge.gate for edge in found.edges.values()} == {"through"}
+
+
 def test_space_without_candidate_losses_is_as_it_was() -> None:
     choices = build_choices(check_section(SearchRecipe, search_values()).search)
     assert not [name for name in choices.largest.choices() if name.startswith("loss/")]

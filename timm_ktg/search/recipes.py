@@ -21,6 +21,7 @@ from ..recipe.search_config import (
 )
 from .canonical import (
     ALONE,
+    CORRECT,
     TARGET,
     THROUGH,
     CanonicalGraph,
@@ -160,7 +161,8 @@ def words_of(search: Mapping[str, Any]) -> dict[tuple[bool, str], Any]:
             said = LossConfig.model_construct(**loss).shown if loss else ""
             given = {key: value for key, value in loss.items() if value is not None}
             word = edge_word((source, TARGET), shown, said)
-            words[source == LABEL, word] = {**gate, **given}
+            written = from_word(THROUGH) if (source, shown) == (LABEL, CORRECT) else gate
+            words[source == LABEL, word] = {**written, **given}
     return words
 
 
