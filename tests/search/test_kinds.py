@@ -86,10 +86,10 @@ def test_slow_copy_has_neither_a_model_of_its_own_nor_incoming_edges() -> None:
 def test_slow_copy_is_written_into_the_recipe() -> None:
     recipe = recipe_of(kinds=ALL, ema_decay=0.9, losses=["kl_div"])
     found = RecipeBuilder(recipe, lambda teacher: Path("none"), 0).recipe_of(mean_teacher()).graph
-    assert found.nodes["aux1"] == EmaConfig(ema="target", decay=0.9)
+    assert found.nodes["aux1"] == EmaConfig(ema="target", decay=0.9, warmup=True)
     assert found.topology.frozen == () and found.target == "target"
     tried = candidates_recipe(recipe).graph
-    assert tried.nodes["ema"] == EmaConfig(ema="target", decay=0.9)
+    assert tried.nodes["ema"] == EmaConfig(ema="target", decay=0.9, warmup=True)
     assert "ema" in {link.source for link in tried.edges}
     assert "ema" not in candidates_recipe(recipe_of()).graph.nodes
 
@@ -149,7 +149,7 @@ def test_search_draws_slow_copies_and_shows_them(tmp_path: Path) -> None:
     # The target with and without a gate that ramps up, from the label and from its copy.
     assert [trial.user_attrs["models"] for trial in trials] == [SLOW] * 4
     best = load_recipe(str(out / "best.yaml")).graph
-    assert best.nodes["aux1"] == EmaConfig(ema="target", decay=0.999)
+    assert best.nodes["aux1"] == EmaConfig(ema="target", decay=0.999, warmup=True)
     rows = {row["name"]: row for row in result_in(out)["rows"]}
     assert rows["all-through sum"]["models"] == SLOW and "KD T=1" not in rows
     page = study_page(read_study(out))
