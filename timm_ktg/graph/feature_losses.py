@@ -100,10 +100,8 @@ def attention_windows(
     for what, found in (("attention", attention), ("logits", logits)):
         if found not in get_args(Direction) and (what, found) != ("logits", None):
             raise ValueError(f"{name}: {what} should be close or apart. Found {found}.")
-    pairs = _pairs(name, source, destination, (4,))
-    if len(pairs) != 1:
-        raise ValueError(f"{name} should get one tap at each end. Found {len(pairs)}.")
-    of_maps = _window_losses(*pairs[0], apart=attention == "apart")
+    features = _only_pair(name, source, destination, (4,))
+    of_maps = _window_losses(*features, apart=attention == "apart")
     if logits is None:
         refuse_temperature(name, temperature)
         return of_maps
@@ -176,10 +174,7 @@ class Srd(nn.Module):
         return (fixed + 1e-5).log() + (len(sums) * sums - fixed) / (fixed + 1e-5)
 
     def _features(self, source: NodeOutput, destination: NodeOutput) -> tuple[Tensor, Tensor]:
-        pairs = _pairs("srd", source, destination, (2, 4))
-        if len(pairs) != 1:
-            raise ValueError(f"srd should get one tap at each end. Found {len(pairs)}.")
-        return pairs[0]
+        return _only_pair("srd", source, destination, (2, 4))
 
 
 def _pairs(
@@ -236,6 +231,16 @@ def _window(maps: Tensor, top: Tensor, side: int) -> Tensor:
     column = (top % maps.shape[2] - columns // 2).clamp(0, maps.shape[2] - columns)
     every = torch.arange(len(maps), device=maps.device)
     return maps.unfold(1, rows, 1).unfold(2, columns, 1)[every, row, column]
+
+
+def _only_pair(
+    name: str, source: NodeOutput, destination: NodeOutput, dimensions: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Return the features of a loss that compares one tap at each end; see `_pairs`."""
+    pairs = _pairs(name, source, destination, dimensions)
+    if len(pairs) != 1:
+        raise ValueError(f"{name} should get one tap at each end. Found {len(pairs)}.")
+    return pairs[0]
 
 
 def _smaller(source: Tensor, destination: Tensor) -> tuple[int, int]:
