@@ -7,7 +7,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -290,17 +290,36 @@ def _build_edge(link: Link, edge: EdgeConfig, recipe: Recipe) -> Edge:
 
 
 def _parameter_groups(train: TrainConfig, graph: KnowledgeTransferGraph) -> list[dict[str, Any]]:
-    groups: list[dict[str, Any]] = []
-    if not train.filter_bias_and_bn:
+    if not train.filter_bias_and_bn and train.layer_decay is None:
         return [
             {"params": parameters, "weight_decay": train.weight_decay, "node": name}
             for name, parameters in graph.parameter_owners().items()
         ]
-    for name, modules in graph.owned_modules().items():
-        for module in modules:
-            without: Any = getattr(module, "no_weight_decay", tuple)()
-            own = param_groups_weight_decay(
-                module, train.weight_decay, no_weight_decay_list=without
-            )
-            groups += [{**group, "node": name} for group in own if group["params"]]
-    return groups
+    return [
+        {**group, "node": name}
+        for name, modules in graph.owned_modules().items()
+        for module in modules
+        for group in _groups_of(train, module)
+        if group["params"]
+    ]
+
+
+def _groups_of(train: TrainConfig, module: nn.Module) -> list[dict[str, Any]]:
+    """Return the parameter groups of a model, or of an edge, as timm makes them."""
+    spared: Any = getattr(module, "no_weight_decay", tuple)() if train.filter_bias_and_bn else ()
+    if train.layer_decay is None or not hasattr(module, "pretrained_cfg"):
+        # An edge has no layers.
+        if not train.filter_bias_and_bn:
+            return [{"params": list(module.parameters()), "weight_decay": train.weight_decay}]
+        return list(
+            param_groups_weight_decay(module, train.weight_decay, no_weight_decay_list=spared)
+        )
+    return list(
+        param_groups_layer_decay(
+            module,
+            train.weight_decay,
+            no_weight_decay_list=spared,
+            weight_decay_exclude_1d=train.filter_bias_and_bn,
+            layer_decay=train.layer_decay,
+        )
+    )

@@ -50,6 +50,8 @@ class TrainConfig(Section):
     """Weight decay."""
     filter_bias_and_bn: bool = False
     """Exclude biases and norms from weight decay, as timm's training script does."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Factor of the learning rate from each layer to the one below; null: all learn alike."""
     opt_kwargs: dict[str, Any] = {}
     """Further arguments of the optimizer."""
     sched: Literal["step", "multistep", "cosine", "tanh", "poly", "wsd", "rsqrt", "constant"] = (

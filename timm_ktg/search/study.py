@@ -27,11 +27,12 @@ from .trials import note
 READY = "ready"
 IDENTITY = "identity"
 # What studies of versions without such a field were made with.
-LATER = {
+LATER: dict[str, Any] = {
     "train.sync_bn": False,
     "train.model_ema": False,
     "train.model_ema_decay": 0.9998,
     "train.model_ema_warmup": False,
+    "train.layer_decay": None,
     "search.losses": [],
     "search.label_losses": [],
     "search.objective": "target",

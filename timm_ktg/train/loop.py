@@ -54,7 +54,8 @@ def train_epoch(training: Training, batches: Iterable[Batch]) -> Metrics:
         graph.update_emas(number)
 
     epoch, updates, start = training.state.epochs, len(training.images.train), time.perf_counter()
-    rate = optimizer.param_groups[0]["lr"]
+    first = optimizer.param_groups[0]
+    rate = first["lr"] / first.get("lr_scale", 1.0)  # of the last layer, if layers differ
     meter.reset()
     model.train()
     for number, batch in enumerate(batches, start=epoch * updates + 1):
