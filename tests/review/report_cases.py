@@ -77,12 +77,8 @@ class MadeUpProcesses:
 def _spent(recipe: Recipe, epoch: int) -> Attributes:
     """As if every model cost by its place in the list, and the target might be an ensemble."""
     costs = [MODELS.index(node.model) + 1 for node in recipe.graph.nodes.values() if node.model]
-    return {
-        "epochs": epoch,
-        "training_flops": 10**10 * sum(costs) * epoch,
-        "inference_flops": 10**7 * sum(costs),
-        "parameters": 10**5 * sum(costs),
-    }
+    units = {"training_flops": 10**10 * epoch, "inference_flops": 10**7, "parameters": 10**5}
+    return {"epochs": epoch, "cost": {name: unit * sum(costs) for name, unit in units.items()}}
 
 
 def _merit(recipe: Recipe) -> float:

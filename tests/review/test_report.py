@@ -16,7 +16,7 @@ from timm_ktg.review.__main__ import main
 from timm_ktg.review.report import write_report
 from timm_ktg.review.stages import FEWEST, importances
 from timm_ktg.review.study_data import read_study
-from timm_ktg.search.fronts import INFERENCE, TRAINING, best_so_far, front, points_of
+from timm_ktg.search.fronts import IN_TRAINING, PER_IMAGE, best_so_far, front, points_of
 from timm_ktg.search.trials import TrialRecord
 
 pytestmark = pytest.mark.slow
@@ -112,7 +112,7 @@ def test_hover_names_the_trial_and_its_graph(browser: Browser, folder: Path) -> 
 def test_fronts_are_drawn_and_named_by_their_trials(browser: Browser, folder: Path) -> None:
     study = read_study(folder)
     browser.open(folder / "report.html")
-    for name, axis in (("front-training", TRAINING), ("front-inference", INFERENCE)):
+    for name, axis in (("front-training", IN_TRAINING), ("front-inference", PER_IMAGE)):
         browser.show(name)
         found = browser.run(f"return document.getElementById('{name}').data.at(-1).customdata")
         expected = front(points_of(study.trials, axis))

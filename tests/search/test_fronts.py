@@ -6,7 +6,7 @@ from typing import Any
 from optuna.trial import TrialState, create_trial
 
 from timm_ktg.search.cost_plots import cost_plots
-from timm_ktg.search.fronts import INFERENCE, TRAINING, best_so_far, front, points_of
+from timm_ktg.search.fronts import IN_TRAINING, PER_IMAGE, best_so_far, front, points_of
 from timm_ktg.search.trials import TrialRecord
 
 START = datetime(2026, 1, 1)
@@ -18,7 +18,7 @@ def ended(
     """A trial of 4 epochs that ended `at` seconds after the others began."""
     attributes: dict[str, Any] = {"epochs": 4}
     if flops is not None:
-        attributes |= {"training_flops": flops * 10**9, "inference_flops": 10**6}
+        attributes["cost"] = {"training_flops": flops * 10**9, "inference_flops": 10**6}
     state = TrialState.PRUNED if pruned else TrialState.COMPLETE
     trial = create_trial(
         state=state, value=value, intermediate_values={4: value}, user_attrs=attributes
@@ -41,7 +41,7 @@ def test_front_has_what_no_cheaper_trial_beats() -> None:
         ended(5, 75.0, 9),  # as dear and worse
         ended(6, 99.0, None),  # of an earlier version
     ]
-    points = points_of(trials, TRAINING)
+    points = points_of(trials, IN_TRAINING)
     assert numbers(points) == [0, 1, 2, 3, 4, 5]
     assert numbers(front(points)) == [1, 0, 4]
     assert [point.cost for point in front(points)] == [2, 5, 9]
@@ -49,7 +49,7 @@ def test_front_has_what_no_cheaper_trial_beats() -> None:
 
 def test_front_of_one_inference_cost_is_its_best_trial() -> None:
     trials = [ended(0, 70.0, 5), ended(1, 72.0, 2)]
-    assert numbers(front(points_of(trials, INFERENCE))) == [1]
+    assert numbers(front(points_of(trials, PER_IMAGE))) == [1]
 
 
 def test_best_so_far_goes_by_when_trials_ended_and_counts_all_epochs() -> None:

@@ -11,11 +11,12 @@ from tests.nets import TinyNet, ktg_tiny
 from tests.recipe_cases import Values, recipe_values
 from tests.training_cases import build, same_state, state_of
 from timm_ktg import Edge, Ema, Ensemble, KnowledgeTransferGraph, Node
+from timm_ktg.graph.losses import create_loss, register_loss
 from timm_ktg.graph.node import GraphNode
 from timm_ktg.graph.table import LogitTable
 from timm_ktg.graph.weights import export_node
 from timm_ktg.records.result import Cost
-from timm_ktg.train.cost import cost_of
+from timm_ktg.train import cost
 
 PIXELS, CLASSES = 3 * 4 * 4, 5
 FORWARD = 2 * PIXELS * CLASSES  # a multiplication and an addition for each weight
@@ -32,9 +33,14 @@ class Linear(nn.Module):
         return self.head(images.flatten(1))  # type: ignore[no-any-return]
 
 
+def cost_of(graph: KnowledgeTransferGraph, images: Tensor) -> Cost:
+    outputs = graph.eval()(images)
+    return cost.cost_of(graph, images, outputs, {})
+
+
 def counted(*nodes: GraphNode, edges: tuple[tuple[str, str], ...], target: str = "a") -> Cost:
     graph = KnowledgeTransferGraph(nodes, [Edge(*pair) for pair in edges], target)
-    return cost_of(graph, torch.randn(3, 3, 4, 4), CLASSES)
+    return cost_of(graph, torch.randn(3, 3, 4, 4))
 
 
 def a_node(name: str, frozen: bool = False) -> Node:
@@ -42,25 +48,27 @@ def a_node(name: str, frozen: bool = False) -> Node:
 
 
 def test_linear_net_costs_what_one_counts_by_hand() -> None:
-    cost = counted(a_node("a"), edges=(("label", "a"),))
-    assert cost == Cost(FORWARD + BACKWARD, FORWARD, PARAMETERS)
+    found = counted(a_node("a"), edges=(("label", "a"),))
+    assert found == Cost(FORWARD + BACKWARD, FORWARD, PARAMETERS)
 
 
 def test_hidden_layer_passes_gradients_on() -> None:
     net = TinyNet(num_classes=CLASSES, norm=False)  # 4 patches of 48 numbers, 8 channels, 32 to C
     graph = KnowledgeTransferGraph([Node("a", net)], [Edge("label", "a")], "a")
     patches, head = 2 * 4 * 48 * 8, 2 * 32 * CLASSES
-    cost = cost_of(graph, torch.randn(2, 3, 8, 8), CLASSES)
-    assert cost == Cost(2 * patches + 3 * head, patches + head, 48 * 8 + 8 + 32 * CLASSES + CLASSES)
+    found = cost_of(graph, torch.randn(2, 3, 8, 8))
+    assert found == Cost(
+        2 * patches + 3 * head, patches + head, 48 * 8 + 8 + 32 * CLASSES + CLASSES
+    )
 
 
 def test_frozen_node_costs_its_forward_unless_it_is_looked_up() -> None:
     nodes, edges = [a_node("a"), a_node("b", frozen=True)], [Edge("label", "a"), Edge("b", "a")]
     graph, images = KnowledgeTransferGraph(nodes, edges, "a"), torch.randn(2, 3, 4, 4)
     student = FORWARD + BACKWARD
-    assert cost_of(graph, images, CLASSES) == Cost(student + FORWARD, FORWARD, PARAMETERS)
+    assert cost_of(graph, images) == Cost(student + FORWARD, FORWARD, PARAMETERS)
     graph.tables["b"] = LogitTable(torch.zeros(2, CLASSES, dtype=torch.float16))
-    assert cost_of(graph, images, CLASSES) == Cost(student, FORWARD, PARAMETERS)
+    assert cost_of(graph, images) == Cost(student, FORWARD, PARAMETERS)
 
 
 def test_average_that_teaches_costs_its_forward_and_one_that_does_not_costs_nothing() -> None:
@@ -73,8 +81,46 @@ def test_average_that_teaches_costs_its_forward_and_one_that_does_not_costs_noth
 
 def test_ensemble_costs_all_its_members_once_in_use_and_nothing_in_training() -> None:
     nodes = (a_node("a"), a_node("b"), Ensemble("pair", ("a", "b")), Ensemble("all", ("pair", "a")))
-    cost = counted(*nodes, edges=(("label", "a"), ("label", "b")), target="all")
-    assert cost == Cost(2 * (FORWARD + BACKWARD), 2 * FORWARD, 2 * PARAMETERS)
+    found = counted(*nodes, edges=(("label", "a"), ("label", "b")), target="all")
+    assert found == Cost(2 * (FORWARD + BACKWARD), 2 * FORWARD, 2 * PARAMETERS)
+
+
+class Distance(nn.Module):
+    """A loss on features with a projector of its own."""
+
+    def __init__(self, source: Any, destination: Any) -> None:
+        super().__init__()
+        self.project = nn.Linear(32, 32, bias=False)
+
+    def forward(self, source: Any, destination: Any, labels: Tensor, *, temperature: float) -> Any:
+        (mine,), (theirs,) = destination.features.values(), source.features.values()
+        return (self.project(mine) - theirs).pow(2).mean(1)
+
+
+def test_node_that_learns_by_a_tap_costs_no_gradient_of_its_head() -> None:
+    nodes = [Node(name, TinyNet(num_classes=CLASSES, norm=False)) for name in "ab"]
+    edges = [Edge("label", "a"), Edge("label", "b"), Edge("b", "a")]
+    patches, head, projector = 2 * 4 * 48 * 8, 2 * 32 * CLASSES, 2 * 32 * 32
+    whole = cost_of(KnowledgeTransferGraph(nodes, edges, "a"), torch.randn(2, 3, 8, 8))
+    assert whole.training_flops == 2 * (2 * patches + 3 * head)
+    register_loss(Distance)
+    by_tap = Edge("b", "a", loss=create_loss("Distance"), taps="drop")
+    graph = KnowledgeTransferGraph(nodes, [Edge("label", "b"), by_tap], "a")
+    images = torch.randn(2, 3, 8, 8)
+    graph.build_edges(graph(images))
+    found = cost_of(graph, images).training_flops
+    assert found == (2 * patches + 3 * head) + (2 * patches + head) + 3 * projector
+
+
+def test_network_is_counted_once_for_each_way_that_it_takes_part() -> None:
+    known: dict[Any, int] = {}
+    edges = [Edge("label", "a"), Edge("b", "a")]
+    images = torch.randn(2, 3, 4, 4)
+    for _ in range(2):
+        graph = KnowledgeTransferGraph([a_node("a"), a_node("b", frozen=True)], edges, "a").eval()
+        found = cost.cost_of(graph, images, graph(images), known)
+        assert found == Cost(2 * FORWARD + BACKWARD, FORWARD, PARAMETERS)
+    assert len(known) == 3  # learning, frozen, and used
 
 
 def test_counting_changes_nothing() -> None:
@@ -82,10 +128,10 @@ def test_counting_changes_nothing() -> None:
         recipe_values({"a": {"model": "test_resnet", "learns_from": {"label": "through"}}})
     ).graph
     before, drawn = state_of(graph), torch.get_rng_state()
-    first = cost_of(graph, torch.randn(2, 3, 8, 8, generator=torch.Generator()), 10)
+    first = cost_of(graph, torch.randn(2, 3, 8, 8, generator=torch.Generator()))
     assert same_state(before, state_of(graph)) and torch.equal(drawn, torch.get_rng_state())
     assert all(parameter.grad is None for parameter in graph.parameters())
-    assert cost_of(graph, torch.randn(2, 3, 8, 8), 10) == first
+    assert cost_of(graph, torch.randn(2, 3, 8, 8)) == first
 
 
 @pytest.mark.parametrize("table", ["auto", "never"])
@@ -96,8 +142,8 @@ def test_training_knows_its_cost(table: str, workplace: Path, monkeypatch: Any) 
         "a": {"model": "ktg_tiny", "learns_from": {"label": "through", "b": "through"}},
         "b": {"model": "ktg_tiny", "checkpoint_path": "teacher.safetensors"},
     }
-    cost = build(recipe_values(nodes, teacher_table=table)).cost
+    found = build(recipe_values(nodes, teacher_table=table)).cost
     patches, head = 2 * 4 * 48 * 8, 2 * 32 * 10
     teacher = 0 if table == "auto" else patches + head
-    assert cost.inference_flops == patches + head
-    assert cost.training_flops == 2 * patches + 3 * head + teacher
+    assert found.inference_flops == patches + head
+    assert found.training_flops == 2 * patches + 3 * head + teacher

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -56,7 +57,8 @@ def load_source(dataset: str, dataset_config: str | None = None) -> Mapping[str,
     return _load(dataset, dataset, dataset_config)
 
 
-def _load_digits() -> dict[str, Dataset]:
+@cache  # a search reads them several times, and scikit-learn parses text
+def _load_digits() -> Mapping[str, Dataset]:
     """Return the 8x8 digits, 1,437 to train on and every fifth of each class, 360, to test on."""
     from datasets import ClassLabel, Dataset, Features, Image
     from sklearn.datasets import load_digits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -21,7 +21,10 @@ Arguments = Callable[[], tuple[Any, ...]]
 
 
 def contract_problems(
-    graph: KnowledgeTransferGraph, outputs: Mapping[str, NodeOutput], mixed: bool
+    graph: KnowledgeTransferGraph,
+    outputs: Mapping[str, NodeOutput],
+    mixed: bool,
+    names: Collection[str] | None = None,
 ) -> Iterator[tuple[Link, str, str]]:
     """Yield every loss and every gate that breaks its contract: its edge, `loss` or `gate`, why.
 
@@ -33,11 +36,12 @@ def contract_problems(
         graph: The graph, its edges built.
         outputs: What `forward` returned for a few images.
         mixed: Whether the labels of the training are mixed; if so, both kinds are tried.
+        names: Names of the edges to try; None: all.
     """
     logits = next(iter(outputs.values())).logits
     hard = torch.arange(len(logits), device=logits.device) % logits.shape[-1]
     one_hot = label_output(hard, logits).logits
-    for edge in graph.edges:
+    for edge in (each for each in graph.edges if names is None or each.name in names):
         module = deepcopy(graph.edge_module(edge.name)).eval()
         found = None
         for labels in (hard, 0.7 * one_hot + 0.3 * one_hot.flip(0)) if mixed else (hard,):

@@ -183,6 +183,8 @@ class EdgeModule(nn.Module):
             destination: An example output of the destination; its device is used.
             seed: Seed of the initial weights; None: use the global generator.
         """
+        if self.is_built:
+            return
         device = destination.logits.device
         ends = {"loss": self.ends(source, destination), "gate": (source, destination)}
         with torch.random.fork_rng(enabled=seed is not None):

@@ -190,16 +190,20 @@ class Registry:
         return list(_installed(self.group, tuple(sys.path))[0].select(name=name))
 
     def _load(self, entry: EntryPoint) -> Function:
-        where = f"{self.kind} `{entry.name}` of {_distribution(entry)} ({entry.value})"
         try:
             function = entry.load()
         except (Exception, SystemExit) as error:
             raise ValueError(
-                f"{where} cannot be loaded: {type(error).__name__}: {error}"
+                f"{self._where(entry)} cannot be loaded: {type(error).__name__}: {error}"
             ) from error
         if not callable(function):
-            raise ValueError(f"{where} should be a function. Found {type(function).__name__}.")
+            found = type(function).__name__
+            raise ValueError(f"{self._where(entry)} should be a function. Found {found}.")
         return function  # type: ignore[no-any-return]
+
+    def _where(self, entry: EntryPoint) -> str:
+        """Return where an entry point comes from; only for messages, because it reads a file."""
+        return f"{self.kind} `{entry.name}` of {_distribution(entry)} ({entry.value})"
 
     def _options(self, function: Function) -> list[str]:
         """Return the keyword parameters that a user can bind."""

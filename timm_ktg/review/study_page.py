@@ -11,7 +11,15 @@ from ..records.sample import Sample, gain
 from ..search.canonical import ALONE, EVERY, FROZEN, GraphEdge, describe, role_of
 from ..search.cost_plots import cost_plots
 from ..search.recipes import graph_section
-from ..search.trials import COMPLETE, PRUNED, RUNNING, TrialRecord
+from ..search.trials import (
+    COMPLETE,
+    INFERENCE,
+    PARAMETERS,
+    PRUNED,
+    RUNNING,
+    TRAINING,
+    TrialRecord,
+)
 from .figures import epochs_figure, figure, importance_figure, parallel_figure, tested_figure
 from .pictures import picture
 from .stages import FEWEST
@@ -190,9 +198,9 @@ def _trial(trial: TrialRecord) -> list[Any]:
         ", ".join(auxiliaries),
         _words(trial.edges),
         trial.reason,
-        _over(trial.cost["inference_flops"], 1e6),
-        trial.cost["parameters"],
-        _over(trial.cost["training_flops"], 1e9),
+        _over(trial.cost.get(INFERENCE), 1e6),
+        trial.cost.get(PARAMETERS),
+        _over(trial.cost.get(TRAINING), 1e9),
     ]
 
 

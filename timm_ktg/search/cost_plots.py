@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .fronts import INFERENCE, TRAINING, Axis, Point, best_so_far, front, points_of
+from .fronts import IN_TRAINING, PER_IMAGE, Axis, Point, best_so_far, front, points_of
 from .trials import COMPLETE, PRUNED, TrialRecord
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def cost_plots(
 
     make = make or go.Figure
     found: dict[str, go.Figure] = {}
-    for name, axis in (("front-inference", INFERENCE), ("front-training", TRAINING)):
+    for name, axis in (("front-inference", PER_IMAGE), ("front-training", IN_TRAINING)):
         points = points_of(trials, axis)
         if len({point.cost for point in points}) > 1:
             found[name] = _front_plot(make(), points, axis, colors)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from .trials import COMPLETE, PRUNED, TrialRecord
+from .trials import COMPLETE, INFERENCE, PRUNED, TRAINING, TrialRecord
 
 
 class Axis(NamedTuple):
@@ -13,12 +13,12 @@ class Axis(NamedTuple):
 
     Args:
         title: What it is called, with its unit.
-        name: Name of the trial's attribute.
-        unit: What the attribute is divided by.
+        name: Its name in `TrialRecord.cost`.
+        unit: What it is divided by.
     """
 
     title: str
-    name: Literal["inference_flops", "training_flops"]
+    name: str
     unit: float
 
 
@@ -36,8 +36,8 @@ class Point(NamedTuple):
     trial: TrialRecord
 
 
-INFERENCE = Axis("inference, MFLOPs an image", "inference_flops", 1e6)
-TRAINING = Axis("training, GFLOPs in all", "training_flops", 1e9)
+PER_IMAGE = Axis("inference, MFLOPs an image", INFERENCE, 1e6)
+IN_TRAINING = Axis("training, GFLOPs in all", TRAINING, 1e9)
 
 
 def points_of(trials: Iterable[TrialRecord], axis: Axis) -> list[Point]:
@@ -47,7 +47,7 @@ def points_of(trials: Iterable[TrialRecord], axis: Axis) -> list[Point]:
         for trial in trials
         if trial.state in (COMPLETE, PRUNED)
         and trial.last is not None
-        and (cost := trial.cost[axis.name]) is not None
+        and (cost := trial.cost.get(axis.name)) is not None
     ]
 
 

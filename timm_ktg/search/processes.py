@@ -25,7 +25,7 @@ from ..train.program import create_accelerator
 from ..train.seeds import run_seed
 from ..train.training import Data, Training, build_training
 from .pruning import rungs
-from .trials import Attributes
+from .trials import INFERENCE, PARAMETERS, TRAINING, Attributes
 
 # Takes an epoch, from 1, the validation top-1 of the graph's target, and whether it is the last
 # epoch; says whether to stop.
@@ -147,12 +147,9 @@ class WorkerProcesses:
 def _spent(training: Training) -> Attributes:
     """Return what a training has cost so far, as attributes of its trial."""
     cost, epochs = training.cost, training.state.epochs
-    return {
-        "epochs": epochs,
-        "training_flops": cost.training_flops * len(training.splits.train) * epochs,
-        "inference_flops": cost.inference_flops,
-        "parameters": cost.parameters,
-    }
+    flops = cost.training_flops * len(training.splits.train) * epochs
+    found = {INFERENCE: cost.inference_flops, PARAMETERS: cost.parameters, TRAINING: flops}
+    return {"epochs": epochs, "cost": found}
 
 
 def _stops(report: Report | None, epoch: int, value: float, last: bool) -> bool:

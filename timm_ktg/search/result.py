@@ -17,7 +17,7 @@ from ..records.sample import Sample, gain
 from .canonical import ALONE, EVERY, TARGET, CanonicalGraph, all_through, distillation, taught
 from .looks import Looks
 from .space import Choices
-from .trials import COMPLETE, DUPLICATE, FAILED, PRUNED, best_first, finished, records
+from .trials import COMPLETE, DUPLICATE, FAILED, PRUNED, TRAINING, best_first, finished, records
 
 LABEL_ONLY = "label-only"
 INDEPENDENT = "independent"  # the networks of an ensemble, each trained on the labels alone
@@ -41,7 +41,7 @@ class Row:
         value: Validation top-1 in percent of one training on the search's split, if there was one.
         temperature: Of the edges between networks.
         smoothing: Of the labels; None: as the recipe says.
-        cost: What the trial cost, by the names of its attributes; empty for a control.
+        cost: What the trial cost, see `TrialRecord.cost`; empty for a control.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Row:
     value: float | None = None
     temperature: float = field(default=1.0, repr=False)
     smoothing: float | None = field(default=None, repr=False)
-    cost: Mapping[str, int | None] = field(default_factory=dict, repr=False)
+    cost: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     @property
     def training(self) -> tuple[Any, ...]:
@@ -275,7 +275,7 @@ def spent(study: Study, epochs: int) -> dict[str, int]:
         "failed": ended[FAILED],
         "epochs": sum(trial.epochs for trial in trained),
         "epochs without pruning": len(trained) * epochs,
-        "training GFLOPs": round(sum(trial.cost["training_flops"] or 0 for trial in trained) / 1e9),
+        "training GFLOPs": round(sum(trial.cost.get(TRAINING, 0) for trial in trained) / 1e9),
         "duplicates avoided": redrawn["seen"] + duplicates,
         "invalid graphs drawn again": redrawn["invalid"],
     }

@@ -28,7 +28,7 @@ from ..tracking.wandb_run import (
 )
 from .canonical import TARGET, CanonicalGraph, judged_node
 from .space import Choices, gate_param, loss_param, model_param
-from .trials import COSTS, Attributes
+from .trials import Attributes
 
 WANDB = "wandb"  # attribute of the study: what identifies its runs
 ABSENT = "none"  # model of an auxiliary that the graph does not have
@@ -157,7 +157,7 @@ class TrialRun:
         self._run, self._accuracy = run, accuracy
         self._values: list[float] = []
         self._epochs = self._rung = 0
-        self._costs: dict[str, object] = {}
+        self._costs: dict[str, int] = {}
 
     def draw(self, graph: GraphConfig) -> None:
         """Show the trial's graph."""
@@ -178,8 +178,7 @@ class TrialRun:
 
     def spent(self, spent: Attributes) -> None:
         """Note what the trial has cost."""
-        kept = {name: spent.get(name) for name in COSTS}
-        self._costs = {f"cost/{name}": value for name, value in kept.items() if value is not None}
+        self._costs = {f"cost/{name}": value for name, value in spent.get("cost", {}).items()}
 
     def finish(self, state: str, reason: str | None = None) -> None:
         """Show how the trial ended."""

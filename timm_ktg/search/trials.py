@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NotRequired, TypedDict, Unpack, cast
+from typing import NotRequired, TypedDict, Unpack, cast
 
 from optuna import Study, Trial
 from optuna.trial import FrozenTrial, TrialState
@@ -17,10 +17,8 @@ COMPLETE, PRUNED, FAILED = "complete", "pruned", "failed"
 RUNNING, WAITING = "running", "waiting"
 DUPLICATE, DEAD = "duplicate", "worker died"
 
-# Attributes of what a trial costs; see `Attributes`.
-COSTS: tuple[Literal["inference_flops", "parameters", "training_flops"], ...] = (
-    *("inference_flops", "parameters", "training_flops"),
-)
+# What a trial costs, and the names that it has in the study.
+COSTS = INFERENCE, PARAMETERS, TRAINING = "inference_flops", "parameters", "training_flops"
 
 SEED = "seed"  # attribute that a trial keeps when it is tried again
 
@@ -51,9 +49,7 @@ class Attributes(TypedDict, total=False):
     models: dict[str, str]  # the nodes' models by name
     edges: list[list[str]]  # source, destination and gate of each edge
     epochs: int  # how many were trained
-    training_flops: int  # of all these epochs
-    inference_flops: int  # of the target, or the ensemble, for one image
-    parameters: int  # likewise
+    cost: dict[str, int]  # see `TrialRecord.cost`
     reason: str  # why the trial failed by itself; there is none if its worker died
     digest: str  # of the weights that a job has trained
     artifact: str  # id of these weights in the store of artifacts
@@ -120,9 +116,13 @@ class TrialRecord:
         return self.attributes.get("epochs", 0)
 
     @property
-    def cost(self) -> dict[str, int | None]:
-        """FLOPs and parameters, by the names of their attributes; None: not known."""
-        return {name: self.attributes.get(name) for name in COSTS}
+    def cost(self) -> dict[str, int]:
+        """What it costs, by COSTS; empty if an earlier version trained it, or nobody did.
+
+        The floating-point operations of its target, or its ensemble, for an image, their
+        parameters, and the operations of all its epochs (see `Cost`).
+        """
+        return self.attributes.get("cost", {})
 
     @property
     def reason(self) -> str:

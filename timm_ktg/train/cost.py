@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -9,10 +12,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..graph.ensemble import EnsembleModule
 from ..graph.graph import KnowledgeTransferGraph
 from ..graph.losses import NodeOutput
+from ..graph.node import Network
 from ..records.result import Cost
 
 
-def cost_of(graph: KnowledgeTransferGraph, images: Tensor, num_classes: int) -> Cost:
+def cost_of(
+    graph: KnowledgeTransferGraph,
+    images: Tensor,
+    outputs: Mapping[str, NodeOutput],
+    known: dict[Any, int],
+) -> Cost:
     """Return what a graph costs, counted on one real step; see `Cost`.
 
     The step runs in evaluation mode, which costs the same and changes no BatchNorm statistics. A
@@ -22,34 +31,82 @@ def cost_of(graph: KnowledgeTransferGraph, images: Tensor, num_classes: int) -> 
     Args:
         graph: The graph on its device, its edges built and its tables known.
         images: A few images [B, 3, H, W] on that device, as large as those of the training.
-        num_classes: C.
+        outputs: Every node's output for them.
+        known: The operations of networks that were counted before; more are added. The counter
+            makes a step several times slower, and a search builds the same networks all the time.
     """
     graph.eval()
-    with FlopCounterMode(display=False) as training:
-        _step(graph, images, num_classes)
+    flops, received = _count_losses(graph, outputs)
+    for name in set(graph.topology.in_training) & set(graph.networks) - set(graph.tables):
+        flops += _count_network(graph.network(name), images, received.get(name, ()), known)
     names = _computed(graph, graph.target)
-    with torch.no_grad(), FlopCounterMode(display=False) as inference:
-        for name in names:
-            graph.members[name](images, {})
+    used = [_count_network(graph.network(name), images, (), known) for name in names]
     parameters = {each for name in names for each in graph.members[name].parameters()}
     return Cost(
-        training_flops=round(training.get_total_flops() / len(images)),
-        inference_flops=round(inference.get_total_flops() / len(images)),
+        training_flops=round(flops / len(images)),
+        inference_flops=round(sum(used) / len(images)),
         parameters=sum(parameter.numel() for parameter in parameters),
     )
 
 
-def _step(graph: KnowledgeTransferGraph, images: Tensor, num_classes: int) -> None:
-    """Do what a training step does before its update, and leave no gradients behind."""
-    outputs: dict[str, NodeOutput] = {}
-    for name in graph.topology.in_training:
-        if name in graph.tables:
-            outputs[name] = NodeOutput(images.new_zeros(len(images), num_classes))
-        else:
-            outputs[name] = graph.members[name](images, outputs)
-    labels = torch.arange(len(images), device=images.device) % num_classes
-    trained = [each for own in graph.parameter_owners().values() for each in own]
-    torch.autograd.grad(graph.losses(outputs, labels).total, trained, allow_unused=True)
+def _count_losses(
+    graph: KnowledgeTransferGraph, outputs: Mapping[str, NodeOutput]
+) -> tuple[int, dict[str, tuple[int, ...]]]:
+    """Return the operations of the losses, and which of a node's tensors get a gradient by them."""
+    ends = {name: _attached(outputs[name]) for name in graph.topology.in_training}
+    logits = next(iter(ends.values())).logits
+    labels = torch.arange(len(logits), device=logits.device) % logits.shape[-1]
+    places = [(name, at) for name, end in ends.items() for at in range(len(_tensors(end)))]
+    tensors = [tensor for end in ends.values() for tensor in _tensors(end)]
+    own = [each for each in graph.edge_modules.parameters() if each.requires_grad]
+    with FlopCounterMode(display=False) as counter:
+        total = graph.losses(ends, labels).total
+        gradients = torch.autograd.grad(total, [*tensors, *own], allow_unused=True)
+    received: dict[str, tuple[int, ...]] = {}
+    for (name, at), gradient in zip(places, gradients, strict=False):
+        if gradient is not None:
+            received[name] = (*received.get(name, ()), at)
+    return counter.get_total_flops(), received
+
+
+def _count_network(
+    network: Network, images: Tensor, received: tuple[int, ...], known: dict[Any, int]
+) -> int:
+    """Return the operations of a network's forward and, if it gets gradients, of its backward.
+
+    Args:
+        network: The network.
+        images: The images.
+        received: Which of its output's tensors get a gradient.
+        known: What was counted before.
+    """
+    parts = [(key, each.shape, each.requires_grad) for key, each in network.named_parameters()]
+    key = (str(network), network.size, *parts, images.shape, received)
+    if key not in known:
+        trained = [each for each in network.parameters() if each.requires_grad]
+        with torch.set_grad_enabled(bool(received)), FlopCounterMode(display=False) as counter:
+            tensors = _tensors(network(images, {}))
+            if received:
+                ends = [tensors[at] for at in received]
+                ones = [torch.ones_like(end) for end in ends]
+                torch.autograd.grad(ends, trained, ones, allow_unused=True)
+        known[key] = counter.get_total_flops()
+    return known[key]
+
+
+def _tensors(output: NodeOutput) -> list[Tensor]:
+    return [output.logits, *output.features.values(), *output.heads.values()]
+
+
+def _attached(output: NodeOutput) -> NodeOutput:
+    """Return a copy of an output whose tensors take gradients."""
+
+    def attached(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone().requires_grad_() * 1  # the counter cannot handle leaves
+
+    features = {name: attached(each) for name, each in output.features.items()}
+    heads = {name: attached(each) for name, each in output.heads.items()}
+    return NodeOutput(attached(output.logits), features, heads)
 
 
 def _computed(graph: KnowledgeTransferGraph, name: str) -> set[str]:

@@ -70,10 +70,14 @@ class Data:
     Args:
         splits: The data set's splits.
         images: The loaders.
+        flops: Operations of the networks that were counted for such images; see `cost_of`.
+        checked: The losses and gates that were checked; see `check_contracts`.
     """
 
     splits: Splits
     images: Images
+    flops: dict[Any, int] = field(default_factory=dict)
+    checked: set[Any] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -257,7 +261,7 @@ def _build_parts(
     # The images are those that the target expects, or the first network that it is made from.
     target = next(n.model for n in nodes if isinstance(n, Node) and n.name in names)
     images = data.images if data else build_images(recipe, splits, target, process)
-    return nodes, edges, Data(splits, images)
+    return nodes, edges, data or Data(splits, images)
 
 
 def _build_graph(
@@ -273,7 +277,7 @@ def _build_graph(
     graph = connect(recipe, nodes, edges, images.mean, images.std).to(device)
     outputs = check_outputs(graph, images.size, data.splits.num_classes, device)
     build_edge_modules(graph, outputs, train.seed)
-    check_contracts(graph, outputs, recipe.data.mixes)
+    check_contracts(graph, outputs, recipe.data.mixes, data.checked)
     check_processes_agree(graph)
     graph = graph.to(memory_format=_layout(train))
     loader = images.train
@@ -283,7 +287,7 @@ def _build_graph(
         precision = f"{accelerator.mixed_precision} {train.channels_last} {train.torchcompile}"
         graph.tables = tables_of(graph, loader, data.splits.num_classes, precision)
     some = torch.randn(2, 3, *images.size, generator=torch.Generator().manual_seed(0))
-    cost = cost_of(graph, some.to(device), data.splits.num_classes)
+    cost = cost_of(graph, some.to(device), outputs, data.flops)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     graph.speed_up_frozen(some, dtype, train.torchcompile)
     if train.torchcompile:
