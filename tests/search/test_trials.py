@@ -1,12 +1,20 @@
 """What a trial carries: names that stand in every journal, and what is read from them."""
 
 import optuna
+import pytest
 from optuna.trial import TrialState, create_trial
 
 from timm_ktg.search.canonical import GraphEdge, all_through, describe
 from timm_ktg.search.final import digest_of
 from timm_ktg.search.result import Row
-from timm_ktg.search.trials import TrialRecord, finished, note, records, seen_graphs
+from timm_ktg.search.trials import (
+    TrialRecord,
+    finished,
+    note,
+    records,
+    seen_graphs,
+    trained_before,
+)
 
 # As in a study made by an earlier version.
 STORED = {
@@ -66,3 +74,24 @@ def test_graph_is_described_with_models_or_without() -> None:
 def test_final_trainings_have_the_name_that_earlier_versions_gave_them() -> None:
     row = Row("label-only", all_through("resnet8_cifar", ()), "sum", value=96.25)
     assert digest_of([row], [0, 1, 2]) == "aa49bd37"
+
+
+def test_ended_trials_are_read_once_and_others_again() -> None:
+    study = optuna.create_study()
+    died, running = study.ask(), study.ask()
+    for trial, seed in ((died, 1), (running, 2)):
+        note(trial, graph=f"g{seed}", seed=seed)
+    assert seen_graphs(study) == {"g1", "g2"}  # as long as their workers may live
+    study.tell(died, state=TrialState.FAIL)
+    done = study.ask()
+    note(done, graph="g2", seed=3)
+    study.tell(done, 1.0)
+    assert seen_graphs(study) == {"g2"} and seen_graphs(study, before=1) == set()
+    assert [trial.number for trial in finished(study)] == [done.number]
+    assert trained_before(study, "g2", before=9) == (2, {2, 3})
+    assert trained_before(study, "g2", before=2) == (1, {2, 3})
+    study.tell(running, 2.0)
+    assert [trial.number for trial in finished(study)] == [running.number, done.number]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrialRecord, "graph", property(lambda self: pytest.fail("read again")))
+        assert len(finished(study)) == 2

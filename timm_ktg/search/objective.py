@@ -18,7 +18,7 @@ from .sampler import suggest
 from .space import Choices
 from .study import say
 from .tracking import StudyTracking, TrialRun
-from .trials import DEAD, DUPLICATE, SEED, note, records, seen_graphs
+from .trials import SEED, note, seen_graphs, trained_before
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,7 @@ def next_seed(study: Study, seed: int, graph: str, number: int) -> int:
         graph: Key of the graph.
         number: Number of the trial; those before it count.
     """
-    trials = [each for each in records(study) if each.state not in (DEAD, DUPLICATE)]
-    # Those of trials that wait to be tried again, too, which have no graph yet.
-    taken = {each.seed for each in trials}
-    times = sum(each.graph == graph and each.number < number for each in trials)
+    times, taken = trained_before(study, graph, number)
     while (found := derive_seed(f"trial {graph}", seed, times) % 2**32) in taken:
         times += 1
     return found

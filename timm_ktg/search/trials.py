@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NotRequired, TypedDict, Unpack, cast
+from weakref import WeakKeyDictionary
 
 from optuna import Study, Trial
 from optuna.trial import FrozenTrial, TrialState
@@ -158,7 +160,7 @@ def finished(study: Study) -> list[TrialRecord]:
 
     A trial whose worker died does not count, nor does one whose graph had been seen before.
     """
-    return [trial for trial in records(study) if trial.state in (COMPLETE, PRUNED, FAILED)]
+    return sorted(_history(study).finished, key=lambda trial: trial.number)
 
 
 def best_first(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
@@ -176,10 +178,72 @@ def seen_graphs(study: Study, before: int | None = None) -> set[str]:
         study: The study.
         before: Count only trials below this number.
     """
-    return {
-        trial.graph
-        for trial in records(study)
-        if trial.graph is not None
-        and (trial.trial.state != TrialState.FAIL or trial.reason)
-        and (before is None or trial.number < before)
-    }
+    first, end = _history(study).first, math.inf if before is None else before
+    return {graph for graph, number in first.items() if number < end}
+
+
+def trained_before(study: Study, graph: str, before: int) -> tuple[int, set[int]]:
+    """Return how many earlier trials trained a graph, and the seeds that any trial was given.
+
+    The seeds of trials that wait to be tried again count, too, which have no graph yet.
+
+    Args:
+        study: The study.
+        graph: Key of the graph.
+        before: Count only trials below this number.
+    """
+    history = _history(study)
+    return sum(number < before for number in history.trained.get(graph, ())), history.seeds
+
+
+class _History:
+    """What the trials of a study say, added up: an ended one does not change, and is read once."""
+
+    def __init__(self) -> None:
+        self.finished: list[TrialRecord] = []
+        self.first: dict[str, int] = {}  # the first trial with a graph
+        self.trained: dict[str, list[int]] = {}  # all trials with a graph that train it
+        self.seeds: set[int] = set()
+        self._read, self._open = 0, list[int]()  # trials seen; those of them that may yet change
+
+    def add(self, trial: TrialRecord) -> None:
+        """Add a trial."""
+        graph, state = trial.graph, trial.state
+        if state in (COMPLETE, PRUNED, FAILED):
+            self.finished.append(trial)
+        if graph is not None and (trial.trial.state != TrialState.FAIL or trial.reason):
+            self.first[graph] = min(trial.number, self.first.get(graph, trial.number))
+        if state not in (DEAD, DUPLICATE):
+            if graph is not None:
+                self.trained.setdefault(graph, []).append(trial.number)
+            if trial.seed is not None:
+                self.seeds.add(trial.seed)
+
+    def now(self, study: Study) -> _History:
+        """Return a history with all trials, after those that have ended were added to this one."""
+        trials = study.get_trials(deepcopy=False)
+        ahead = [TrialRecord(trials[at]) for at in (*self._open, *range(self._read, len(trials)))]
+        self._read, self._open = len(trials), []
+        going: list[TrialRecord] = []
+        for trial in ahead:
+            if trial.trial.state.is_finished():
+                self.add(trial)
+            else:
+                self._open.append(trial.number)
+                going.append(trial)
+        if not going:
+            return self
+        both = _History()
+        both.finished, both.first = list(self.finished), dict(self.first)
+        both.trained = {graph: list(each) for graph, each in self.trained.items()}
+        both.seeds = set(self.seeds)
+        for trial in going:
+            both.add(trial)
+        return both
+
+
+_histories: WeakKeyDictionary[Study, _History] = WeakKeyDictionary()  # of this process
+
+
+def _history(study: Study) -> _History:
+    return _histories.setdefault(study, _History()).now(study)
