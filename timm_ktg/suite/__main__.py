@@ -177,8 +177,8 @@ def _say_plan(command: SuiteCommand) -> None:
         results = results_of(suite, dataset, rows)
         done = sum(len(each) for each in results.runs.values())
         seeds = suite.datasets[dataset].seeds
-        every = [each for seed in seeds for each in plan(suite, dataset, seed, command.output_dir)]
-        say(f"{dataset}: {sum(map(len, every))} runs planned, {done} done.")
+        every = [run for seed in seeds for run in plan(suite, dataset, seed, command.output_dir)]
+        say(f"{dataset}: {len(every)} runs planned, {done} done.")
         for line in results.missing:
             say(f"  missing  {line}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -120,11 +119,10 @@ class Planned:
         )
 
 
-def plan(suite: SuiteConfig, dataset: str, seed: int, runs: Path) -> Iterator[list[Planned]]:
-    """Yield the runs of a data set and seed: first those that need no other, and so on."""
+def plan(suite: SuiteConfig, dataset: str, seed: int, runs: Path) -> list[Planned]:
+    """Return the runs of a data set and seed: first those that need no other, and so on."""
     every = [Planned(suite, dataset, each, seed, runs) for each in suite.methods_of(dataset)]
-    for level in range(1 + max((each.level for each in every), default=-1)):
-        yield [each for each in every if each.level == level]
+    return sorted(every, key=lambda run: run.level)
 
 
 @cache

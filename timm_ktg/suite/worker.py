@@ -45,38 +45,33 @@ class SuiteWorker:
             methods: Names of methods, whose teachers are trained too; none: all.
             seeds: Planned seeds; none: all.
         """
+        left: list[Planned] = []
         for dataset in datasets:
             planned = self.suite.datasets[dataset].seeds
             for seed in [each for each in planned if not seeds or each in seeds]:
-                levels = list(plan(self.suite, dataset, seed, self.runs))
-                wanted = self._wanted([each for level in levels for each in level], methods)
-                for level in levels:
-                    self._train([each for each in level if each.name in wanted])
+                left += self._wanted(plan(self.suite, dataset, seed, self.runs), methods)
+        while left:
+            ready = [each for each in left if not any(need in left for need in each.needs)]
+            done = next((each for each in ready if self._try(each)), None)
+            if done is None:  # other workers have all that could be done
+                say(f"Waiting for other workers: {', '.join(each.name for each in ready)}.")
+                self._try(done := ready[0], timeout=-1)
+            left.remove(done)
 
-    def _wanted(self, planned: Sequence[Planned], methods: Sequence[str]) -> set[str]:
-        """Return the names of runs that the table lacks, and of those whose weights they need."""
+    def _wanted(self, planned: Sequence[Planned], methods: Sequence[str]) -> list[Planned]:
+        """Return the runs that the table lacks, and those whose weights they need."""
         known = self._known()
         left = [
             each
             for each in planned
             if each.key not in known and (not methods or each.method in methods)
         ]
-        wanted: set[str] = set()
+        wanted: set[Key] = set()
         while left:
             each = left.pop()
-            wanted.add(each.name)
+            wanted.add(each.key)
             left += [need for need in each.needs if not need.weights.is_file()]
-        return wanted
-
-    def _train(self, runs: Sequence[Planned]) -> None:
-        """Train runs that need none of each other, here or by other workers."""
-        left = list(runs)
-        while left:
-            busy = [run for run in left if not self._try(run)]
-            if busy:  # every other run is done, so wait for one
-                say(f"Waiting for other workers: {', '.join(run.name for run in busy)}.")
-                self._try(busy[0], timeout=-1)
-            left = busy[1:]
+        return [each for each in planned if each.key in wanted]
 
     def _try(self, run: Planned, timeout: int = 0) -> bool:
         """Train a run unless it is complete; return whether no other worker has it.
