@@ -78,6 +78,15 @@ def test_digest_changes_with_a_teachers_settings_and_not_with_the_place(tmp_path
     assert moved.digest("digits", "kd") == other.digest("digits", "kd")
 
 
+def test_digest_leaves_out_what_has_its_default(tmp_path: Path) -> None:
+    suite = suite_of(tmp_path)
+    methods = copy.deepcopy(METHODS)
+    methods["alone"]["train"] = {"clip_mode": "norm", "seed": 5}
+    assert suite_of(tmp_path, methods=methods).digest("digits", "alone") == suite.digest(
+        "digits", "alone"
+    )
+
+
 def test_place_of_an_unknown_data_set_is_refused(tmp_path: Path) -> None:
     path = write_suite(tmp_path / "s.yml", suite_values())
     with pytest.raises(RecipeError, match="data: digit is no data set of the suite. It has digits"):

@@ -147,9 +147,14 @@ class SuiteConfig(Section):
             raise RecipeError(lines) from None
 
     def digest(self, dataset: str, method: str) -> str:
-        """Return what changes with anything that decides a method's training, but for its seed."""
+        """Return what changes with anything that decides a method's training, but for its seed.
+
+        Fields that have their defaults are left out, so that a later version, which has more
+        fields, gives the same.
+        """
         needed = self.methods[method].weights
-        values = training_values(self.recipe(dataset, method, 0, {}).model_dump(mode="json"))
+        recipe = self.recipe(dataset, method, 0, {})
+        values = training_values(recipe.model_dump(mode="json", exclude_defaults=True))
         giver = self.datasets[dataset].weights_from or dataset
         form = [values, {node: self.digest(giver, name) for node, name in needed.items()}]
         return sha256(json.dumps(form, sort_keys=True).encode()).hexdigest()[:8]
