@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import timm.optim
@@ -27,6 +28,16 @@ def _optimizer_problem(name: str) -> str | None:
 
 def _no_is_a_word(value: Any) -> Any:
     return "no" if value is False else value  # YAML reads a bare `no` as false
+
+
+def _rungs_problem(rungs: list[float]) -> str | None:
+    rise = all(low < high for low, high in pairwise([0, *rungs]))
+    if rise and rungs[-1:] == [1]:
+        return None
+    return f"should be shares of train.epochs that rise from above 0 to 1. Found {rungs}."
+
+
+Rungs = Annotated[list[float], checked(_rungs_problem)]
 
 
 class TrainConfig(Section):
@@ -104,3 +115,27 @@ class TrainConfig(Section):
     possible: on a CPU, pipeline memory without mixup, no taps, room for it."""
     channels_last: bool | None = None
     """Use the channels-last memory format; null: only on a CPU, where it is faster."""
+
+    def shortened(self, share: float) -> TrainConfig:
+        """Return a whole training that is shorter: all that is counted in epochs shrinks alike.
+
+        Numbers of epochs are rounded to the nearest, halves up. The decay of an exponential moving
+        average, which is counted in updates, stays as it is.
+
+        Args:
+            share: The part of the epochs that is left, above 0, at most 1.
+        """
+
+        def scaled(epochs: int, least: int = 0) -> int:
+            return max(least, int(epochs * share + 0.5))
+
+        return self.model_copy(
+            update={
+                "epochs": scaled(self.epochs, 1),
+                "warmup_epochs": scaled(self.warmup_epochs),
+                "cooldown_epochs": scaled(self.cooldown_epochs),
+                "decay_epochs": self.decay_epochs * share,
+                # Milestone n decays after n - 1 epochs.
+                "decay_milestones": [scaled(each - 1) + 1 for each in self.decay_milestones],
+            }
+        )

@@ -1,0 +1,51 @@
+"""A shorter schedule: the same rates at the same shares of the epochs."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from timm_ktg.recipe.build import build_scheduler, epochs_of
+from timm_ktg.recipe.train_config import TrainConfig
+
+
+def rates(train: TrainConfig) -> list[float]:
+    """Return the learning rate of every epoch."""
+    optimizer = torch.optim.SGD([torch.zeros(())], lr=train.lr)
+    scheduler, epochs = build_scheduler(train, optimizer, updates_per_epoch=1)
+    found = []
+    for epoch in range(epochs):
+        found.append(optimizer.param_groups[0]["lr"])
+        scheduler.step(epoch + 1)
+    return found
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"epochs": 200, "decay_epochs": 60},
+        {"epochs": 80, "sched": "multistep", "decay_milestones": [41, 61, 73]},
+        {"epochs": 80, "sched": "cosine"},
+        {"epochs": 80, "sched": "cosine", "warmup_epochs": 8, "cooldown_epochs": 4},
+    ],
+)
+def test_shortened_schedule_has_the_rates_of_the_whole_at_equal_shares(
+    values: dict[str, Any], share: float
+) -> None:
+    whole = TrainConfig(**values)
+    short, step = rates(whole.shortened(share)), round(1 / share)
+    expected = rates(whole)[::step]
+    assert len(short) == len(expected) == epochs_of(whole) * share
+    warmup = round(whole.warmup_epochs * share)  # its steps are the same, but the first rate is not
+    assert short[warmup:] == pytest.approx(expected[warmup:])
+    assert all(low < high for low, high in pairwise(short[: warmup + 1]))
+
+
+def test_shortened_schedule_rounds_halves_up_and_keeps_an_epoch() -> None:
+    train = TrainConfig(epochs=10, warmup_epochs=1, cooldown_epochs=2)
+    assert [train.shortened(share).epochs for share in (0.01, 0.24, 0.25, 1)] == [1, 2, 3, 10]
+    short = train.shortened(0.5)
+    assert (short.warmup_epochs, short.cooldown_epochs) == (1, 1)
+    assert train.shortened(1) == train.model_copy(update={"decay_epochs": 60.0})
