@@ -58,11 +58,12 @@ def result_in(directory: Path) -> dict[str, Any]:
     return found
 
 
-def make_shown_search(folder: Path) -> Path:
+def make_shown_search(folder: Path, **search: Any) -> Path:
     """Run a search with trials of every kind, shown offline in W&B, as part of a sweep."""
     infinite = {"gate": "breaking", "gate_kwargs": {"factor": "inf"}}
+    drawn = ["through", "linear", infinite]
     values = {
-        **search_values(gates=["through", "linear", infinite], trials=8, frozen=True),
+        **search_values(gates=drawn, trials=8, frozen=True, **search),
         "tracking": {"wandb": True, "mode": "offline", "project": "pets"},
     }
     own = gates.registry.isolated(), losses.registry.isolated()

@@ -22,16 +22,17 @@ from timm_ktg.records.run_directory import RunDirectory
 from timm_ktg.records.sample import Sample
 from timm_ktg.search.journal import JOURNAL
 from timm_ktg.search.looks import Looks
+from timm_ktg.search.methods import build_method
 from timm_ktg.search.objective import GraphObjective
 from timm_ktg.search.processes import Log, Report
-from timm_ktg.search.pruning import build_pruner, rungs
+from timm_ktg.search.pruning import build_pruner
 from timm_ktg.search.recipes import RecipeBuilder
 from timm_ktg.search.result import Result, best_and_controls, spent
 from timm_ktg.search.sampler import GraphSampler
 from timm_ktg.search.space import build_choices
-from timm_ktg.search.study import open_study, run_trials
+from timm_ktg.search.study import open_study
 from timm_ktg.search.tracking import StudyTracking, WandbRunIds
-from timm_ktg.search.trials import Attributes, finished, note
+from timm_ktg.search.trials import Attributes, note
 from timm_ktg.train.metrics import TrainingError
 
 MODELS = ["resnet8_cifar", "resnet14_cifar", "wrn16_2_cifar"]
@@ -58,7 +59,7 @@ class MadeUpProcesses:
         self.spent: Attributes = {"epochs": 0}
         self.trials = 0
 
-    def trial(self, recipe: Recipe, halving: tuple[int, int], *, report: Report, log: Log) -> float:
+    def trial(self, recipe: Recipe, rungs: tuple[int, ...], *, report: Report, log: Log) -> float:
         self.trials += 1
         epochs = recipe.train.epochs
         level = 60 + 20 * random.Random(self.trials).random() + _merit(recipe)
@@ -69,7 +70,7 @@ class MadeUpProcesses:
                 raise TrainingError(FAILURE)
             noise = random.Random(f"{self.trials} {epoch}").gauss(0, 2)
             value = round(level * (1 - 0.6 / epoch) + noise / epoch, 2)
-            if epoch in rungs(epochs, *halving) and report(epoch, value, epoch == epochs):
+            if epoch in rungs and report(epoch, value, epoch == epochs):
                 raise TrialPruned
         return value
 
@@ -128,14 +129,11 @@ def _searched(recipe: SearchRecipe, folder: Path, failing: int, name: str) -> St
     processes: Any = MadeUpProcesses(failing)
     builder = RecipeBuilder(recipe, lambda teacher: weights, seed=0)
     tracking = StudyTracking(recipe.tracking, WandbRunIds(name, "id", None), choices, folder)
-    objective = GraphObjective(builder, choices, processes, tracking)
-
-    def enough(study: Study) -> bool:
-        return len(finished(study)) >= recipe.search.trials
-
+    method = build_method(recipe)
+    objective = GraphObjective(builder, choices, processes, tracking, method)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gc, "collect", lambda: 0)  # 0.4 s after each trial, with torch imported
-        run_trials(study, objective, enough, (TrainingError,))
+        method.run(study, objective, (TrainingError,))
     trial = study.ask()  # as where two workers draw the same graph at the same time
     seen = study.trials[0].user_attrs["graph"]
     note(trial, graph=seen, duplicate=seen)

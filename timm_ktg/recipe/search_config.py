@@ -35,7 +35,7 @@ from .node_config import (
 )
 from .section import Section, checked, problem
 from .tracking_config import TrackingConfig
-from .train_config import TrainConfig
+from .train_config import Rungs, TrainConfig
 
 PRETRAINED = "pretrained"  # stands for timm's weights of a model
 Objective = Literal["target", "ensemble", "ensemble-all"]
@@ -192,7 +192,19 @@ class SearchConfig(Section):
     reduction: Reduction = "sum"
     """How a node's losses from networks add up: sum (Eq. 3), or mean (Zhang et al., DML)."""
     trials: PositiveInt = 1500
-    """Total number of trials, over all workers and restarts; each worker may finish one more."""
+    """Total number of trials, over all workers and restarts; each worker may finish one more. With
+    short_runs: the number of graphs to draw; promotions come on top."""
+    budget: PositiveInt | None = None
+    """Epochs that all trials together may train, if that is reached before `trials`; null: no
+    limit. With short_runs, graphs are drawn as long as what is due to them fits in, too."""
+    method: Literal["asha", "short_runs"] = "asha"
+    """`asha`: train every graph on the whole schedule, and stop it at a rung unless it is among the
+    best there (the paper). `short_runs`: train every graph on a short schedule of its own, and
+    promote the best to longer ones; not in the paper."""
+    rungs: Rungs = [0.25, 0.5, 1.0]
+    """Shares of train.epochs that graphs are trained for (short_runs). With reduction_factor 4, 100
+    graphs at 1/4, the best 25 at 1/2, and the best 6 whole cost as much as 43 whole trainings.
+    Which rungs predict best is being measured, and not yet known."""
     sampler: Literal["random", "tpe", "brute_force"] = "random"
     """How to draw graphs: at random (the paper), by Optuna's TPE, or every graph once."""
     seed: NonNegativeInt = 0
@@ -202,11 +214,12 @@ class SearchConfig(Section):
     enqueue_controls: bool = False
     """Try the label-only, all-through and KD graphs (T=1) first."""
     pruner: Literal["asha", "none"] = "asha"
-    """`asha`: stop a trial at a rung unless it is among the best there. `none`: never stop."""
+    """With method asha, `none` never stops a trial."""
     min_resource: PositiveInt = 1
-    """Epoch of the first rung; a later one suits gates that ramp up late."""
+    """Epoch of the first rung (asha); a later one suits gates that ramp up late."""
     reduction_factor: Annotated[int, Field(ge=2)] = 2
-    """One in this many trials passes a rung, and the next rung has this many times the epochs."""
+    """One in this many trials passes a rung, and the next rung has this many times the epochs
+    (asha), or the share that `rungs` says (short_runs)."""
     weights: dict[str, Annotated[list[GivenWeights], BeforeValidator(_from_one)]] = {}
     """Weights of frozen nodes by model: a file, `pretrained` (timm's own), or a list with one for
     each frozen node of the model in a graph; missing ones are trained on the labels, once per
@@ -235,6 +248,11 @@ class SearchConfig(Section):
         """The candidates for what every auxiliary is."""
         return tuple(self.kinds) or kinds_of(self.frozen)
 
+    @property
+    def top_rung(self) -> int:
+        """The rung whose trials train to the end; with asha there is no other to begin on."""
+        return len(self.rungs) - 1 if self.method == "short_runs" else 0
+
     @field_serializer("storage")
     def _without_url(self, storage: str | None) -> str | None:
         """Leave the URL of a database out of what is written down, because it holds a password."""
@@ -244,6 +262,9 @@ class SearchConfig(Section):
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
         """Yield the problems between fields."""
         yield from _label_loss_problems(data.get("label_losses"))
+        default = cls.model_fields["rungs"].default
+        if data.get("method", "asha") == "asha" and data.get("rungs", default) != default:
+            yield problem(("rungs",), "is for search.method `short_runs`. Found method `asha`.")
         nodes = _from_one(data.get("nodes", 1))
         if nodes == []:
             yield problem(("nodes",), "should be one or more numbers of nodes. Found none.")

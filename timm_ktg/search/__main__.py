@@ -10,11 +10,12 @@ from pathlib import Path
 
 from optuna.exceptions import StorageInternalError
 
-from ..errors import DataError, RecipeError, one_line
+from ..errors import DataError, RecipeError, located, one_line
 from ..recipe.search_command import SearchCommand, parse_search
 from ..records.run_directory import RUNS
 from ..train.program import PATIENCE, create_accelerator, resolved, run_program
 from .final import finish
+from .methods import build_method
 from .processes import WorkerProcesses
 from .recipes import candidates_recipe
 from .space import build_choices
@@ -88,7 +89,10 @@ def run(command: SearchCommand) -> None:
     try:
         if command.dry_run:
             check_candidates(recipe, processes)
-            say(f"Dry run: {build_choices(recipe.search).size:,} ways to choose, all models built.")
+            with located("search"):
+                choices, method = build_choices(recipe.search), build_method(recipe)
+            say(f"Dry run: {choices.size:,} ways to choose, all models built.")
+            say(method.title)
         else:
             worker = join_search(recipe, name, directory, processes, command.resume, command.lost)
             finish(worker, worker.search())

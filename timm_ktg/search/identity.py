@@ -18,7 +18,8 @@ from ..train.checks import code_of
 # Fields that may differ between the workers of a study.
 FREE = {
     "search": {
-        *("trials", "study", "storage", "artifacts", "heartbeat_interval", "grace_period"),
+        *("trials", "budget", "study", "storage", "artifacts"),
+        *("heartbeat_interval", "grace_period"),
         *("top_k", "final_seeds", "seed", "sampler", "unique", "enqueue_controls", "weights"),
         "frozen",  # it is told by the kinds
     },

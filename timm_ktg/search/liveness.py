@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from .journal import Journal, journal_of
 from .pruning import RUNG
-from .trials import SEED, Process, TrialRecord, note
+from .trials import KEPT, Process, TrialRecord, note
 
 RETRIES = 3  # of a trial whose worker died
 CLOCK = 5.0  # seconds by which the clock may be set without a process seeming another
@@ -90,13 +90,13 @@ def retry(study: Study, trial: FrozenTrial) -> None:
     """Enqueue the trial of a worker that died, as if it had not begun.
 
     Optuna's own callback would also hand on the rungs that the trial had reached, and with them
-    it would never be pruned. The seed is kept: it is the same training.
+    it would never be pruned. What says which training it is stays, such as the seed.
     """
     clean = copy(trial)
     clean.system_attrs = {
         key: value for key, value in trial.system_attrs.items() if not key.startswith(RUNG)
     }
-    clean.user_attrs = {k: v for k, v in trial.user_attrs.items() if k == SEED}
+    clean.user_attrs = {k: v for k, v in trial.user_attrs.items() if k in KEPT}
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
         RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, clean)
 

@@ -12,13 +12,14 @@ from ..errors import one_line
 from ..recipe.recipe import Recipe
 from ..train.seeds import with_seed
 from .canonical import CanonicalGraph
+from .methods import Method
 from .processes import WorkerProcesses
 from .recipes import RecipeBuilder
 from .sampler import suggest
 from .space import Choices
 from .study import say
 from .tracking import StudyTracking, TrialRun
-from .trials import SEED, note, seen_graphs, trained_before
+from .trials import NEEDLESS, note, record_of, records, seen_graphs, trained_before
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,14 @@ class GraphObjective:
         choices: What there is to draw.
         processes: Train the graph.
         tracking: Shows the trials.
+        method: Says what of its graph's training a trial does.
     """
 
     builder: RecipeBuilder
     choices: Choices
     processes: WorkerProcesses
     tracking: StudyTracking
+    method: Method
 
     def __call__(self, trial: Trial) -> float:
         """Return the validation top-1 of what is judged after the last epoch, in percent.
@@ -45,13 +48,16 @@ class GraphObjective:
             TrainingError: A loss is not finite.
         """
         graph = self._drawn(trial)
-        say(f"trial {trial.number}: {graph}")
+        this = record_of(trial)
+        promotes = "" if this.promotes is None else f" promotes trial {this.promotes}"
+        say(f"trial {trial.number}{promotes}: {graph}")
         self.processes.spent = {"epochs": 0}
         try:
-            with self.tracking.trial(trial.number, graph) as run:
-                recipe = with_seed(self.builder.recipe_of(graph), trial.user_attrs[SEED])
+            with self.tracking.trial(this, graph) as run:
+                assert this.seed is not None  # it was noted when the graph was drawn
+                recipe = with_seed(self.builder.recipe_of(graph), this.seed)
                 run.draw(recipe.graph)
-                return self._trained(trial, recipe, run)
+                return self._trained(trial, *self.method.training(recipe, this), run)
         except TrialPruned:
             raise
         except Exception as error:
@@ -60,7 +66,9 @@ class GraphObjective:
         finally:
             note(trial, **self.processes.spent)
 
-    def _trained(self, trial: Trial, recipe: Recipe, run: TrialRun) -> float:
+    def _trained(
+        self, trial: Trial, recipe: Recipe, rungs: tuple[int, ...], run: TrialRun
+    ) -> float:
         def report(epoch: int, value: float, last: bool) -> bool:
             try:
                 trial.report(value, step=epoch)
@@ -72,10 +80,8 @@ class GraphObjective:
             say(f"trial {trial.number}: {value:.2f} % after epoch {epoch}, {verdict}")
             return stop
 
-        search = self.builder.recipe.search
-        halving = (search.min_resource, search.reduction_factor)
         try:
-            return self.processes.trial(recipe, halving, report=report, log=run.log)
+            return self.processes.trial(recipe, rungs, report=report, log=run.log)
         finally:
             run.spent(self.processes.spent)
 
@@ -83,16 +89,20 @@ class GraphObjective:
         """Return the trial's graph, and note it in the trial."""
         params = suggest(trial, self.choices)
         note(trial, redrawn=dict(getattr(trial.study.sampler, "redrawn", {})))
+        this = record_of(trial)
+        if self.method.is_needless(this, records(trial.study)):
+            note(trial, duplicate=NEEDLESS)
+            raise TrialPruned("Another worker does what the trial was for.")
         graph = self.choices.graph(params)
         if graph is None:  # enqueued by hand
             note(trial, duplicate="invalid")
             raise TrialPruned("Too few networks learn.")
         note(trial, graph=graph.key)  # before looking at the others', so that they see it
-        if self.builder.recipe.search.unique:
+        if self.builder.recipe.search.unique and this.promotes is None:
             if graph.key in seen_graphs(trial.study, before=trial.number):
                 note(trial, duplicate=graph.key)
                 raise TrialPruned("The graph was seen before.")
-        if SEED not in trial.user_attrs:  # a trial that is tried again keeps its seed
+        if this.seed is None:  # a trial that is tried again keeps its seed
             seed = next_seed(trial.study, self.builder.recipe.train.seed, graph.key, trial.number)
             note(trial, seed=seed)
         note(trial, models=graph.models, edges=[list(edge) for edge in graph.edges])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,6 @@ from ..train.metrics import TrainingError
 from ..train.program import create_accelerator
 from ..train.seeds import run_seed
 from ..train.training import Data, Training, build_training
-from .pruning import rungs
 from .trials import INFERENCE, PARAMETERS, TRAINING, Attributes
 
 # Takes an epoch, from 1, the validation top-1 of the graph's target, and whether it is the last
@@ -50,7 +49,7 @@ class WorkerProcesses:
     def trial(
         self,
         recipe: Recipe,
-        halving: tuple[int, int] | None = None,
+        rungs: Collection[int] = (),
         export: Path | None = None,
         report: Report | None = None,
         log: Log | None = None,
@@ -59,8 +58,7 @@ class WorkerProcesses:
 
         Args:
             recipe: What to train.
-            halving: Epoch of the first rung, and the factor from each rung to the next; None:
-                there are no rungs.
+            rungs: Epochs, from 1, after which to report.
             export: File for the target's weights; None: they are not kept.
             report: Asked at each rung whether to stop.
             log: Given every epoch's metrics; None: nobody is.
@@ -69,23 +67,22 @@ class WorkerProcesses:
             TrialPruned: `report` said so.
             TrainingError: A loss is not finite.
         """
-        _lead(WorkerProcesses.trial, recipe, halving, export)
+        _lead(WorkerProcesses.trial, recipe, rungs, export)
         accelerator, value = create_accelerator(recipe), 0.0
         try:
             training = self._build(recipe, accelerator)
             graph, epochs = training.graph, training.epochs
             assert training.images.val is not None  # a search's recipe has validation images
-            at = rungs(epochs, *halving) if halving else ()
             for epoch in range(1, epochs + 1):
                 metrics = train_epoch(training, start_epoch(training))
                 self.spent = _spent(training)
                 last = epoch == epochs
-                if epoch in at or last:
+                if epoch in rungs or last:
                     metrics |= evaluate(training, training.images.val, "val")
                     value = metrics[top1_name("val", graph.target)]
                 if log is not None:
                     log(metrics)
-                if epoch in at and _stops(report, epoch, value, last):
+                if epoch in rungs and _stops(report, epoch, value, last):
                     raise TrialPruned(f"after {epoch} epochs")
             if export is not None and accelerator.is_main_process:
                 network = graph.network(graph.target)

@@ -29,7 +29,7 @@ def rungs(epochs: int, min_resource: int = 1, reduction_factor: int = 2) -> tupl
 
 def build_pruner(search: SearchConfig) -> BasePruner:
     """Return the pruner that a recipe asks for."""
-    if search.pruner == "none":
+    if search.pruner == "none" or search.method == "short_runs":
         return NopPruner()
     return Asha(search.min_resource, search.reduction_factor)
 

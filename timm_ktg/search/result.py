@@ -204,7 +204,8 @@ def best_and_controls(
         values: Validation top-1 in percent of models that were trained on the labels alone.
     """
     search, found = recipe.search, []
-    best = best_first(trial for trial in records(study) if trial.state == COMPLETE)
+    whole = [trial for trial in records(study) if trial.rung == search.top_rung]
+    best = best_first(trial for trial in whole if trial.state == COMPLETE)
     for rank, trial in enumerate(best[: max(1, search.top_k)], start=1):
         graph = choices.graph(trial.trial.params)
         assert graph is not None  # it was trained
@@ -268,14 +269,16 @@ def spent(study: Study, epochs: int) -> dict[str, int]:
     trained = [trial for trial in finished(study) if trial.edges]
     ended = Counter(trial.state for trial in trained)
     redrawn = sum((Counter(trial.attributes.get("redrawn")) for trial in trained), Counter[str]())
-    duplicates = sum(trial.state == DUPLICATE for trial in records(study))
+    duplicates = [each for each in records(study) if each.state == DUPLICATE]
+    promoted = sum(trial.promotes is not None for trial in trained)
     return {
         "complete": ended[COMPLETE],
         "pruned": ended[PRUNED],
         "failed": ended[FAILED],
+        **({"promoted": promoted} if promoted else {}),
         "epochs": sum(trial.epochs for trial in trained),
-        "epochs without pruning": len(trained) * epochs,
+        "epochs without pruning": (len(trained) - promoted) * epochs,
         "training GFLOPs": round(sum(trial.cost.get(TRAINING, 0) for trial in trained) / 1e9),
-        "duplicates avoided": redrawn["seen"] + duplicates,
+        "duplicates avoided": redrawn["seen"] + sum(not each.is_needless for each in duplicates),
         "invalid graphs drawn again": redrawn["invalid"],
     }

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 
 from ..data import derive_seed
 from .space import Choices, Params
-from .trials import seen_graphs
+from .trials import TrialRecord, seen_graphs
 
 MOST_DRAWS = 1000
 MOST_DRAWS_BY_TPE = 50  # it may insist on what it likes best, seen or not
@@ -65,8 +65,8 @@ class GraphSampler(BaseSampler):
 
         When none is left, the study is stopped, and the graph returned was seen before.
         """
-        if {"fixed_params", "failed_trial"} & trial.system_attrs.keys():
-            return {}  # enqueued, or to be done again
+        if TrialRecord(trial).is_enqueued:
+            return {}
         seen = seen_graphs(study)
         if self.kind == "brute_force":
             return self._unseen(study, trial, seen)

@@ -28,7 +28,7 @@ from ..tracking.wandb_run import (
 )
 from .canonical import TARGET, CanonicalGraph, judged_node
 from .space import Choices, gate_param, loss_param, model_param
-from .trials import Attributes
+from .trials import Attributes, TrialRecord
 
 WANDB = "wandb"  # attribute of the study: what identifies its runs
 ABSENT = "none"  # model of an auxiliary that the graph does not have
@@ -211,9 +211,9 @@ class StudyTracking:
     directory: Path
 
     @contextmanager
-    def trial(self, number: int, graph: CanonicalGraph) -> Iterator[TrialRun]:
+    def trial(self, trial: TrialRecord, graph: CanonicalGraph) -> Iterator[TrialRun]:
         """Show a trial while it runs, and how it ends; being pruned is no failure."""
-        run = self._open(number, graph) if self.tracking.wandb else None
+        run = self._open(trial, graph) if self.tracking.wandb else None
         shown = TrialRun(run, accuracy_of(self.choices))
         try:
             yield shown
@@ -230,8 +230,11 @@ class StudyTracking:
         ids = self.run_ids
         return self._run(f"{ids.id}-study", ids.name, "study", config)
 
-    def _open(self, number: int, graph: CanonicalGraph) -> WandbRun:
-        config, ids = {**graph_config(graph, self.choices), "trial": number}, self.run_ids
+    def _open(self, trial: TrialRecord, graph: CanonicalGraph) -> WandbRun:
+        number, ids = trial.number, self.run_ids
+        config = {**graph_config(graph, self.choices), "trial": number}
+        if trial.promotes is not None:
+            config["promotes"] = trial.promotes
         return self._run(ids.trial_id(number), f"trial {number}", "trial", config, ids.sweep)
 
     def _run(

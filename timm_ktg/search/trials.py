@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NotRequired, TypedDict, Unpack, cast
+from typing import Any, NotRequired, TypedDict, Unpack, cast
 from weakref import WeakKeyDictionary
 
 from optuna import Study, Trial
@@ -22,7 +22,8 @@ DUPLICATE, DEAD = "duplicate", "worker died"
 # What a trial costs, and the names that it has in the study.
 COSTS = INFERENCE, PARAMETERS, TRAINING = "inference_flops", "parameters", "training_flops"
 
-SEED = "seed"  # attribute that a trial keeps when it is tried again
+KEPT = ("seed", "rung", "promotes")  # attributes that a trial keeps when it is tried again
+NEEDLESS = "needless"  # another worker does what the trial was for
 
 
 class Process(TypedDict):
@@ -47,7 +48,10 @@ class Attributes(TypedDict, total=False):
     redrawn: dict[str, int]  # how many graphs were drawn in vain: `invalid`, or `seen` before
     graph: str  # key of the graph
     seed: int  # that the graph is trained from
-    duplicate: str  # key of a graph that was seen before, or `invalid`: the trial was not trained
+    rung: int  # of a search by short runs, from 0; it says how long the graph is trained
+    promotes: int  # number of the trial on the rung below whose graph is trained for longer
+    # Why the trial was not trained: key of a graph that was seen before, `invalid`, or NEEDLESS.
+    duplicate: str
     models: dict[str, str]  # the nodes' models by name
     edges: list[list[str]]  # source, destination and gate of each edge
     epochs: int  # how many were trained
@@ -61,6 +65,11 @@ def note(trial: Trial, **attributes: Unpack[Attributes]) -> None:
     """Write attributes into a trial, where all workers see them at once."""
     for name, value in attributes.items():
         trial.set_user_attr(name, value)
+
+
+def enqueue(study: Study, params: dict[str, Any], **attributes: Unpack[Attributes]) -> None:
+    """Let the next free worker try a graph, in a trial that carries attributes from the start."""
+    study.enqueue_trial(params, user_attrs=dict(attributes))
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,26 @@ class TrialRecord:
     def seed(self) -> int | None:
         """The seed that its graph is trained from; None: an earlier version did not note it."""
         return self.attributes.get("seed")
+
+    @property
+    def rung(self) -> int:
+        """The rung, from 0, that a search by short runs has it on; 0 in other searches."""
+        return self.attributes.get("rung", 0)
+
+    @property
+    def promotes(self) -> int | None:
+        """Number of the trial on the rung below that it promotes; None: it draws a graph."""
+        return self.attributes.get("promotes")
+
+    @property
+    def is_enqueued(self) -> bool:
+        """Whether it was made to try a given graph, or to do again what a dead worker began."""
+        return bool({"fixed_params", "failed_trial"} & self.trial.system_attrs.keys())
+
+    @property
+    def is_needless(self) -> bool:
+        """Whether another worker did what it was for."""
+        return self.attributes.get("duplicate") == NEEDLESS
 
     @property
     def models(self) -> dict[str, str]:
@@ -148,6 +177,11 @@ class TrialRecord:
     def last(self) -> float | None:
         """The last of the values."""
         return next(reversed(self.values.values()), None)
+
+
+def record_of(trial: Trial) -> TrialRecord:
+    """Return what a running trial carries so far."""
+    return TrialRecord(trial.study._storage.get_trial(trial._trial_id))
 
 
 def records(study: Study) -> list[TrialRecord]:

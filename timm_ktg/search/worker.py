@@ -28,6 +28,7 @@ from .canonical import FROZEN
 from .identity import identity_of
 from .jobs import Jobs
 from .looks import looks_before
+from .methods import Method, build_method
 from .objective import GraphObjective
 from .processes import WorkerProcesses
 from .pruning import build_pruner
@@ -36,7 +37,7 @@ from .result import Row, best_and_controls
 from .sampler import GraphSampler
 from .space import Choices, build_choices, controls
 from .storage import open_artifacts, open_storage
-from .study import open_study, run_trials, say, wait_for_others
+from .study import open_study, say
 from .teachers import Teacher, teachers_for
 from .tracking import StudyTracking, create_sweep, make_run_ids, run_ids_of
 from .trials import finished
@@ -52,6 +53,7 @@ class Worker:
         directory: Where everything that this worker writes lies.
         processes: Train.
         choices: What there is to draw.
+        method: How trials follow one another.
         study: The study.
         storage: Where the study is kept.
         identity: What must be the same for all workers of the study.
@@ -62,6 +64,7 @@ class Worker:
     directory: Path
     processes: WorkerProcesses
     choices: Choices
+    method: Method
     study: Study
     storage: BaseStorage
     identity: Mapping[str, Any]
@@ -73,11 +76,10 @@ class Worker:
         pretrained = self._pretrained()
         self._make_sweep()
         builder = RecipeBuilder(self.recipe, pretrained.path, self.recipe.train.seed)
-        objective = GraphObjective(builder, self.choices, self.processes, self.tracking)
-        run_trials(
-            self.study, objective, lambda study: len(finished(study)) >= search.trials, self.catch
+        objective = GraphObjective(
+            builder, self.choices, self.processes, self.tracking, self.method
         )
-        wait_for_others(self.study)
+        self.method.run(self.study, objective, self.catch)
         values = {
             model: value
             for model in search.models
@@ -187,6 +189,7 @@ def join_search(
     with located("search"):
         choices = build_choices(search)
         sampler = GraphSampler(choices, search.sampler, search.seed, search.unique)
+        method = build_method(recipe)
     identity = identity_of(recipe)
     check_candidates(recipe, processes)
     with located("output-dir"):
@@ -199,8 +202,9 @@ def join_search(
     save_recipe(recipe, directory / "search.yaml")
     done = len(finished(study))
     say(f"Study {name}: {choices.size:,} ways to choose, {done} trials so far.")
+    say(method.title)
     seen = looks_before(study)
-    return Worker(recipe, directory, processes, choices, study, storage, identity, seen)
+    return Worker(recipe, directory, processes, choices, method, study, storage, identity, seen)
 
 
 def check_candidates(recipe: SearchRecipe, processes: WorkerProcesses) -> None:
