@@ -1,0 +1,79 @@
+"""Short runs on a real PostgreSQL server: a worker is killed in the middle of a promotion."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from tests.search.postgres_server import Server, binaries, serve
+from tests.short_runs_cases import EPOCHS, FACTOR, short_runs, study_of, work_short
+from timm_ktg.search.storage import open_storage
+from timm_ktg.search.trials import DUPLICATE, records
+
+pytestmark = pytest.mark.slow
+
+WORKERS, GRAPHS, GRACE = 4, 48, 5
+PROCESSES = multiprocessing.get_context("forkserver")  # imports once, for all workers
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    programs = binaries()
+    if programs is None:
+        pytest.skip("there is no PostgreSQL server on this host")
+    PROCESSES.set_forkserver_preload(["tests.short_runs_cases", "psycopg"])
+    with serve(programs) as running:
+        yield running
+
+
+def test_short_runs_postgres_promotion_of_a_killed_worker_is_made_by_another(
+    server: Server, tmp_path: Path
+) -> None:
+    url = server.create("short")
+    recipe = short_runs(GRAPHS, storage=url, heartbeat_interval=1, grace_period=GRACE)
+    hangs = tmp_path / "hangs"
+    arguments = [(tmp_path, recipe, 0.1, True, hangs, 1), *[(tmp_path, recipe, 0.1, True)] * 3]
+    workers = [PROCESSES.Process(target=work_short, args=each, daemon=True) for each in arguments]
+    for worker in workers:
+        worker.start()
+    try:
+        end = time.monotonic() + 180
+        while not hangs.exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        os.kill(int(hangs.read_text()), signal.SIGKILL)
+        for worker in workers:
+            worker.join(timeout=180)
+        assert [worker.exitcode for worker in workers] == [-signal.SIGKILL, 0, 0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+    storage = open_storage(recipe.search, tmp_path)
+    trials = records(study_of(storage, recipe))
+    dead = [each for each in trials if each.state == "worker died"]
+    counted = [each for each in trials if each.state not in ("worker died", DUPLICATE)]
+    assert {each.state for each in counted} == {"complete", "failed"}
+    assert len(dead) == 1 and dead[0].rung == 1
+    drawn = [each for each in counted if each.promotes is None]
+    assert len(drawn) == GRAPHS
+    ups = Counter(each.promotes for each in counted if each.promotes is not None)
+    assert set(ups.values()) == {1}
+    complete = [each for each in drawn if each.state == "complete"]
+    assert len([each for each in counted if each.rung == 1]) >= len(complete) // FACTOR
+    (again,) = [each for each in counted if each.promotes == dead[0].promotes]
+    # Optuna enqueues what a lost worker had; what says which training it is comes along.
+    assert again.trial.system_attrs["failed_trial"] == dead[0].number
+    assert (again.rung, again.seed, again.graph) == (1, dead[0].seed, dead[0].graph)
+    assert again.trial.params == dead[0].trial.params
+    for each in counted:
+        if each.trial.state == TrialState.COMPLETE:
+            assert each.values == {EPOCHS[each.rung]: each.value}
+    storage.scoped_session.remove()  # type: ignore[attr-defined]
+    storage.engine.dispose()  # type: ignore[attr-defined]
