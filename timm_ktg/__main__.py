@@ -6,12 +6,13 @@ Each is the same as `python -m timm_ktg.<program>`; several processes still need
 
 from __future__ import annotations
 
-import runpy
 import shutil
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from .errors import RecipeError, did_you_mean
 from .recipe.flags import flags_of
@@ -31,6 +32,7 @@ PROGRAMS = {
     "export": "export a run's target to ONNX or torch.export",
 }
 _SCHEMAS: dict[str, type[Section]] = {"train": Recipe, "search": SearchRecipe}
+_MODULES = ("validate", "predict", "export")  # the others are packages
 SHELLS = ("bash", "zsh", "tcsh")
 
 
@@ -41,17 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; None: those of the command line.
 
     Returns:
-        The exit code: 0, or 2 if what was asked for is wrong.
-
-    Raises:
-        SystemExit: A program has ended, with its code.
+        The program's exit code; otherwise 0, or 2 if what was asked for is wrong.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     if given and given[0] in PROGRAMS:
-        name = f"timm_ktg.{given[0]}"
-        sys.argv = [name, *given[1:]]
-        runpy.run_module(name, run_name="__main__", alter_sys=True)
-        return 0
+        name = given[0] if given[0] in _MODULES else f"{given[0]}.__main__"
+        program: Any = import_module(f".{name}", __package__)
+        code: int = program.main(given[1:])
+        return code
     names = [*PROGRAMS, "recipes", "completion"]
     if given and not given[0].startswith("-") and given[0] not in names:
         hint = did_you_mean(given[0], names)
