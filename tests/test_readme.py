@@ -19,14 +19,22 @@ from tests.training_cases import build, run_main
 from timm_ktg.graph.weights import export_node
 from timm_ktg.recipe.recipe import check_recipe, check_section
 from timm_ktg.recipe.search_config import SearchRecipe
+from timm_ktg.recipe.suite_config import load_suite
 from timm_ktg.search.space import build_choices
 from timm_ktg.train.loop import start_epoch, train_epoch
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def recipes() -> dict[str, str]:
+    """The blocks of YAML by what they are, in the README's order."""
+    names = ("front", "teachers", "suite", "recipe", "edges", "search", "gate")
+    return dict(zip(names, blocks("yaml"), strict=True))
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,7 +79,7 @@ def test_gate_of_your_own_is_registered_and_keeps_its_contract() -> None:
 
 @pytest.mark.slow
 def test_distillation_is_six_lines(workplace: Path) -> None:
-    front, *_ = blocks("yaml")
+    front = recipes()["front"]
     assert len(front.splitlines()) == 6
     save_images(workplace / "path" / "to" / "images", train=rows(8, side=40), test=rows(3, side=40))
     export_node(timm.create_model("resnet50", num_classes=3), workplace / "teacher.safetensors")
@@ -84,16 +92,51 @@ def test_distillation_is_six_lines(workplace: Path) -> None:
     assert train_epoch(training, start_epoch(training))["train/loss/teacher->student"] > 0
 
 
+def test_several_teachers_are_eight_lines(workplace: Path) -> None:
+    teachers = recipes()["teachers"]
+    assert len(teachers.splitlines()) == 8
+    for name in ("teacher1", "teacher2"):
+        (workplace / f"{name}.safetensors").touch()
+    topology = check_recipe(yaml.safe_load(teachers)).graph.topology
+    assert topology.frozen == ("teacher1", "teacher2")
+    assert topology.learning == ("student", "peer")
+
+
+def test_suite_is_right(tmp_path: Path) -> None:
+    file = tmp_path / "suite.yml"
+    file.write_text(recipes()["suite"], encoding="utf-8")
+    assert len(recipes()["suite"].splitlines()) <= 8
+    suite = load_suite(file)
+    assert suite.methods_of("digits") == ["labels", "teacher", "kd"]
+    assert suite.datasets["digits"].seeds == [0, 1, 2]
+
+
+def test_front_part_has_at_most_1200_words() -> None:
+    front, heading, reference = README.partition("\n## Reference\n")
+    assert heading and reference
+    assert len(front.split()) <= 1200
+
+
+def test_links_lead_somewhere() -> None:
+    headings = re.findall(r"^#+ (.*)$", README, flags=re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", each).strip().lower().replace(" ", "-") for each in headings}
+    links = [each for each in re.findall(r"\]\(([^)]+)\)", README) if "://" not in each]
+    lost = [
+        link
+        for link in links
+        if not (link[1:] in anchors if link[0] == "#" else (ROOT / link).exists())
+    ]
+    assert links and not lost
+
+
 def test_recipe_is_right() -> None:
-    _, recipe, *_ = blocks("yaml")
-    found = check_recipe(yaml.safe_load(recipe))
+    found = check_recipe(yaml.safe_load(recipes()["recipe"]))
     assert found.graph.nodes["helper"].learns_from["student"].temperature == 2
 
 
 def test_several_edges_between_two_nodes_are_right() -> None:
-    _, recipe, edges, *_ = blocks("yaml")
-    values = yaml.safe_load(recipe)
-    values["graph"]["nodes"]["student"] |= yaml.safe_load(edges)
+    values = yaml.safe_load(recipes()["recipe"])
+    values["graph"]["nodes"]["student"] |= yaml.safe_load(recipes()["edges"])
     names = [link.name for link in check_recipe(values).graph.edges]
     assert {"helper->student/kl_div", "helper->student/cross_entropy"} < set(names)
 
@@ -116,6 +159,5 @@ def test_loss_with_parameters_is_trained_with_the_node_that_learns() -> None:
 
 
 def test_search_is_right() -> None:
-    _, _, _, search, _ = blocks("yaml")
-    found = check_section(SearchRecipe, yaml.safe_load(search)).search
+    found = check_section(SearchRecipe, yaml.safe_load(recipes()["search"])).search
     assert build_choices(found).size == 3 * 4**4

