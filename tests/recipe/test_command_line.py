@@ -75,6 +75,7 @@ TRAIN = {
     "momentum": ("0.5", 0.5),
     "weight_decay": ("0", 0.0),
     "filter_bias_and_bn": ("true", True),
+    "layer_decay": ("0.7", 0.7),
     "opt_kwargs": ('{"betas": [0.9, 0.95], "eps": 1e-9}', {"betas": [0.9, 0.95], "eps": 1e-9}),
     "sched": ("multistep", "multistep"),
     "sched_on_updates": ("true", True),

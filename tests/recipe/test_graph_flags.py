@@ -1,6 +1,7 @@
 """Nodes and edges that flags add and remove."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +54,7 @@ def test_named_edge_is_removed_and_its_source_removes_all() -> None:
     [
         (["--graph.nodes.new", "{model: resnet8_cifar"], "argument --graph.nodes.new: should be"),
         (["--graph.nodes.new", "null"], "unrecognized arguments: --graph.nodes.new"),
+        ([f"{STUDENT}.learns_from.helpr", "null"], "Did you mean"),
         (["--graph.nodes.student", "null"], "graph.target: `student` is not a node"),
     ],
 )
@@ -60,3 +62,20 @@ def test_mistakes_take_a_line(argv: list[str], said: str) -> None:
     with pytest.raises(RecipeError) as caught:
         edges(argv)
     assert said in caught.value.problems[0]
+
+
+def test_resumed_run_keeps_its_graph(tmp_path: Path) -> None:
+    values = recipe(TWO, LABEL_ONLY)
+    write(values)
+    for flag in (f"{STUDENT}.learns_from.helper", HELPER):
+        with pytest.raises(RecipeError) as caught:
+            parse_command(["--resume", ".", flag, "null"], "train")
+        assert "decides the training, so it stays as it was" in caught.value.problems[0]
+
+
+def test_list_of_nodes_is_refused_as_before() -> None:
+    values = recipe(TWO, LABEL_ONLY)
+    values["graph"]["nodes"] = ["a", "b"]
+    with pytest.raises(RecipeError) as caught:
+        edges([], values)
+    assert caught.value.problems[0].startswith("graph.nodes: should be a mapping")

@@ -389,3 +389,9 @@ def test_graph_is_written_as_a_recipe(tmp_path: Path) -> None:
     assert found["target"].learns_from["aux2"].gate_kwargs == {"factor": 2.0}
     assert found["aux1"].learns_from["label"].gate == "linear"
     assert (found["aux2"].model, found["aux2"].checkpoint_path) == (wrn, str(weights))
+
+
+def test_frozen_teacher_is_no_part_of_a_space_without_one() -> None:
+    space = of_kinds(space_of(2, "ab", PAPER), "ema")
+    with pytest.raises(ValueError, match="role/aux1: should be one of ema. Found `frozen`"):
+        params_of(space, distillation("t", "a"))

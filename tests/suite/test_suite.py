@@ -94,6 +94,29 @@ def test_suite_goes_on_after_a_change_and_says_what_is_left_out(
     assert "Training" not in capsys.readouterr().out
 
 
+def test_teachers_of_another_data_set_are_trained_first(workplace: Path) -> None:
+    values = suite_values()
+    digits = values["datasets"]["digits"]
+    train = {**digits["train"], "epochs": 2}
+    values["datasets"]["longer"] = {**digits, "train": train, "weights_from": "digits"}
+    suite = write_suite(workplace / "s.yml", values)
+    assert suite_main(suite, "--datasets", "longer", "--methods", "kd", "--seeds", "1") == 0
+    assert figures(workplace / "runs" / "s").keys() == {("teacher", "1"), ("kd", "1")}
+
+
+def test_runs_that_fail_are_said_and_give_the_exit_code(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = suite_values(bases=["kd"])
+    values["methods"]["alone"]["train"] = {"lr": 1e30}
+    suite = write_suite(workplace / "s.yml", values)
+    assert suite_main(suite, "--seeds", "0") == 1
+    said = capsys.readouterr()
+    assert "digits, alone, seed 0 is missing: " in said.out
+    assert said.err.startswith("1 run(s) failed: digits, alone, seed 0")
+    assert figures(workplace / "runs" / "s").keys() == {("teacher", "0"), ("kd", "0")}
+
+
 def test_mistakes_take_a_line(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     suite = write_suite(workplace / "s.yml", suite_values())
     for argv, said in (

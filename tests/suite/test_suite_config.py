@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.recipe_cases import Values
 from tests.suite.suite_values import METHODS, suite_of, suite_values, write_suite
 from timm_ktg.errors import RecipeError
 from timm_ktg.recipe.suite_config import load_suite
@@ -85,6 +86,39 @@ def test_digest_leaves_out_what_has_its_default(tmp_path: Path) -> None:
     assert suite_of(tmp_path, methods=methods).digest("digits", "alone") == suite.digest(
         "digits", "alone"
     )
+
+
+def test_one_precision_serves_all(tmp_path: Path) -> None:
+    methods = copy.deepcopy(METHODS)
+    methods["alone"]["train"] = {"mixed_precision": "bf16"}
+    assert problems(tmp_path, methods=methods) == [
+        "train.mixed_precision: should be one for the whole suite, as for a process of accelerate. "
+        "Found None, bf16."
+    ]
+
+
+def test_weights_of_another_model_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    methods = copy.deepcopy(METHODS)
+    methods["kd"]["graph"]["nodes"]["t"]["model"] = "resnet8_cifar"
+    assert problems(tmp_path, methods=methods) == [
+        "methods.kd.weights.t: teacher should train resnet8_cifar on digits. Found ktg_tiny."
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bases": [["kd"]]},
+        {"bases": "kd"},
+        {"methods": {"alone": ["x"]}},
+        {"methods": {"alone": {"weights": {"a": ["kd"]}, "graph": {}}}},
+        {"datasets": {"digits": {"weights_from": ["a"], "seeds": [0]}}},
+        {"datasets": {"digits": {"seeds": [0], "methods": []}}},
+        {"datasets": {"digits": None}},
+    ],
+)
+def test_values_of_a_wrong_kind_take_a_line_each(changes: Values, tmp_path: Path) -> None:
+    assert all("\n" not in line for line in problems(tmp_path, **changes))
 
 
 def test_place_of_an_unknown_data_set_is_refused(tmp_path: Path) -> None:

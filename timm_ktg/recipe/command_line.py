@@ -90,6 +90,7 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
     values = read_recipe(path)
     if "graph" in given:
         values["graph"] = read_recipe(find_recipe(given["graph"], "--graph")).get("graph")
+    own, changes = values, bool(flags)
     values, flags = restructured(values, flags)
     groups = recipe_groups(values)
     if "help" in given or "help_all" in given:
@@ -106,14 +107,14 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
         raise RecipeError([f"seeds: should be 0 or more, each only once. Found {found}."])
     recipe = _checked(changed)
     return Command(
-        resumed_recipe(values, recipe) if resume and flags else recipe,
+        resumed_recipe(own, recipe) if resume and changes else recipe,
         name_recipe(path),
         given.get("output_dir"),
         resume,
         given.get("overwrite", False),
         given.get("dry_run", False),
         read_seeds(resume) if resume else tuple(seeds),
-        bool(flags),
+        changes,
     )
 
 

@@ -28,44 +28,40 @@ def restructured(
         RecipeError: The text of a flag is not YAML.
     """
     graph = below(values, "graph")
-    nodes = dict(below(graph, "nodes"))
-    left = []
+    before = below(graph, "nodes")
+    nodes, left = dict(before), []
     for flag, text in flags:
         node, edge = (re.fullmatch(each, flag) for each in (_NODE, _EDGE))
-        name = _called(node or edge, nodes)
-        if node and name not in nodes and text.startswith("{"):
-            nodes[name] = read_mapping(flag, text)
-        elif node and name in nodes and text == "null":
-            del nodes[name]
-            nodes = {each: _without_edge(nodes[each], name) for each in nodes}
-        elif edge and name in nodes and text == "null":
-            nodes[name] = _without_edge(nodes[name], edge[2])
+        if node and node[1] not in nodes and text.startswith("{"):
+            nodes[node[1]] = read_mapping(flag, text)
+        elif node and node[1] in nodes and text == "null":
+            del nodes[node[1]]
+            nodes = {each: _without_edge(nodes[each], node[1]) for each in nodes}
+        elif edge and text == "null" and _has_edge(nodes.get(edge[1]), edge[2]):
+            nodes[edge[1]] = _without_edge(nodes[edge[1]], edge[2])
         else:
             left.append((flag, text))
-    return {**values, "graph": {**graph, "nodes": nodes}} if graph else values, left
+    if nodes == before:
+        return values, left
+    return {**values, "graph": {**graph, "nodes": nodes}}, left
 
 
 _NODE = r"graph\.nodes\.([^.]+)"
 _EDGE = r"graph\.nodes\.([^.]+)\.learns_from\.([^.]+)"
 
 
-def _ends(key: str) -> tuple[str, str]:
-    """Return an edge's key, `source` or `source/tag`, and its source."""
-    return key, key.partition("/")[0]
-
-
-def _called(found: re.Match[str] | None, names: Iterable[str]) -> str:
-    """Return the name that a flag means; flags have _ for each -."""
-    said = found[1] if found else ""
-    return next((name for name in names if name.replace("-", "_") == said), said)
+def _has_edge(node: Any, key: str) -> bool:
+    return any(key in _ends(each) for each in below(node, "learns_from"))
 
 
 def _without_edge(node: Any, key: str) -> Any:
     """Return a node without an edge, or without all edges from a source."""
-    learns_from = below(node, "learns_from")
-    kept = {
-        each: edge
-        for each, edge in learns_from.items()
-        if key.replace("-", "_") not in _ends(each.replace("-", "_"))
-    }
-    return {**node, "learns_from": kept} if kept != learns_from else node
+    if not _has_edge(node, key):
+        return node
+    edges = below(node, "learns_from")
+    return {**node, "learns_from": {k: v for k, v in edges.items() if key not in _ends(k)}}
+
+
+def _ends(key: str) -> tuple[str, str]:
+    """Return an edge's key, `source` or `source/tag`, and its source."""
+    return key, key.partition("/")[0]

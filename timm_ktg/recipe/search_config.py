@@ -273,8 +273,9 @@ class SearchConfig(Section):
         if data.get("objective", "target") != "target":
             yield from _ensemble_problems(data, nodes)
         kinds = _from_one(data.get("kinds"))
+        kinds = [str(each) for each in kinds] if isinstance(kinds, list) else []
         if kinds and str(data.get("frozen", False)).lower() == "true" and "frozen" not in kinds:
-            said = f"needs `frozen` among kinds. Found {', '.join(map(str, kinds))}."
+            said = f"needs `frozen` among kinds. Found {', '.join(kinds)}."
             yield problem(("frozen",), said)
         yield from _given_problems(data.get("weights"), data.get("models"))
         interval = data.get("heartbeat_interval", cls.model_fields["heartbeat_interval"].default)
@@ -301,7 +302,8 @@ def _given_problems(weights: Any, models: Any) -> Iterator[InitErrorDetails]:
 
 
 def _ensemble_problems(data: Mapping[str, Any], nodes: Any) -> Iterator[InitErrorDetails]:
-    kinds = _from_one(data.get("kinds"))
+    kinds = data.get("kinds")
+    kinds = list(map(str, kinds)) if isinstance(kinds, list) else []
     if data["objective"] == "ensemble" and kinds and "learns" not in kinds:
         said = f"should have `learns` where those that learn are judged. Found {', '.join(kinds)}."
         yield problem(("kinds",), said)

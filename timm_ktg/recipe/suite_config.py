@@ -43,7 +43,7 @@ class DatasetConfig(Section):
     """timm's model by the name that methods use, such as `student`."""
     seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
     """Planned seeds; say so in the tables if more were added after a first look."""
-    methods: list[str] | None = None
+    methods: Annotated[list[str], Field(min_length=1)] | None = None
     """Names of the methods to train; null: all."""
     weights_from: str | None = None
     """Data set whose runs give the weights, for shorter trainings from the same teachers; null:
@@ -81,7 +81,7 @@ class SuiteConfig(Section):
             listed = each.get("methods") if isinstance(each, Mapping) else None
             given += [(("datasets", name, "methods", i), method) for i, method in _numbered(listed)]
             giver = each.get("weights_from") if isinstance(each, Mapping) else None
-            if giver is not None and (giver == name or giver not in datasets):
+            if isinstance(giver, str) and (giver == name or giver not in datasets):
                 said = f"should be another data set. Found {giver}."
                 yield problem(("datasets", name, "weights_from"), said)
         needs: dict[str, list[str]] = {}
@@ -89,9 +89,9 @@ class SuiteConfig(Section):
             weights = each.get("weights") if isinstance(each, Mapping) else None
             weights = weights if isinstance(weights, Mapping) else {}
             given += [(("methods", name, "weights", node), weights[node]) for node in weights]
-            needs[name] = list(weights.values())
+            needs[name] = [each for each in weights.values() if isinstance(each, str)]
         for where, name in given:
-            if name not in methods:
+            if isinstance(name, str) and name not in methods:
                 hint = did_you_mean(str(name), methods)
                 said = f"`{name}` is no method. Methods: {', '.join(methods)}.{hint}"
                 yield problem(where, said)
@@ -177,18 +177,41 @@ def load_suite(path: Path, places: Mapping[str, str] | None = None) -> SuiteConf
             known = ", ".join(datasets)
             raise RecipeError([f"data: {name} is no data set of the suite. It has {known}."])
         data = {**below(datasets[name], "data"), "dataset": place}
-        values = {**values, "datasets": {**datasets, name: {**datasets[name], "data": data}}}
+        dataset = {**below(datasets, name), "data": data}
+        values = {**values, "datasets": {**datasets, name: dataset}}
     suite = check_section(SuiteConfig, values)
     problems: list[str] = []
-    for dataset in suite.datasets:
-        for method in suite.methods_of(dataset):
+    precisions = set()
+    for name in suite.datasets:
+        for method in suite.methods_of(name):
             try:
-                suite.digest(dataset, method)
+                recipe = suite.recipe(name, method, 0, {})
+                precisions.add(recipe.train.mixed_precision)
+                problems += _weights_problems(suite, name, method, recipe)
             except RecipeError as error:
                 problems += error.problems
+    if len(precisions) > 1:
+        found = ", ".join(sorted(map(str, precisions)))
+        said = f"should be one for the whole suite, as for a process of accelerate. Found {found}."
+        problems.append(f"train.mixed_precision: {said}")
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
     return suite
+
+
+def _weights_problems(
+    suite: SuiteConfig, dataset: str, method: str, recipe: Recipe
+) -> Iterator[str]:
+    """Yield what cannot give a node its weights: an ensemble, say, or another model."""
+    giver = suite.datasets[dataset].weights_from or dataset
+    for node, name in suite.methods[method].weights.items():
+        graph = suite.recipe(giver, name, 0, {}).graph
+        given, wanted = graph.nodes[graph.target], recipe.graph.nodes[node]
+        if given.title != wanted.title:
+            yield (
+                f"methods.{method}.weights.{node}: {name} should train {wanted.title} on {giver}. "
+                f"Found {given.title}."
+            )
 
 
 def _with_model(node: Any, models: Mapping[str, str]) -> Any:
@@ -199,7 +222,7 @@ def _with_model(node: Any, models: Mapping[str, str]) -> Any:
 
 
 def _numbered(names: Any) -> list[tuple[int, Any]]:
-    return list(enumerate(names)) if isinstance(names, Sequence) else []
+    return list(enumerate(names)) if isinstance(names, list) else []
 
 
 def _reached(needs: Mapping[str, Sequence[str]], name: str) -> set[str]:

@@ -318,7 +318,8 @@ def _role_param(name: str) -> str:
 def _role(space: SearchSpace, graph: CanonicalGraph, name: str) -> Kind:
     """Return a candidate for what an auxiliary is, or one that makes no difference."""
     found = {node.name: node.role for node in graph.nodes}.get(name)
-    cut_off = found in (None, FROZEN) and found not in space.kinds  # by gates alone
+    # One that is not there makes no difference; one that learns is frozen if all gates are cut off.
+    cut_off = found is None or (found == FROZEN not in space.kinds and LEARNS in space.kinds)
     role = (LEARNS if LEARNS in space.kinds else space.kinds[0]) if cut_off else found
     assert role is not None
     _check_candidate(_role_param(name), role, space.kinds)

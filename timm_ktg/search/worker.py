@@ -24,7 +24,7 @@ from ..recipe.search_config import SearchConfig, SearchRecipe
 from ..tracking.wandb_run import mode_of
 from ..train.metrics import TrainingError
 from ..train.seeds import with_seed
-from .canonical import FROZEN
+from .canonical import FROZEN, LEARNS
 from .identity import identity_of
 from .jobs import Jobs
 from .looks import looks_before
@@ -135,7 +135,8 @@ class Worker:
     def _pretrained(self) -> SharedWeights:
         """Return the weights of frozen nodes, trained on the search's own split."""
         search, seed = self.recipe.search, self.recipe.train.seed
-        can_freeze = FROZEN in search.auxiliary_kinds or CUTOFF in [g.gate for g in search.gates]
+        kinds, gates = search.auxiliary_kinds, [gate.gate for gate in search.gates]
+        can_freeze = FROZEN in kinds or (LEARNS in kinds and CUTOFF in gates)
         most = max(search.nodes) - 1 if can_freeze else 0
         for model, files in search.weights.items():
             if model in search.models and len(files) < most:

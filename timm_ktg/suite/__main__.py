@@ -7,6 +7,7 @@ same folder of runs, if its file system has locks.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
@@ -144,15 +145,17 @@ def run(command: SuiteCommand) -> None:
     try:
         if command.dry_run:
             _say_plan(command)
-        elif not command.page:
-            _work(command)
-        if not command.dry_run:
-            _write_page(command)
+            return
+        missing = {} if command.page else _work(command)
+        _write_page(command)
+        if missing:
+            raise StoppedError(f"{len(missing)} run(s) failed: {'; '.join(missing)}")
     except STOPS as error:
         raise StoppedError(f"{str(error).rstrip('.')}. {GOES_ON}") from error
 
 
-def _work(command: SuiteCommand) -> None:
+def _work(command: SuiteCommand) -> dict[str, str]:
+    """Train; return what the runs that failed said, by name."""
     suite, processes = command.suite, WorkerProcesses()
     dataset = command.datasets[0]
     recipe = suite.recipe(dataset, suite.methods_of(dataset)[0], 0, {})
@@ -160,7 +163,7 @@ def _work(command: SuiteCommand) -> None:
     logging.getLogger("timm_ktg.graph").setLevel(logging.ERROR)
     if not accelerator.is_main_process:
         processes.follow()
-        return
+        return {}
     worker = SuiteWorker(suite, command.output_dir, command.table, processes)
     try:
         worker.work(command.datasets, command.methods, command.seeds)
@@ -169,6 +172,7 @@ def _work(command: SuiteCommand) -> None:
         raise
     processes.dismiss()
     accelerator.end_training()
+    return worker.missing
 
 
 def _say_plan(command: SuiteCommand) -> None:
@@ -187,9 +191,9 @@ def _write_page(command: SuiteCommand) -> None:
     from accelerate import PartialState
 
     if PartialState().is_main_process:
-        source = command.file.name if command.file.parent == command.table.parent else command.file
+        source = os.path.relpath(command.file, command.table.parent)
         say(f"table      {command.table}")
-        say(f"page       {write_page(command.suite, command.table, str(source))}")
+        say(f"page       {write_page(command.suite, command.table, source)}")
 
 
 if __name__ == "__main__":

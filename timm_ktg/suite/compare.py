@@ -50,7 +50,7 @@ class Comparison:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the difference is more than chance, at 5 % for all comparisons together."""
+        """Whether it is more than chance, at 5 % for all comparisons with this base."""
         return self.p is not None and self.p < 0.05
 
 

@@ -87,7 +87,8 @@ class Results:
         """
         base = self._mflops(self.suite.bases[0])
         own = self._mflops(method)
-        given = [self._mflops(each) for each in self.suite.methods[method].weights.values()]
+        teachers = dict.fromkeys(self.suite.methods[method].weights.values())
+        given = [self._mflops(each) for each in teachers]
         if base is None or own is None or None in given:
             return None
         return own / base, math.fsum(each for each in given if each is not None) / base
@@ -242,9 +243,13 @@ def _notes(results: Results) -> Iterator[str]:
     yield (
         "- [95 %]: Welch's interval of the difference. Paired: Student's, seed by seed, where the "
         "student starts from the same weights and sees the images in the same order. p: Welch's, "
-        "corrected for the number of methods (Holm); bold below 0.05."
+        "corrected for the number of methods (Holm); bold below 0.05. The intervals "
+        "are not corrected."
     )
-    yield f"- Training cost: FLOPs in trainings of {base}, plus those that trained the teachers."
+    yield (
+        f"- Training cost: FLOPs in trainings of {base}, plus those that trained the teachers. "
+        "A teacher's own forward passes are left out where its logits come from a table."
+    )
     images = runs[0].test_images
     if figures:
         error = math.sqrt(2) * sample_of(figures).error_of_test_set(images)

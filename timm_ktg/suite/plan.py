@@ -131,9 +131,17 @@ def commit() -> str:
 
     Ask before a training: files may change meanwhile, but the code in memory does not.
     """
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    package = Path(__file__).parents[1]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        top = _git(package, "rev-parse", "--show-toplevel")
+        if Path(top).resolve() != package.parent.resolve():
+            return version("timm_ktg")  # installed inside some other repository
+        changed = _git(package, "status", "--porcelain", "--untracked-files=no", "--", ".")
+        return _git(package, "rev-parse", "--short", "HEAD") + "+" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return version("timm_ktg")
-    return done.stdout.strip()
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
-from ..errors import RecipeError
+from ..errors import RecipeError, located
 from ..records.files import write_whole
 
 
@@ -26,7 +26,7 @@ class Run(BaseModel):
     method: str
     seed: int
     """The planned seed; a teacher's training uses another, derived from it."""
-    test_top1: float
+    test_top1: FiniteFloat
     """In percent, of the target after the last epoch, on the test images."""
     val_top1: float | None
     """The same on the validation images."""
@@ -64,7 +64,7 @@ def read_table(path: Path) -> list[Run]:
     if not path.exists():
         return []
     runs: dict[tuple[str, str, int, str], Run] = {}
-    with path.open(encoding="utf-8", newline="") as file:
+    with located(f"{path}: cannot be read"), path.open(encoding="utf-8", newline="") as file:
         for number, row in enumerate(csv.DictReader(file), start=2):
             try:
                 run = Run.model_validate({k: None if v == "" else v for k, v in row.items()})

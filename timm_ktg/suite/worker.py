@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -30,12 +30,14 @@ class SuiteWorker:
         runs: Folder of all runs.
         table: The CSV.
         processes: Train.
+        missing: What the runs that failed said, by name.
     """
 
     suite: SuiteConfig
     runs: Path
     table: Path
     processes: WorkerProcesses
+    missing: dict[str, str] = field(default_factory=dict)
 
     def work(self, datasets: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> None:
         """Train what the table lacks, seed after seed, so that whole seeds come first.
@@ -63,15 +65,15 @@ class SuiteWorker:
         known = self._known()
         left = [
             each
-            for each in planned
+            for each in reversed(planned)
             if each.key not in known and (not methods or each.method in methods)
         ]
-        wanted: set[Key] = set()
+        wanted: dict[Key, Planned] = {}
         while left:
             each = left.pop()
-            wanted.add(each.key)
+            wanted[each.key] = each
             left += [need for need in each.needs if not need.weights.is_file()]
-        return [each for each in planned if each.key in wanted]
+        return sorted(wanted.values(), key=lambda run: run.level)
 
     def _try(self, run: Planned, timeout: int = 0) -> bool:
         """Train a run unless it is complete; return whether no other worker has it.
@@ -93,6 +95,7 @@ class SuiteWorker:
         except Timeout:
             return False
         except (TrainingError, RecipeError) as error:
+            self.missing[run.name] = one_line(error)
             say(f"{run.name} is missing: {one_line(error)}")
         return True
 
