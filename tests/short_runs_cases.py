@@ -222,7 +222,9 @@ def entries(folder: Path) -> Iterator[Entry]:
             now = _after(before, entry)
             if now is not before:
                 trials = {**trials, now.number: now}
-            if now.state == TrialState.RUNNING:
+            if entry.get("state") == TrialState.RUNNING:
+                if before.state != TrialState.WAITING:  # another worker was faster
+                    continue
                 waiting.pop(worker, None)
         wrote[worker] = len(history)
 

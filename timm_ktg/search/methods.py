@@ -14,6 +14,7 @@ from ..recipe.search_config import SearchConfig, SearchRecipe
 from .liveness import fail_dead
 from .promotion import Ladder, Step
 from .pruning import rungs
+from .storage import making
 from .study import Objective, run_trials, say, say_doubtful, until, wait_for_others
 from .trials import TrialRecord, enqueue, finished, records
 
@@ -141,8 +142,11 @@ class ShortRuns:
         """Enqueue the best promotion, if there is one; say whether there is nothing to do."""
         self._step = self._next(study)
         if isinstance(self._step, TrialRecord):
-            rung, parent = self._step.rung + 1, self._step
-            enqueue(study, parent.trial.params, rung=rung, promotes=parent.number)
+            with making(study._storage):  # no two workers enqueue the same
+                self._step = self._next(study)
+                if isinstance(self._step, TrialRecord):
+                    rung, parent = self._step.rung + 1, self._step
+                    enqueue(study, parent.trial.params, rung=rung, promotes=parent.number)
         return self._step in (Step.WAIT, Step.END)
 
     def _next(self, study: Study) -> TrialRecord | Step:
