@@ -6,6 +6,7 @@ Each is the same as `python -m timm_ktg.<program>`; several processes still need
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from argparse import ArgumentParser, Namespace
@@ -58,6 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(given)
     try:
         arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (RecipeError, OSError) as error:
         return fail(list(getattr(error, "problems", [str(error)])), 2)
     return 0
