@@ -148,6 +148,10 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
         {"budget": 6},
         "search: budget should have room for a graph on every rung, 1, 2, 4 epochs: 7. Found 6.",
     ),
+    "sampler": (
+        {"sampler": "tpe"},
+        "search.sampler: should be random or brute_force: tpe would mix the values of all rungs.",
+    ),
     "rungs of asha": (
         {"method": "asha", "rungs": [0.5, 1]},
         "search.rungs: is for search.method `short_runs`. Found method `asha`.",

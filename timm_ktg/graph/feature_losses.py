@@ -75,8 +75,8 @@ def attention_windows(
     its positions. `close` is the mean squared distance over the positions, `apart` the cosine,
     which drives two networks apart when it is minimized. The loss is the mean over the three.
 
-    `logits` adds a loss of the logits: `close` KL, `apart` the loss `separate`. Together with these
-    two alone, that gives the six losses among which the authors search.
+    `logits` adds a loss of the logits: `close` KL, `apart` the loss `separate`. The authors search
+    among six losses: logits alone, maps alone, or both, each close or apart.
 
     Args:
         source: The node that teaches, logits [B, C], features [B, C, H, W] of one tap, detached.

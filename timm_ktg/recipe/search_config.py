@@ -277,6 +277,9 @@ class SearchConfig(Section):
         if kinds and str(data.get("frozen", False)).lower() == "true" and "frozen" not in kinds:
             said = f"needs `frozen` among kinds. Found {', '.join(kinds)}."
             yield problem(("frozen",), said)
+        if data.get("method") == "short_runs" and data.get("sampler") == "tpe":
+            said = "should be random or brute_force: tpe would mix the values of all rungs."
+            yield problem(("sampler",), said)
         yield from _given_problems(data.get("weights"), data.get("models"))
         interval = data.get("heartbeat_interval", cls.model_fields["heartbeat_interval"].default)
         grace = data.get("grace_period", cls.model_fields["grace_period"].default)

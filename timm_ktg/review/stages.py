@@ -12,7 +12,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
-from ..search.space import NODES
+from ..search.parameters import NODES
 from ..search.trials import TrialRecord
 
 BEST = 0.25  # the share of the trials whose choices are compared with those of all

@@ -11,7 +11,8 @@ from ..recipe.recipe import check_section
 from ..recipe.search_config import SearchRecipe
 from ..recipe.tracking_config import TrackingConfig
 from ..search.canonical import TARGET
-from ..search.space import Choices, build_choices, model_param
+from ..search.parameters import model_param
+from ..search.space import Choices, build_choices
 from ..search.tracking import (
     METRIC,
     WANDB,

@@ -28,9 +28,9 @@ from .canonical import (
     taught,
     valid_form,
 )
+from .parameters import NODES, gate_param, loss_param, model_param, role_param
 
 _LOSSES = ("losses", "label_losses")
-NODES = "nodes"  # Optuna's parameter for the number of nodes
 
 Params = dict[str, Any]
 
@@ -100,7 +100,7 @@ class SearchSpace:
         """Return the categories of each of Optuna's parameters, always in the same order."""
         return {
             **{model_param(name): self.models for name in self.auxiliaries},
-            **{_role_param(name): self.kinds for name in self.auxiliaries if len(self.kinds) > 1},
+            **{role_param(name): self.kinds for name in self.auxiliaries if len(self.kinds) > 1},
             **{gate_param(pair): self.gates for pair in self.pairs},
             **{loss_param(pair): each for pair in self.pairs if (each := self.losses_of(pair))},
         }
@@ -213,7 +213,7 @@ def canonical(space: SearchSpace, params: Mapping[str, str]) -> CanonicalGraph |
         The form, or None if the graph is invalid; see `valid_form`.
     """
     names = space.auxiliaries
-    roles = {name: params.get(_role_param(name), space.kinds[0]) for name in names}
+    roles = {name: params.get(role_param(name), space.kinds[0]) for name in names}
     models = {name: EMA if roles[name] == EMA else params[model_param(name)] for name in names}
     still = [name for name in names if roles[name] != LEARNS]
     drawn = {pair: params[gate_param(pair)] for pair in space.pairs if pair[1] not in still}
@@ -254,7 +254,7 @@ def params_of(space: SearchSpace, graph: CanonicalGraph) -> dict[str, str]:
     chosen = {pair: _candidate(space, graph, pair, pair[1] in learning) for pair in space.pairs}
     return {
         **{model_param(name): models.get(name, space.models[0]) for name in roles},
-        **{_role_param(name): role for name, role in roles.items() if len(space.kinds) > 1},
+        **{role_param(name): role for name, role in roles.items() if len(space.kinds) > 1},
         **{gate_param(pair): gate for pair, (gate, _) in chosen.items()},
         **{loss_param(pair): loss for pair, (_, loss) in chosen.items() if loss},
     }
@@ -274,21 +274,6 @@ def controls(space: SearchSpace) -> list[CanonicalGraph]:
     teachers = [distillation(target, model) for model in dict.fromkeys(models)]
     through = [all_through(target, models)] if models else []
     return [all_through(target, ()), *teachers, *through]
-
-
-def model_param(name: str) -> str:
-    """Return the name of the parameter that chooses a node's model."""
-    return f"model/{name}"
-
-
-def gate_param(pair: Pair) -> str:
-    """Return the name of the parameter that chooses an edge's gate."""
-    return f"gate/{pair[0]}->{pair[1]}"
-
-
-def loss_param(pair: Pair) -> str:
-    """Return the name of the parameter that chooses an edge's loss."""
-    return f"loss/{pair[0]}->{pair[1]}"
 
 
 def edge_word(pair: Pair, gate: str, loss: str) -> str:
@@ -311,10 +296,6 @@ def _check_candidate(where: str, name: str, names: Sequence[str]) -> None:
         raise ValueError(f"{where}: should be one of {', '.join(names)}. Found `{name}`.{near}")
 
 
-def _role_param(name: str) -> str:
-    return f"role/{name}"
-
-
 def _role(space: SearchSpace, graph: CanonicalGraph, name: str) -> Kind:
     """Return a candidate for what an auxiliary is, or one that makes no difference."""
     found = {node.name: node.role for node in graph.nodes}.get(name)
@@ -322,7 +303,7 @@ def _role(space: SearchSpace, graph: CanonicalGraph, name: str) -> Kind:
     cut_off = found is None or (found == FROZEN not in space.kinds and LEARNS in space.kinds)
     role = (LEARNS if LEARNS in space.kinds else space.kinds[0]) if cut_off else found
     assert role is not None
-    _check_candidate(_role_param(name), role, space.kinds)
+    _check_candidate(role_param(name), role, space.kinds)
     return role
 
 

@@ -27,7 +27,8 @@ from ..tracking.wandb_run import (
     wandb_problems,
 )
 from .canonical import TARGET, CanonicalGraph, judged_node
-from .space import Choices, gate_param, loss_param, model_param
+from .parameters import gate_param, loss_param, model_param
+from .space import Choices
 from .trials import Attributes, TrialRecord
 
 WANDB = "wandb"  # attribute of the study: what identifies its runs

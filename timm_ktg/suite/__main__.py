@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from accelerate import PartialState
+
 from ..errors import RecipeError, did_you_mean
 from ..recipe.suite_config import SuiteConfig, load_suite
 from ..records.run_directory import RUNS
@@ -22,9 +24,7 @@ from ..search.study import STOPS, StoppedError, say
 from ..terminal import Parser
 from ..train.metrics import TrainingError
 from ..train.program import PATIENCE, create_accelerator, run_program
-from .page import results_of, write_page
-from .plan import plan
-from .table import read_table
+from .page import write_page
 from .worker import SuiteWorker
 
 GOES_ON = "The same command again goes on with the suite."
@@ -166,7 +166,7 @@ def _work(command: SuiteCommand) -> dict[str, str]:
         return {}
     worker = SuiteWorker(suite, command.output_dir, command.table, processes)
     try:
-        worker.work(command.datasets, command.methods, command.seeds)
+        worker.work(worker.left(command.datasets, command.methods, command.seeds))
     except RecipeError:
         processes.dismiss()
         raise
@@ -176,20 +176,14 @@ def _work(command: SuiteCommand) -> dict[str, str]:
 
 
 def _say_plan(command: SuiteCommand) -> None:
-    suite, rows = command.suite, read_table(command.table)
-    for dataset in command.datasets:
-        results = results_of(suite, dataset, rows)
-        done = sum(len(each) for each in results.runs.values())
-        seeds = suite.datasets[dataset].seeds
-        every = [run for seed in seeds for run in plan(suite, dataset, seed, command.output_dir)]
-        say(f"{dataset}: {len(every)} runs planned, {done} done.")
-        for line in results.missing:
-            say(f"  missing  {line}")
+    worker = SuiteWorker(command.suite, command.output_dir, command.table, WorkerProcesses())
+    left = worker.left(command.datasets, command.methods, command.seeds)
+    say(f"{len(left)} run{'s' * (len(left) != 1)} to train.")
+    for run in left:
+        say(f"  {run.name}")
 
 
 def _write_page(command: SuiteCommand) -> None:
-    from accelerate import PartialState
-
     if PartialState().is_main_process:
         source = os.path.relpath(command.file, command.table.parent)
         say(f"table      {command.table}")

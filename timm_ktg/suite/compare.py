@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..records.sample import FEWEST, Sample, difference
@@ -36,14 +36,12 @@ class Comparison:
     """A method beside the one that it is compared with.
 
     Args:
-        base: Name of that one.
         welch: The difference of all figures (Welch's interval).
         paired: The difference seed by seed, of the seeds that both have.
         p: Welch's p-value, corrected for the number of methods compared with this base (Holm);
             None: too few figures.
     """
 
-    base: str
     welch: Interval
     paired: Interval
     p: float | None
@@ -72,7 +70,6 @@ def compare(base: str, figures: Mapping[str, Figures]) -> dict[str, Comparison]:
     corrected = holm({name: p for name, p in raw.items() if p is not None})
     return {
         name: Comparison(
-            base,
             Interval(*difference([*of_base.values()], [*each.values()])),
             _paired(of_base, each),
             corrected.get(name),
@@ -118,9 +115,9 @@ def _paired(base: Figures, found: Figures) -> Interval:
     mean = math.fsum(gaps) / len(gaps)
     if len(gaps) < FEWEST:
         return Interval(mean)
-    from scipy.stats import t
+    if len({*gaps}) == 1:
+        return Interval(mean, mean, mean)  # scipy would warn that there is no spread
+    from scipy.stats import ttest_1samp
 
-    spread: Sequence[float] = [(gap - mean) ** 2 for gap in gaps]
-    error = math.sqrt(math.fsum(spread) / (len(gaps) - 1) / len(gaps))
-    half = float(t.ppf(0.975, len(gaps) - 1)) * error
-    return Interval(mean, mean - half, mean + half)
+    interval = ttest_1samp(gaps, 0.0).confidence_interval(0.95)
+    return Interval(mean, float(interval.low), float(interval.high))

@@ -42,22 +42,12 @@ class Results:
     @property
     def figures(self) -> dict[str, Figures]:
         """Test top-1 in percent by method and seed, without the teachers'."""
-        methods = self.suite.methods
-        return {
-            name: {seed: run.test_top1 for seed, run in runs.items()}
-            for name, runs in self.runs.items()
-            if not methods[name].own_seed and runs
-        }
+        return self._figures(own_seed=False)
 
     @property
     def teachers(self) -> dict[str, Figures]:
-        """The same of the teachers."""
-        methods = self.suite.methods
-        return {
-            name: {seed: run.test_top1 for seed, run in runs.items()}
-            for name, runs in self.runs.items()
-            if methods[name].own_seed and runs
-        }
+        """Test top-1 in percent of the teachers, by method and seed."""
+        return self._figures(own_seed=True)
 
     @cached_property
     def comparisons(self) -> dict[str, dict[str, Comparison]]:
@@ -92,6 +82,13 @@ class Results:
         if base is None or own is None or None in given:
             return None
         return own / base, math.fsum(each for each in given if each is not None) / base
+
+    def _figures(self, own_seed: bool) -> dict[str, Figures]:
+        return {
+            name: {seed: run.test_top1 for seed, run in runs.items()}
+            for name, runs in self.runs.items()
+            if self.suite.methods[name].own_seed == own_seed
+        }
 
     def _mflops(self, method: str) -> float | None:
         """Return the MFLOPs of a method's whole training, for each image of the training set."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -86,8 +86,11 @@ class Planned:
         files = {each.method: each.weights for each in self.needs}
         return self.suite.recipe(self.dataset, self.method, self.seed, files)
 
-    def row(self) -> Run | None:
+    def row(self, commit: str) -> Run | None:
         """Return the row of the run in the table; None if it is not complete.
+
+        Args:
+            commit: What trained it; see `current_commit`.
 
         Raises:
             RecipeError: Its files cannot be read, or it was not tested on test images.
@@ -111,7 +114,7 @@ class Planned:
             parameters=None if cost is None else cost.parameters,
             seconds=round(result.training_seconds, 1),
             device=result.device,
-            commit=commit(),
+            commit=commit,
             python=result.python,
             torch=result.packages["torch"],
             timm=result.packages["timm"],
@@ -125,12 +128,31 @@ def plan(suite: SuiteConfig, dataset: str, seed: int, runs: Path) -> list[Planne
     return sorted(every, key=lambda run: run.level)
 
 
-@cache
-def commit() -> str:
-    """Return the commit of this package, with a + if files were changed; or its version.
+def left_to_train(
+    planned: Sequence[Planned], known: Collection[Key], methods: Collection[str]
+) -> list[Planned]:
+    """Return the runs that the table lacks, and those whose weights they need, which come first.
 
-    Ask before a training: files may change meanwhile, but the code in memory does not.
+    Args:
+        planned: The runs of a data set and seed.
+        known: Keys of the rows in the table.
+        methods: Names of the methods to train; none: all.
     """
+    left = [
+        each
+        for each in reversed(planned)
+        if each.key not in known and (not methods or each.method in methods)
+    ]
+    wanted: dict[Key, Planned] = {}
+    while left:
+        each = left.pop()
+        wanted[each.key] = each
+        left += [need for need in each.needs if not need.weights.is_file()]
+    return sorted(wanted.values(), key=lambda run: run.level)
+
+
+def current_commit() -> str:
+    """Return the commit of this package, with a + if files were changed; or its version."""
     package = Path(__file__).parents[1]
     try:
         top = _git(package, "rev-parse", "--show-toplevel")

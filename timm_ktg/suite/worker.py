@@ -17,7 +17,7 @@ from ..records.files import replace_whole, writing
 from ..search.processes import WorkerProcesses
 from ..search.study import say
 from ..train.metrics import TrainingError
-from .plan import Key, Planned, commit, plan
+from .plan import Key, Planned, current_commit, left_to_train, plan
 from .table import add_runs, read_table
 
 
@@ -31,6 +31,8 @@ class SuiteWorker:
         table: The CSV.
         processes: Train.
         missing: What the runs that failed said, by name.
+        commit: What trains; asked for at the start, because files may change meanwhile, but the
+            code in memory does not.
     """
 
     suite: SuiteConfig
@@ -38,20 +40,30 @@ class SuiteWorker:
     table: Path
     processes: WorkerProcesses
     missing: dict[str, str] = field(default_factory=dict)
+    commit: str = field(default_factory=current_commit)
 
-    def work(self, datasets: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> None:
-        """Train what the table lacks, seed after seed, so that whole seeds come first.
+    def left(
+        self, datasets: Sequence[str], methods: Sequence[str], seeds: Sequence[int]
+    ) -> list[Planned]:
+        """Return the runs to train, seed after seed, so that whole seeds come first.
 
         Args:
             datasets: Names of data sets.
             methods: Names of methods, whose teachers are trained too; none: all.
             seeds: Planned seeds; none: all.
         """
-        left: list[Planned] = []
-        for dataset in datasets:
-            planned = self.suite.datasets[dataset].seeds
-            for seed in [each for each in planned if not seeds or each in seeds]:
-                left += self._wanted(plan(self.suite, dataset, seed, self.runs), methods)
+        known = self._known()
+        return [
+            run
+            for dataset in datasets
+            for seed in self.suite.datasets[dataset].seeds
+            if not seeds or seed in seeds
+            for run in left_to_train(plan(self.suite, dataset, seed, self.runs), known, methods)
+        ]
+
+    def work(self, runs: Sequence[Planned]) -> None:
+        """Train runs, each once the runs that it needs are done, here or by other workers."""
+        left = list(runs)
         while left:
             ready = [each for each in left if not any(need in left for need in each.needs)]
             done = next((each for each in ready if self._try(each)), None)
@@ -60,21 +72,6 @@ class SuiteWorker:
                 self._try(done := ready[0], timeout=-1)
             left.remove(done)
 
-    def _wanted(self, planned: Sequence[Planned], methods: Sequence[str]) -> list[Planned]:
-        """Return the runs that the table lacks, and those whose weights they need."""
-        known = self._known()
-        left = [
-            each
-            for each in reversed(planned)
-            if each.key not in known and (not methods or each.method in methods)
-        ]
-        wanted: dict[Key, Planned] = {}
-        while left:
-            each = left.pop()
-            wanted[each.key] = each
-            left += [need for need in each.needs if not need.weights.is_file()]
-        return sorted(wanted.values(), key=lambda run: run.level)
-
     def _try(self, run: Planned, timeout: int = 0) -> bool:
         """Train a run unless it is complete; return whether no other worker has it.
 
@@ -82,7 +79,6 @@ class SuiteWorker:
             run: The run.
             timeout: Seconds to wait for another worker that has it; -1: until it is done.
         """
-        commit()
         folder = run.directory.path
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -101,7 +97,7 @@ class SuiteWorker:
 
     def _note(self, run: Planned) -> None:
         """Write the row of a complete run into the table, and its log beside it."""
-        row = run.row()
+        row = run.row(self.commit)
         if row is not None and run.key not in self._known():
             write_log(run, self.table.parent / "logs")
             add_runs(self.table, [row])
@@ -117,7 +113,7 @@ def write_log(run: Planned, folder: Path) -> None:
         run: A complete run.
         folder: Where the logs of all runs go.
     """
-    path = folder / run.dataset / f"{run.method}-seed-{run.seed}.jsonl.gz"
+    path = folder / run.dataset / f"{run.method}-{run.digest}-seed-{run.seed}.jsonl.gz"
     recipe = json.dumps({"recipe": read_recipe(run.directory.recipe)})
     text = f"{recipe}\n{run.directory.metrics.read_text(encoding='utf-8')}"
     with writing(path):
