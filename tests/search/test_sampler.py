@@ -15,8 +15,8 @@ from optuna.trial import TrialState
 from tests.search.space_cases import PAPER, Params, every, least_form
 from timm_ktg.recipe.search_config import SearchConfig, kinds_of
 from timm_ktg.search.canonical import CanonicalGraph
-from timm_ktg.search.sampler import MOST_GRAPHS, GraphSampler, all_graphs, suggest
 from timm_ktg.search.parameters import NODES
+from timm_ktg.search.sampler import MOST_GRAPHS, GraphSampler, all_graphs, suggest
 from timm_ktg.search.space import Choices, SearchSpace, build_choices, canonical
 from timm_ktg.search.study import open_study, run_trials
 from timm_ktg.search.trials import note, seen_graphs
