@@ -180,7 +180,7 @@ def _verdict(results: Results, base: str) -> str:
     above = [name for name, each in found.items() if each.is_clear and each.welch.gap > 0]
     below = [name for name, each in found.items() if each.is_clear and each.welch.gap < 0]
     said = [
-        f"{word} {results.name_of(base)}: " + ", ".join(map(results.name_of, names))
+        f"{word} {results.name_of(base)}: " + "; ".join(map(results.name_of, names))
         for word, names in (("Clearly above", above), ("Clearly below", below))
         if names
     ]
@@ -189,7 +189,7 @@ def _verdict(results: Results, base: str) -> str:
         return f"Too few seeds to say what differs from {results.name_of(base)}."
     counted = f"{judged} method{'s' * (judged > 1)} compared, Holm, 5 %"
     nothing = f"No method differs clearly from {results.name_of(base)}"
-    return f"**{'; '.join(said) or nothing}** ({counted})."
+    return f"**{'. '.join(said) or nothing}** ({counted})."
 
 
 def _table(results: Results) -> Iterator[str]:
@@ -214,7 +214,7 @@ def _compared(found: Comparison | None) -> list[str]:
     if found is None:
         return ["-", "-", "-"]
     paired = "-" if math.isnan(found.paired.gap) else str(found.paired)
-    p = "-" if found.p is None else f"{found.p:.3f}"
+    p = "-" if found.p is None else f"{found.p:.3f}" if found.p >= 0.0005 else "<0.001"
     return [f"**{found.welch}**" if found.is_clear else str(found.welch), paired, p]
 
 
