@@ -19,7 +19,7 @@ from timm_ktg.recipe.recipe import Recipe
 from timm_ktg.recipe.search_config import SearchRecipe
 from timm_ktg.search.canonical import CanonicalGraph
 from timm_ktg.search.methods import ShortRuns, build_method
-from timm_ktg.search.objective import GraphObjective
+from timm_ktg.search.objective import GraphObjective, claim
 from timm_ktg.search.processes import Log, Report
 from timm_ktg.search.pruning import build_pruner
 from timm_ktg.search.recipes import label_only
@@ -34,7 +34,6 @@ from timm_ktg.search.trials import (
     note,
     record_of,
     records,
-    seen_graphs,
 )
 from timm_ktg.train.metrics import TrainingError
 
@@ -144,10 +143,7 @@ def work_light(folder: Path, recipe: SearchRecipe) -> None:
             raise TrialPruned
         graph = choices.graph(suggest(trial, choices))
         assert graph is not None
-        note(trial, graph=graph.key)
-        if this.promotes is None and graph.key in seen_graphs(trial.study, before=trial.number):
-            note(trial, duplicate=graph.key)
-            raise TrialPruned
+        claim(trial, graph.key, unique=this.promotes is None)
         if trial.number % 9 == 0:
             raise TrainingError("diverged")
         return float(random.Random(trial.number).randrange(60))

@@ -19,12 +19,13 @@ from tests.training_cases import DEADLINE, finish, start
 from timm_ktg.recipe.search_config import SearchConfig
 from timm_ktg.search.jobs import Jobs
 from timm_ktg.search.journal import JOURNAL
+from timm_ktg.search.objective import claim
 from timm_ktg.search.pruning import build_pruner, rungs
 from timm_ktg.search.sampler import GraphSampler, suggest
 from timm_ktg.search.space import Choices, build_choices
 from timm_ktg.search.storage import open_storage
 from timm_ktg.search.study import Objective, open_study, run_trials
-from timm_ktg.search.trials import finished, note, seen_graphs
+from timm_ktg.search.trials import finished, note
 from timm_ktg.train.metrics import TrainingError
 
 EPOCHS = 40
@@ -64,10 +65,7 @@ def objective_of(choices: Choices, pause: float, failing: bool) -> Objective:
     def objective(trial: Trial) -> float:
         graph = choices.graph(suggest(trial, choices))
         assert graph is not None
-        if graph.key in seen_graphs(trial.study, before=trial.number):
-            note(trial, duplicate=graph.key)
-            raise TrialPruned
-        note(trial, graph=graph.key)
+        claim(trial, graph.key)
         high = failing and fails(trial.number)
         for epoch in rungs(EPOCHS):
             if high and epoch > 8:

@@ -170,8 +170,10 @@ def test_short_runs_concurrent_work_of_killed_workers_is_done_by_others(eight: O
     lost = next(trial.promotes for trial in dead if trial.promotes is not None)
     (again,) = [t for t in eight.trials if t.promotes == lost and not t.is_out]
     assert again.attributes["worker"]["pid"] not in eight.killed
+    # It is the same training, unless a worker that looked in between has made another promotion.
     (first,) = [t for t in dead if t.promotes == lost]
-    assert again.attributes["seed"] == first.attributes["seed"]  # it is the same training
+    others = [t for t in eight.trials if t.promotes == lost and t is not first]
+    assert first.attributes["seed"] in {t.attributes.get("seed") for t in others}
 
 
 def test_short_runs_concurrent_thirty_workers_lose_and_double_nothing(tmp_path: Path) -> None:
@@ -184,7 +186,7 @@ def test_short_runs_concurrent_thirty_workers_lose_and_double_nothing(tmp_path: 
     ]
     counted = [trial for trial in trials if not trial.is_out]
     drawn = [trial for trial in counted if trial.promotes is None]
-    assert len(drawn) == MANY
+    assert len(drawn) == MANY == len({trial.attributes["graph"] for trial in drawn})
     ups = Counter(trial.promotes for trial in counted if trial.promotes is not None)
     assert set(ups.values()) == {1} and len(ups) > MANY // FACTOR
     assert {trial.state for trial in counted} == {TrialState.COMPLETE, TrialState.FAIL}

@@ -6,11 +6,13 @@ from optuna.trial import TrialState, create_trial
 
 from timm_ktg.search.canonical import GraphEdge, all_through, describe
 from timm_ktg.search.final import digest_of
+from timm_ktg.search.objective import claim
 from timm_ktg.search.result import Row
 from timm_ktg.search.trials import (
     TrialRecord,
     finished,
     note,
+    record_of,
     records,
     seen_graphs,
     trained_before,
@@ -54,7 +56,7 @@ def test_trials_that_count_are_told_from_those_of_dead_workers_and_duplicates() 
     study.add_trials(ends.values())
     assert [trial.state for trial in records(study)] == list(ends)
     assert [trial.state for trial in finished(study)] == ["complete", "failed"]
-    assert seen_graphs(study) == {"a", "b"} and seen_graphs(study, before=1) == {"a"}
+    assert seen_graphs(study) == {"a", "b"}
 
 
 def _failed(**attributes: str) -> optuna.trial.FrozenTrial:
@@ -86,7 +88,7 @@ def test_ended_trials_are_read_once_and_others_again() -> None:
     done = study.ask()
     note(done, graph="g2", seed=3)
     study.tell(done, 1.0)
-    assert seen_graphs(study) == {"g2"} and seen_graphs(study, before=1) == set()
+    assert seen_graphs(study) == {"g2"}
     assert [trial.number for trial in finished(study)] == [done.number]
     assert trained_before(study, "g2", before=9) == (2, {2, 3})
     assert trained_before(study, "g2", before=2) == (1, {2, 3})
@@ -95,3 +97,13 @@ def test_ended_trials_are_read_once_and_others_again() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrialRecord, "graph", property(lambda self: pytest.fail("read again")))
         assert len(finished(study)) == 2
+
+
+def test_graph_goes_to_the_first_trial_that_claims_it_whatever_its_number() -> None:
+    study = optuna.create_study()
+    early, late = study.ask(), study.ask()
+    claim(late, "g")
+    with pytest.raises(optuna.TrialPruned):
+        claim(early, "g")
+    assert [record_of(trial).state for trial in (early, late)] == ["duplicate", "running"]
+    claim(early, "g", unique=False)

@@ -17,6 +17,7 @@ from .processes import WorkerProcesses
 from .recipes import RecipeBuilder
 from .sampler import suggest
 from .space import Choices
+from .storage import making
 from .study import say
 from .tracking import StudyTracking, TrialRun
 from .trials import NEEDLESS, note, record_of, records, seen_graphs, trained_before
@@ -97,16 +98,34 @@ class GraphObjective:
         if graph is None:  # enqueued by hand
             note(trial, duplicate="invalid")
             raise TrialPruned("Too few networks learn.")
-        note(trial, graph=graph.key)  # before looking at the others', so that they see it
-        if self.builder.recipe.search.unique and this.promotes is None:
-            if graph.key in seen_graphs(trial.study, before=trial.number):
-                note(trial, duplicate=graph.key)
-                raise TrialPruned("The graph was seen before.")
+        claim(trial, graph.key, self.builder.recipe.search.unique and this.promotes is None)
         if this.seed is None:  # a trial that is tried again keeps its seed
             seed = next_seed(trial.study, self.builder.recipe.train.seed, graph.key, trial.number)
             note(trial, seed=seed)
         note(trial, models=graph.models, edges=[list(edge) for edge in graph.edges])
         return graph
+
+
+def claim(trial: Trial, graph: str, unique: bool = True) -> None:
+    """Note a trial's graph, so that no other trial takes it.
+
+    Args:
+        trial: The trial.
+        graph: Key of the graph.
+        unique: Whether there may be only one with it: the first to note it, whatever its number.
+
+    Raises:
+        TrialPruned: Another trial has the graph.
+    """
+    if not unique:
+        note(trial, graph=graph)
+        return
+    with making(trial.study._storage):  # nobody notes one between the look and the note
+        if graph not in seen_graphs(trial.study):
+            note(trial, graph=graph)
+            return
+    note(trial, duplicate=graph, graph=graph)
+    raise TrialPruned("The graph was seen before.")
 
 
 def next_seed(study: Study, seed: int, graph: str, number: int) -> int:

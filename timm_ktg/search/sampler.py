@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from optuna import Study, Trial
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
@@ -18,7 +19,6 @@ from .space import Choices, Params
 from .trials import TrialRecord, seen_graphs
 
 MOST_DRAWS = 1000
-MOST_DRAWS_BY_TPE = 50  # it may insist on what it likes best, seen or not
 MOST_GRAPHS = 200_000  # to list one by one
 
 
@@ -70,18 +70,25 @@ class GraphSampler(BaseSampler):
         seen = seen_graphs(study)
         if self.kind == "brute_force":
             return self._unseen(study, trial, seen)
-        sampler = self._sampler(trial, self.kind)
-        for draw in range(MOST_DRAWS):
-            if self.kind == "tpe" and draw == MOST_DRAWS_BY_TPE:
-                sampler = self._sampler(trial, "random")
-            params = self._draw(sampler, study, trial)
+
+        def fault(params: Params) -> str:
             graph = self.choices.graph(params)
             if graph is None:
-                self.redrawn["invalid"] += 1
-            elif self.unique and graph.key in seen:
-                self.redrawn["seen"] += 1
-            else:
+                return "invalid"
+            return "seen" if self.unique and graph.key in seen else ""
+
+        if self.kind == "tpe":
+            tpe = self._sampler(trial, "tpe")
+            params = self._draw(tpe, study, trial, is_worth=lambda params: not fault(params))
+            if not (found := fault(params)):
                 return params
+            self.redrawn[found] += 1  # all that it likes was seen
+        sampler = self._sampler(trial, "random")
+        for _ in range(MOST_DRAWS):
+            params = self._draw(sampler, study, trial)
+            if not (found := fault(params)):
+                return params
+            self.redrawn[found] += 1
         study.stop()
         return params
 
@@ -99,12 +106,15 @@ class GraphSampler(BaseSampler):
 
     def _sampler(self, trial: FrozenTrial, kind: str, purpose: str = "search") -> BaseSampler:
         seed = derive_seed(purpose, self.seed, trial.number) % 2**32
-        if kind != "tpe":
-            return RandomSampler(seed=seed)
-        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-            return TPESampler(seed=seed, multivariate=True, constant_liar=True)
+        return _Tpe(seed) if kind == "tpe" else RandomSampler(seed=seed)
 
-    def _draw(self, sampler: BaseSampler, study: Study, trial: FrozenTrial) -> Params:
+    def _draw(
+        self,
+        sampler: BaseSampler,
+        study: Study,
+        trial: FrozenTrial,
+        is_worth: Callable[[Params], bool] = lambda params: True,
+    ) -> Params:
         def together(choices: Mapping[str, tuple[Any, ...]]) -> Params:
             distributions = _distributions(choices)
             drawn = sampler.sample_relative(study, trial, distributions)
@@ -116,6 +126,8 @@ class GraphSampler(BaseSampler):
             }
 
         nodes = together(self.choices.nodes())
+        if isinstance(sampler, _Tpe):
+            sampler.is_worth = lambda drawn: is_worth({**nodes, **drawn})
         return {**nodes, **together(self.choices.space(nodes).choices())}
 
     def _unseen(self, study: Study, trial: FrozenTrial, seen: set[str]) -> Params:
@@ -125,6 +137,33 @@ class GraphSampler(BaseSampler):
             study.stop()
         drawn = random.Random(derive_seed("search", self.seed, trial.number))
         return drawn.choice(left or list(self._all.values()))
+
+
+class _Tpe(TPESampler):
+    """TPE that chooses the most promising of its candidates that are worth a training.
+
+    Optuna's own would propose again and again what was seen, and look at all trials every time.
+
+    Args:
+        seed: The seed.
+    """
+
+    def __init__(self, seed: int) -> None:
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+            super().__init__(seed=seed, multivariate=True, constant_liar=True)
+        self.is_worth: Callable[[Params], bool] = lambda params: True
+
+    def _compute_acquisition_func(
+        self, samples: dict[str, np.ndarray], below: Any, above: Any
+    ) -> np.ndarray:
+        values = super()._compute_acquisition_func(samples, below, above)
+        spaces = below._search_space
+        for at in np.argsort(-values):
+            drawn = {name: spaces[name].to_external_repr(x[at]) for name, x in samples.items()}
+            if self.is_worth(drawn):
+                break
+            values[at] = -np.inf
+        return values
 
 
 def suggest(trial: Trial, choices: Choices) -> Params:

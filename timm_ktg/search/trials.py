@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -205,15 +204,9 @@ def best_first(trials: Iterable[TrialRecord]) -> list[TrialRecord]:
     return list(best.values())
 
 
-def seen_graphs(study: Study, before: int | None = None) -> set[str]:
-    """Return the keys of all trials' graphs, except those of trials whose worker died.
-
-    Args:
-        study: The study.
-        before: Count only trials below this number.
-    """
-    first, end = _history(study).first, math.inf if before is None else before
-    return {graph for graph, number in first.items() if number < end}
+def seen_graphs(study: Study) -> set[str]:
+    """Return the keys of all trials' graphs, except those of trials whose worker died."""
+    return set(_history(study).seen)
 
 
 def trained_before(study: Study, graph: str, before: int) -> tuple[int, set[int]]:
@@ -235,7 +228,7 @@ class _History:
 
     def __init__(self) -> None:
         self.finished: list[TrialRecord] = []
-        self.first: dict[str, int] = {}  # the first trial with a graph
+        self.seen: set[str] = set()  # the trials' graphs
         self.trained: dict[str, list[int]] = {}  # all trials with a graph that train it
         self.seeds: set[int] = set()
         self._read, self._open = 0, list[int]()  # trials seen; those of them that may yet change
@@ -246,7 +239,7 @@ class _History:
         if state in (COMPLETE, PRUNED, FAILED):
             self.finished.append(trial)
         if graph is not None and (trial.trial.state != TrialState.FAIL or trial.reason):
-            self.first[graph] = min(trial.number, self.first.get(graph, trial.number))
+            self.seen.add(graph)
         if state not in (DEAD, DUPLICATE):
             if graph is not None:
                 self.trained.setdefault(graph, []).append(trial.number)
@@ -268,7 +261,7 @@ class _History:
         if not going:
             return self
         both = _History()
-        both.finished, both.first = list(self.finished), dict(self.first)
+        both.finished, both.seen = list(self.finished), set(self.seen)
         both.trained = {graph: list(each) for graph, each in self.trained.items()}
         both.seeds = set(self.seeds)
         for trial in going:
