@@ -38,9 +38,8 @@ def inference_copy(model: nn.Module, images: Tensor, dtype: torch.dtype | None =
     Raises:
         Exception: The model cannot be copied, or its code does not work with cast weights.
     """
-    copy = deepcopy(model).eval().requires_grad_(False)
-    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
-        copy = _folded(copy, images)
+    has_norms = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    copy = (_folded(model, images) if has_norms else None) or _frozen_copy(model)
     if dtype is not None:
         for module in copy.modules():
             if type(module) in (*CONVOLUTIONS, nn.Linear):
@@ -50,31 +49,35 @@ def inference_copy(model: nn.Module, images: Tensor, dtype: torch.dtype | None =
     return copy
 
 
-def _folded(model: nn.Module, images: Tensor) -> nn.Module:
-    """Return a model with BatchNorm folded, or the model itself if that is not possible.
+def _frozen_copy(model: nn.Module) -> nn.Module:
+    return deepcopy(model).eval().requires_grad_(False)
+
+
+def _folded(model: nn.Module, images: Tensor) -> nn.Module | None:
+    """Return a copy of a model with BatchNorm folded; None if that is not possible.
 
     The result is checked on the CPU, because accelerators round float32 products (TF32), and round
     folded weights differently.
     """
     weight = next(model.parameters())
-    device, model, images = weight.device, model.cpu(), images.cpu().to(weight.dtype)
+    copy, images = _frozen_copy(model).cpu(), images.cpu().to(weight.dtype)
     try:
-        folded = fold_batch_norm(model)
         with torch.autocast("cpu", enabled=False):
-            expected = model(images)
+            expected = copy(images)  # first, because tracing may leave the copy unusable
+            folded = fold_batch_norm(copy)
             size = float(expected.abs().max())
             torch.testing.assert_close(folded(images), expected, rtol=0.0, atol=1e-3 * size)
     except Exception as error:  # tracing runs the model's code, which can raise anything
         _logger.warning("BatchNorm of a frozen node is not folded: %s", one_line(error))
-        return model.to(device)
-    return folded.to(device)
+        return None
+    return folded.to(weight.device)
 
 
 def fold_batch_norm(model: nn.Module) -> fx.GraphModule:
-    """Return a copy of a model in evaluation mode, with each BatchNorm folded into its convolution.
+    """Return a model's code with each BatchNorm folded into its convolution.
 
     Args:
-        model: The model.
+        model: The model, in evaluation mode. It is not changed; what is not folded is shared.
 
     Raises:
         Exception: Tracing the model failed.
@@ -83,7 +86,6 @@ def fold_batch_norm(model: nn.Module) -> fx.GraphModule:
         Jacob et al., "Quantization and Training of Neural Networks for Efficient
         Integer-Arithmetic-Only Inference", CVPR 2018, section 3.2.
     """
-    model = deepcopy(model).eval()
     traced = fx.GraphModule(model, _Tracer().trace(model))
     modules = dict(traced.named_modules())
     called = [node.target for node in traced.graph.nodes if node.op == "call_module"]

@@ -67,8 +67,8 @@ class Cost:
     Args:
         training_flops: Operations of a training step, for one image: forward and backward of nodes
             that learn and of losses, forward of other networks unless they are looked up in a
-            table. The optimizer is left out, as are operations that only go over a tensor once,
-            such as activations.
+            table. The optimizer is left out, as are losses of logits alone, and what only goes over
+            a tensor once, such as activations.
         inference_flops: Operations of the target for one image; of an ensemble, those of all its
             members.
         parameters: Parameters of the target; of an ensemble, likewise.
