@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser
-from collections.abc import Iterable, Sequence
-from typing import NoReturn, TextIO, TypeVar
+from collections.abc import Sequence
+from typing import NoReturn, TextIO
 
 from accelerate import PartialState
 from rich.console import Console
 from tqdm import tqdm
 
 from .errors import masked
-
-T = TypeVar("T")
 
 # A file has no width, and a table folded to 80 columns is hard to read.
 _FILE_WIDTH = 120
@@ -24,29 +22,29 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else _FILE_WIDTH, highlight=False)
 
 
-def progress(items: Iterable[T], total: int, epoch: int, epochs: int, show: bool) -> Iterable[T]:
-    """Iterate under a progress bar; in a file the bar becomes an occasional line.
+def run_bar(done: int, total: int, show: bool) -> tqdm:
+    """Return a bar over a whole run; in a file it becomes an occasional line.
+
+    The remaining time is that of the whole run. It counts what updates, evaluations and checkpoints
+    took on average so far.
 
     Args:
-        items: The items.
-        total: The number of items.
-        epoch: The epoch, counted from 1.
-        epochs: The number of epochs.
+        done: The updates that were done before.
+        total: The updates of the whole run.
         show: Whether this process shows the bar.
     """
     in_file = not sys.stderr.isatty()
-    bar: Iterable[T] = tqdm(
-        items,
-        desc=f"epoch {epoch}/{epochs}",
+    return tqdm(
+        initial=done,
         total=total,
         unit="update",
+        smoothing=0,  # the average over all updates, or an evaluation would distort it
         leave=False,
         disable=not show,
         mininterval=30 if in_file else 0.2,
         maxinterval=60,  # otherwise tqdm redraws an unchanged bar after 10 s
         file=_Lines(sys.stderr) if in_file else sys.stderr,
     )
-    return bar
 
 
 def fail(lines: Sequence[str], code: int) -> int:

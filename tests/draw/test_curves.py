@@ -91,6 +91,14 @@ def test_panels_show_every_node_and_every_edge() -> None:
     assert dashes[0] != dashes[1]  # two edges with one gate
 
 
+def test_validation_loss_is_thin_beside_that_of_training() -> None:
+    epochs = [{**epoch, "val/loss/student": 1.0} for epoch in measured(3, val=True)]
+    axes = plot_curves(epochs, scene_of(GRAPH)).axes[0]
+    assert legend_of(axes) == ["student (target): train (val thin)", "helper"]
+    train, val, _ = axes.lines
+    assert list(val.get_ydata()) == [1.0] * 3 and val.get_linewidth() < train.get_linewidth()
+
+
 def test_training_top1_is_thick_where_there_is_no_validation() -> None:
     epochs = measured(3, val=False)
     watched = plot_curves(measured(3, val=True), scene_of(GRAPH)).axes[1].lines
@@ -98,6 +106,13 @@ def test_training_top1_is_thick_where_there_is_no_validation() -> None:
     assert legend_of(alone)[0] == "student (target): train"
     train, val = watched[0].get_linewidth(), watched[1].get_linewidth()
     assert train < val == alone.lines[0].get_linewidth()
+
+
+def test_curve_goes_on_over_epochs_that_were_not_evaluated() -> None:
+    first, second, third = measured(3, val=True)
+    del second["val/top1/student"]
+    val = plot_curves([first, second, third], scene_of(GRAPH)).axes[1].lines[1]
+    assert list(val.get_xdata()) == [1, 3] and list(val.get_ydata()) == [90.0, 90.0]
 
 
 def test_one_epoch_is_a_mark() -> None:

@@ -68,6 +68,8 @@ TIMM_DATA = {
 TRAIN = {
     "epochs": ("3", 3),
     "batch_size": ("128", 128),
+    "eval_interval": ("2", 2),
+    "log_interval": ("10", 10),
     "grad_accum_steps": ("2", 2),
     "seed": ("42", 42),
     "opt": ("adamw", "adamw"),

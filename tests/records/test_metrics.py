@@ -1,6 +1,7 @@
 """The names of metrics: written and read in one place."""
 
 from timm_ktg.records.metrics import (
+    evaluated_loss_name,
     loss_name,
     mean_weights,
     node_losses,
@@ -9,6 +10,7 @@ from timm_ktg.records.metrics import (
     top1_by_node,
     top1_name,
     top_name,
+    val_losses,
     watched_split,
     weight_name,
 )
@@ -30,6 +32,7 @@ def test_names_are_those_on_disk() -> None:
     assert passed_name("b->a") == "train/passed/b->a"
     assert top1_name("val", "a") == "val/top1/a" == top_name(1, "val", "a")
     assert top_name(5, "test", "a") == "test/top5/a"
+    assert evaluated_loss_name("val", "a") == "val/loss/a"
 
 
 def test_measures_are_found_by_node_and_edge() -> None:
@@ -39,7 +42,8 @@ def test_measures_are_found_by_node_and_edge() -> None:
     assert mean_weights(old) == shares_passed(old)
     assert shares_passed(METRICS) == {"label->a": 0.0, "b->a": 0.25, "b->a/attention": 0.5}
     assert top1_by_node(METRICS, "train") == {"a": 10.0, "b": 10.0}
-    assert top1_by_node(METRICS, "val") == {}
+    assert top1_by_node(METRICS, "val") == val_losses(METRICS) == {}
+    assert val_losses({**METRICS, evaluated_loss_name("val", "a"): 3.0}) == {"a": 3.0}
 
 
 def test_run_is_watched_by_validation_images_where_there_are_any() -> None:

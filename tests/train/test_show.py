@@ -10,7 +10,7 @@ from torch import nn
 import timm_ktg as ktg
 from tests.records.result_cases import a_result
 from timm_ktg.records.result import Accuracy
-from timm_ktg.terminal import progress
+from timm_ktg.terminal import run_bar
 from timm_ktg.train.show import epoch_line, show_graph, show_result
 
 pytestmark = pytest.mark.slow
@@ -92,6 +92,13 @@ def test_epoch_shows_validation_where_there_is_one(graph: ktg.KnowledgeTransferG
     assert "epoch 1/9  val top-1 %  student* 50.25  peer 51.25  teacher 52.25" in line
 
 
+def test_epoch_shows_the_validation_loss_beside_top1(graph: ktg.KnowledgeTransferGraph) -> None:
+    measured = {"epoch": 1, "lr": 0.1, "images_per_second": 1.0, "seconds": 1.0}
+    for name in graph.members:
+        measured |= {f"val/top1/{name}": 50.25, f"val/loss/{name}": 0.125}
+    assert "val top-1 % (loss)  student* 50.25 (0.1250)  peer" in epoch_line(measured, 9, graph)
+
+
 def test_result_marks_the_target_and_names_the_files(capsys: pytest.CaptureFixture[str]) -> None:
     nodes = {"student": Accuracy(71.125, 90.0), "peer": Accuracy(70.0, 89.0)}
     result = a_result({"student": 71.125}, epochs=20, nodes=nodes)
@@ -118,7 +125,7 @@ class Stream(io.StringIO):
 
 
 def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool, show: bool = True) -> str:
-    """The output on standard error of a bar over 12 updates of 20 seconds each."""
+    """The output on standard error of a bar over the last 12 of 36 updates of 20 seconds each."""
 
     def seconds() -> Iterator[float]:
         return iter(range(0, 10_000, 20))
@@ -126,7 +133,10 @@ def shown(monkeypatch: pytest.MonkeyPatch, terminal: bool, show: bool = True) ->
     clock, stream = seconds(), Stream(terminal)
     monkeypatch.setattr(tqdm.std, "time", lambda: next(clock))
     monkeypatch.setattr("sys.stderr", stream)
-    assert list(progress(range(12), 12, 2, 20, show)) == list(range(12))
+    with run_bar(24, 36, show) as bar:
+        bar.set_description("epoch 3/3", refresh=False)
+        for _ in range(12):
+            bar.update()
     return stream.getvalue()
 
 
@@ -134,15 +144,16 @@ def test_progress_in_a_file_is_lines_now_and_then(monkeypatch: pytest.MonkeyPatc
     text = shown(monkeypatch, terminal=False)
     lines = text.splitlines()
     assert 1 < len(lines) < 12 and text.endswith("\n")
-    assert all(line.startswith("epoch 2/20:") and "/12 " in line for line in lines)
+    assert all("/36 " in line for line in lines)
+    assert all(line.startswith("epoch 3/3:") for line in lines[1:])
     assert "\r" not in text and "\x1b" not in text
-    counts = [int(line.split("/12 ")[0].split("|")[-1]) for line in lines]
+    counts = [int(line.split("/36 ")[0].split("|")[-1]) for line in lines]
     assert counts == sorted(set(counts))
 
 
 def test_progress_on_a_terminal_draws_over_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     text = shown(monkeypatch, terminal=True)
-    assert text.count("\r") > 1 and "epoch 2/20" in text
+    assert text.count("\r") > 1 and "epoch 3/3" in text
 
 
 def test_progress_of_other_processes_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,7 @@ def test_line_of_an_epoch_holds_every_measure(run: Path) -> None:
                 for n in "ab"
             ),
             *(f"val/top{top}/all-networks" for top in (1, 5)),
+            *(f"val/loss/{name}" for name in ("a", "b", "all-networks")),
         }
         assert all(map(math.isfinite, line.values()))
         assert line["images_per_second"] * line["seconds"] == pytest.approx(TRAIN)

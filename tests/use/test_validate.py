@@ -51,7 +51,9 @@ def test_accuracies_are_those_of_the_run(run: Path) -> None:
 def test_validation_images_are_those_of_the_last_epoch(run: Path) -> None:
     found = validated(run, "--split", "val", "--node", "b")
     assert (found["images"], list(found["nodes"])) == (VAL, ["b"])
-    assert found["nodes"]["b"]["top1"] == pytest.approx(metrics_of(run)[-1]["val/top1/b"])
+    last = metrics_of(run)[-1]
+    assert found["nodes"]["b"]["top1"] == pytest.approx(last["val/top1/b"])
+    assert found["nodes"]["b"]["loss"] == pytest.approx(last["val/loss/b"], rel=1e-5)
 
 
 def test_tables_agree_with_the_nodes_predictions(run: Path) -> None:

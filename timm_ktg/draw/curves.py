@@ -16,6 +16,7 @@ from ..records.metrics import (
     node_losses,
     shares_passed,
     top1_by_node,
+    val_losses,
 )
 from ..records.run_directory import RunDirectory
 from .reading import load_graph, measured_epochs
@@ -74,7 +75,7 @@ def plot_curves(epochs: Sequence[Metrics], scene: Scene) -> Figure:
     figure = Figure((6.5, 9.5))
     loss, top1, weight = figure.subplots(3, 1, sharex=True, gridspec_kw={"hspace": 0.08})
     numbers = [epoch[EPOCH] for epoch in epochs]
-    _plot(loss, numbers, _losses(epochs, scene), "training loss")
+    _plot(loss, numbers, _losses(epochs, scene), "loss")
     _plot(top1, numbers, _accuracies(epochs, scene), "top-1 %")
     _plot(weight, numbers, _weights(epochs, scene), "mean weight, gate times edge")
     weight.set_ylim(-0.03, max(1.03, weight.get_ylim()[1]))  # an edge may weigh more than 1
@@ -90,9 +91,10 @@ def _plot(axes: Any, numbers: Sequence[float], lines: Iterator[Line], name: str)
     marker = {"marker": "o", "markersize": 3} if len(numbers) <= _MARKED else {}
     named = 0
     for line in lines:
-        values = [float("nan") if value is None else value for value in line.values]
+        # An epoch that was not evaluated leaves no gap.
+        points = [each for each in zip(numbers, line.values, strict=True) if each[1] is not None]
         # matplotlib omits names that begin with _ from the legend.
-        axes.plot(numbers, values, label=line.name or "_", **marker, **line.style)
+        axes.plot(*zip(*points, strict=True), label=line.name or "_", **marker, **line.style)
         named += line.name is not None
     axes.set_ylabel(name)
     axes.grid(alpha=0.25)
@@ -110,10 +112,17 @@ def _plot(axes: Any, numbers: Sequence[float], lines: Iterator[Line], name: str)
 
 
 def _losses(epochs: Sequence[Metrics], scene: Scene) -> Iterator[Line]:
+    """Yield the curves of the losses: training, of nodes that learn, and validation thin."""
     losses = [node_losses(epoch) for epoch in epochs]
+    val = [val_losses(epoch) for epoch in epochs]
     for name, shown, style in _nodes(scene):
         if any(name in epoch for epoch in losses):  # frozen nodes have no loss
-            yield Line(shown, [epoch.get(name) for epoch in losses], style)
+            watched = any(name in epoch for epoch in val)
+            said = f"{shown}: train (val thin)" if watched else shown
+            yield Line(said, [epoch.get(name) for epoch in losses], style)
+        if any(name in epoch for epoch in val):
+            thin = {**style, "linewidth": 0.7, "alpha": 0.6}
+            yield Line(None, [epoch.get(name) for epoch in val], thin)
 
 
 def _accuracies(epochs: Sequence[Metrics], scene: Scene) -> Iterator[Line]:

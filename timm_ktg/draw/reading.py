@@ -9,7 +9,13 @@ from typing import Any
 from ..errors import RecipeError
 from ..recipe.graph_config import GraphConfig
 from ..recipe.recipe import Recipe, check_section, read_recipe
-from ..records.metrics import Metrics, mean_weights, top1_by_node, watched_split
+from ..records.metrics import (
+    Metrics,
+    mean_weights,
+    newest_watched,
+    top1_by_node,
+    watched_split,
+)
 from ..records.reader import read_epochs, read_result, runs_in
 from ..records.run_directory import RunDirectory
 from .scene import Results
@@ -47,7 +53,7 @@ def measured_epochs(run: RunDirectory) -> list[Metrics]:
 
 
 def results_of(path: Path) -> Results:
-    """Return the result of a run, or its last epoch if it is not complete.
+    """Return the result of a run, or its last measured epoch if it is not complete.
 
     Args:
         path: The directory of the run.
@@ -56,11 +62,12 @@ def results_of(path: Path) -> Results:
         RecipeError: The run has measured nothing yet, or its files cannot be read.
     """
     run = RunDirectory(path)
-    last = measured_epochs(run)[-1]
+    epochs = measured_epochs(run)
+    last, watched = epochs[-1], newest_watched(epochs)
     result = read_result(run)
     if result is None:
-        split = watched_split(last)
-        return Results(top1_by_node(last, split), mean_weights(last), split)
+        split = watched_split(watched)
+        return Results(top1_by_node(watched, split), mean_weights(last), split)
     top1 = {name: accuracy.top1 for name, accuracy in result.nodes.items()}
     return Results(top1, mean_weights(last), result.split)
 

@@ -22,8 +22,8 @@ from .recipe import (
     find_recipe,
     name_recipe,
     read_recipe,
-    resumed_recipe,
 )
+from .resume import resumed_recipe
 
 
 def _seeds(text: str) -> list[int]:

@@ -33,20 +33,19 @@ PLACE = {
         "channels_last",
         "cuda_graph",
         "teacher_table",
+        "log_interval",
         "capture",
         "node_threads",
     },
     "tracking": {*TrackingConfig.model_fields, "with"},
 }
 
-# Fields that a resumed run can change, because its training does not depend on them.
-RESUMABLE = {**PLACE, "data": {*PLACE["data"], "test_split"}}
-
 # Former fields of `train` and their names now; None: dropped.
 _FORMER = {"capture": "cuda_graph", "node_threads": None}
 
 # Common names for fields that are called something else in a recipe.
 MEANT = {"learning_rate": "lr", "optimizer": "opt", "scheduler": "sched"}
+MEANT |= {"val_interval": "eval_interval"}
 MEANT |= dict.fromkeys(("betas", "eps", "opt_betas", "opt_eps", "amsgrad"), "opt_kwargs")
 MEANT |= dict.fromkeys(("dampening", "foreach", "fused", "maximize", "nesterov"), "opt_kwargs")
 
@@ -237,77 +236,18 @@ def save_recipe(recipe: Section, path: Path) -> None:
     write_whole(path, yaml.safe_dump(values, sort_keys=False))
 
 
-def resumed_recipe(values: Mapping[str, Any], changed: Recipe) -> Recipe:
-    """Check what is changed in the recipe of a run to resume, and return the changed recipe.
-
-    Args:
-        values: The run's own recipe, unchecked.
-        changed: The recipe with its overrides.
-
-    Raises:
-        RecipeError: A field that decides the training is changed; names all such fields.
-    """
-    before = _flat(training_values(check_recipe(values).model_dump(mode="json")))
-    after = _flat(training_values(changed.model_dump(mode="json")))
-    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-    if names:
-        free = (f"{section}.{name}" for section in RESUMABLE for name in _free_fields(section))
-        can = f"Only these can change: {', '.join(free)}."
-        raise RecipeError(
-            [f"resume: {name} decides the training, so it stays as it was. {can}" for name in names]
-        )
-    return changed
-
-
-def change_recipe(path: Path, recipe: Recipe) -> bool:
-    """Write the fields that a resumed run can change into its recipe.yaml.
-
-    Everything else in the file stays as it is, because it identifies the states of the run.
-
-    Args:
-        path: The file.
-        recipe: The recipe with the new values.
-
-    Returns:
-        Whether the test split changed.
-    """
-    old, new = read_recipe(path), read_recipe(path)
-    for section, values in recipe.model_dump(mode="json").items():
-        free = {key: values[key] for key in _free_fields(section)}
-        if free:
-            new[section] = {**new.get(section, {}), **free}
-    write_whole(path, yaml.safe_dump(new, sort_keys=False))
-    name = Recipe.model_validate(old).data.test_split
-    return name != recipe.data.test_split
-
-
-def training_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe's values without those that do not change its training."""
-    return _without(RESUMABLE, values)
-
-
-def _free_fields(section: str) -> list[str]:
-    """Return the fields of a section that a resumed run can change."""
-    fields = Recipe.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
-    names = [field.alias or name for name, field in fields.items()]
-    return [name for name in names if name in RESUMABLE.get(section, ())]
-
-
-def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Return nested values by their path, such as `train.lr`."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        nested = isinstance(value, Mapping) and value
-        flat |= _flat(value, f"{path}{key}.") if nested else {f"{path}{key}": value}
-    return flat
-
-
 def same_run(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Return whether two recipes' values give the same run, apart from the machine."""
-    return _without(PLACE, first) == _without(PLACE, second)
+    return without(PLACE, first) == without(PLACE, second)
 
 
-def _without(fields: Mapping[str, set[str]], values: Mapping[str, Any]) -> dict[str, Any]:
+def without(fields: Mapping[str, set[str]], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe's values without some fields.
+
+    Args:
+        fields: The names of the fields, by section.
+        values: The recipe, unchecked.
+    """
     left = {
         name: {key: value for key, value in section.items() if key not in fields.get(name, ())}
         for name, section in values.items()

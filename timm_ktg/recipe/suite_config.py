@@ -14,7 +14,8 @@ from pydantic_core import InitErrorDetails
 from ..data import derive_seed
 from ..errors import RecipeError, did_you_mean
 from .flags import below
-from .recipe import Recipe, check_section, read_recipe, training_values
+from .recipe import Recipe, check_section, read_recipe
+from .resume import training_values
 from .section import Location, Section, problem
 
 

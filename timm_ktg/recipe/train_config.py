@@ -47,6 +47,12 @@ class TrainConfig(Section):
     """Number of epochs; warmup_prefix and cooldown_epochs add to it."""
     batch_size: PositiveInt = 64
     """Images per optimizer update, over all processes and accumulation steps."""
+    eval_interval: PositiveInt = 1
+    """Epochs from one evaluation on the validation images to the next; the last epoch always has
+    one. A search evaluates at its rungs only."""
+    log_interval: PositiveInt = 50
+    """Updates from one reading of the running loss, for the bar, to the next; each reading waits
+    for the device."""
     grad_accum_steps: PositiveInt = 1
     """Number of parts to compute a batch in, to save memory."""
     seed: NonNegativeInt = 0

@@ -1,11 +1,13 @@
 """What a run measures, and what each measure is called.
 
 A name says on which images something was measured, what it is, and whose: `train/loss/student`,
-`val/top1/student`, `train/weight/helper->student`. An edge's name contains `->`, and may contain
-`/` as well: `helper->student/attention`.
+`val/loss/student`, `val/top1/student`, `train/weight/helper->student`. An edge's name contains
+`->`, and may contain `/` as well: `helper->student/attention`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 Metrics = dict[str, float]
 
@@ -23,6 +25,16 @@ _LOSS, _WEIGHT, _PASSED = "train/loss/", "train/weight/", "train/passed/"
 def loss_name(owner: str) -> str:
     """Return what the training loss of a node or an edge is called."""
     return _LOSS + owner
+
+
+def evaluated_loss_name(split: str, node: str) -> str:
+    """Return what a node's cross-entropy on the images of a split is called.
+
+    Args:
+        split: `val` or `test`.
+        node: The node.
+    """
+    return f"{split}/loss/{node}"
 
 
 def weight_name(edge: str) -> str:
@@ -56,6 +68,11 @@ def node_losses(metrics: Metrics) -> Metrics:
     return {owner: value for owner, value in _below(_LOSS, metrics).items() if not _is_edge(owner)}
 
 
+def val_losses(metrics: Metrics) -> Metrics:
+    """Return the cross-entropy on the validation images by node; empty if it was not measured."""
+    return _below(evaluated_loss_name("val", ""), metrics)
+
+
 def mean_weights(metrics: Metrics) -> Metrics:
     """Return the mean weight of each gate, what passed over what came, by edge.
 
@@ -72,6 +89,16 @@ def shares_passed(metrics: Metrics) -> Metrics:
 def top1_by_node(metrics: Metrics, split: str) -> Metrics:
     """Return the top-1 in percent by node, on the images of a split; empty if none was measured."""
     return _below(top1_name(split, ""), metrics)
+
+
+def newest_watched(epochs: Sequence[Metrics]) -> Metrics:
+    """Return the newest epoch that was measured on validation images, or the newest of all.
+
+    Args:
+        epochs: The metrics of each epoch, at least one.
+    """
+    watched = [epoch for epoch in epochs if watched_split(epoch) == "val"]
+    return (watched or epochs)[-1]
 
 
 def watched_split(metrics: Metrics) -> str:

@@ -6,7 +6,15 @@ from collections.abc import Iterator, Sequence
 
 import plotly.graph_objects as go
 
-from ..records.metrics import ALL_NETWORKS, mean_weights, node_losses, shares_passed, watched_split
+from ..records.metrics import (
+    ALL_NETWORKS,
+    mean_weights,
+    newest_watched,
+    node_losses,
+    shares_passed,
+    val_losses,
+    watched_split,
+)
 from .figures import figure
 from .run_data import Curve, RunData
 
@@ -17,7 +25,7 @@ def targets_figure(runs: Sequence[RunData]) -> go.Figure:
     """Return the accuracy of each run's target by epoch, on the images that watch it."""
     plot = figure(380, xaxis_title="epoch", yaxis_title="target's top-1 %")
     for index, run in enumerate(runs):
-        split = watched_split(run.metrics[0][-1])
+        split = watched_split(newest_watched(run.metrics[0]))
         # An average that teaches nobody is measured on validation images only.
         curve = run.top1_curves(split).get(run.target, {})
         plot.add_trace(_line(f"{run.path} ({split})", curve, COLORS[index % len(COLORS)]))
@@ -34,10 +42,14 @@ def accuracy_figure(run: RunData) -> go.Figure:
 
 
 def loss_figure(run: RunData) -> go.Figure:
-    """Return the loss by epoch of each node that learns."""
-    plot = figure(320, xaxis_title="epoch", yaxis_title="training loss")
-    for color, (node, curve) in _colored(run, run.curves(node_losses)):
-        plot.add_trace(_line(node, curve, color))
+    """Return the loss by epoch: training, of nodes that learn, dotted; validation solid.
+
+    A node's training loss is the sum over what it learns from; the other is its cross-entropy.
+    """
+    plot = figure(320, xaxis_title="epoch", yaxis_title="loss")
+    for split, curves in (("train", run.curves(node_losses)), ("val", run.curves(val_losses))):
+        for color, (node, curve) in _colored(run, curves):
+            plot.add_trace(_line(f"{node} {split}", curve, color, dotted=split == "train"))
     return plot
 
 

@@ -13,7 +13,8 @@ from accelerate.utils import broadcast_object_list
 
 from ..errors import RecipeError, masked
 from ..recipe.command_line import Command, parse_command
-from ..recipe.recipe import Recipe, change_recipe, save_recipe
+from ..recipe.recipe import Recipe, save_recipe
+from ..recipe.resume import change_recipe
 from ..records.reader import runs_in
 from ..records.result import RunResult
 from ..records.run_directory import (

@@ -7,12 +7,21 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 
 import torch
+import torch.nn.functional as F
 from accelerate.utils import set_seed
 from timm.utils import dispatch_clip_grad, distribute_bn
 from torch import Tensor, nn
 
 from ..data import Loader, MemoryLoader, derive_seed
-from ..records.metrics import ALL_NETWORKS, EPOCH, IMAGES_PER_SECOND, LR, SECONDS, Metrics
+from ..records.metrics import (
+    ALL_NETWORKS,
+    EPOCH,
+    IMAGES_PER_SECOND,
+    LR,
+    SECONDS,
+    Metrics,
+    evaluated_loss_name,
+)
 from .cuda_graph import Batch
 from .metrics import accuracies, correct_counts
 from .training import Training
@@ -89,7 +98,10 @@ def start_epoch(training: Training) -> Iterable[Batch]:
 
 @torch.no_grad()
 def evaluate(training: Training, loader: Loader, split: str) -> Metrics:
-    """Return every node's exact top-1 and top-5 in percent, over all processes.
+    """Return every node's exact top-1 and top-5 in percent and its cross-entropy.
+
+    They are those of all processes together. The cross-entropy is that of the labels as they are,
+    at temperature 1, whatever the node learned from.
 
     With two or more networks, those of the mean of their logits follow: all networks together. The
     logits of nodes with a table are kept, because they are the same for the validation images of
@@ -104,6 +116,7 @@ def evaluate(training: Training, loader: Loader, split: str) -> Metrics:
     networks = (*graph.learning, *graph.frozen)
     names = [*graph.members, *[ALL_NETWORKS] * (len(networks) > 1)]
     correct = torch.zeros(len(names), 2, dtype=torch.int64, device=accelerator.device)
+    loss = torch.zeros(len(names), device=accelerator.device)
     count = torch.zeros((), dtype=torch.int64, device=accelerator.device)
     kept = training.kept.setdefault(split, [])
     graph.eval()
@@ -117,10 +130,19 @@ def evaluate(training: Training, loader: Loader, split: str) -> Metrics:
         logits = [outputs[name].logits for name in graph.members]
         if len(names) > len(logits):
             logits.append(torch.stack([outputs[name].logits.float() for name in networks]).mean(0))
+        loss += torch.stack([_total_loss(each, labels) for each in logits])
         correct += torch.stack([correct_counts(each, labels) for each in logits])
         count += len(labels)
-    correct, count = accelerator.reduce((correct, count), reduction="sum")
-    return accuracies(split, names, correct, count)
+    correct, loss, count = accelerator.reduce((correct, loss, count), reduction="sum")
+    losses = dict(zip(names, (loss / count).tolist(), strict=True))
+    return {
+        **{evaluated_loss_name(split, name): value for name, value in losses.items()},
+        **accuracies(split, names, correct, count),
+    }
+
+
+def _total_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), labels, reduction="sum")
 
 
 def _average_batch_norm(training: Training) -> None:

@@ -50,6 +50,8 @@ class EpochMeter:
         running = graph.topology.in_training
         self.counted = tuple(name for name in graph.members if name in running)
         self.stopping = [name for name, edge in self.edges.items() if stops_samples(edge.gate)]
+        target = graph.topology.made_from(graph.target)
+        self._of_target = [index for index, name in enumerate(self.nodes) if name in target]
         columns = len(self.nodes) + 3 * len(self.edges)
         self._sums = torch.zeros(columns, device=accelerator.device)
         self._correct = torch.zeros(len(self.counted), len(TOP), device=accelerator.device)
@@ -92,6 +94,14 @@ class EpochMeter:
     def images(self) -> int:
         """Images seen on this process."""
         return int(self._images.item())
+
+    def running_loss(self) -> float:
+        """Return the target's mean loss in this epoch so far, on this process.
+
+        It waits for the device. If the target is made from several nodes, it is the mean of theirs.
+        """
+        sums = self._sums[self._of_target]
+        return float((sums.mean() / self._images).item())
 
     def read(self) -> Metrics:
         """Return the epoch's means over all processes.

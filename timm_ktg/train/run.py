@@ -6,21 +6,24 @@ import hashlib
 import json
 import platform
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 
 from tqdm import tqdm
 
 from ..errors import RecipeError, collected
-from ..recipe.recipe import read_recipe, training_values
+from ..recipe.recipe import read_recipe
+from ..recipe.resume import training_values
 from ..records.files import writing
 from ..records.metrics import ALL_NETWORKS, Metrics, top_name
 from ..records.reader import read_result
 from ..records.result import Accuracy, DataFacts, RunResult
 from ..records.run_directory import RunDirectory
-from ..terminal import progress
+from ..terminal import run_bar
 from ..tracking.trackers import Trackers, open_trackers
 from .card import write_card
 from .checkpoint import load_state, newest_state, save_state
+from .cuda_graph import Batch
 from .exporting import export_nodes
 from .loop import evaluate, start_epoch, train_epoch
 from .pictures import RunPictures
@@ -61,10 +64,11 @@ def run_training(
     pictures = RunPictures(training.recipe.graph, directory, accelerator.is_main_process)
     pictures.begin()
     with _trackers(training, directory) as trackers:
-        for epoch in range(training.state.epochs, training.epochs):
-            _run_epoch(training, directory, epoch + 1, trackers)
-            save_state(training, directory.checkpoint, identity)
-            pictures.go_on()
+        with _bar(training) as bar:
+            for epoch in range(training.state.epochs, training.epochs):
+                _run_epoch(training, directory, epoch + 1, trackers, bar)
+                save_state(training, directory.checkpoint, identity)
+                pictures.go_on()
         if result is None:
             result = _finish(training, directory, start)
         pictures.end()
@@ -97,18 +101,31 @@ def _trackers(training: Training, directory: RunDirectory) -> Trackers:
     return trackers
 
 
-def _run_epoch(training: Training, directory: RunDirectory, epoch: int, trackers: Trackers) -> None:
+def _bar(training: Training) -> tqdm:
+    updates, is_main = len(training.images.train), training.accelerator.is_main_process
+    return run_bar(training.state.epochs * updates, training.epochs * updates, is_main)
+
+
+def _under_bar(training: Training, bar: tqdm) -> Iterator[Batch]:
+    """Yield the batches of the next epoch, and show on the bar what became of each."""
+    interval = training.recipe.train.log_interval
+    bar.set_description(f"epoch {training.state.epochs + 1}/{training.epochs}", refresh=False)
+    for number, batch in enumerate(start_epoch(training), start=1):
+        yield batch
+        if not bar.disable and number % interval == 0:
+            loss = training.meter.running_loss()
+            bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
+        bar.update()
+
+
+def _run_epoch(
+    training: Training, directory: RunDirectory, epoch: int, trackers: Trackers, bar: tqdm
+) -> None:
     """Train for an epoch, counted from 1, and show its metrics."""
     accelerator = training.accelerator
-    bar = progress(
-        start_epoch(training),
-        len(training.images.train),
-        epoch,
-        training.epochs,
-        accelerator.is_main_process,
-    )
-    metrics = train_epoch(training, bar)
-    if training.images.val is not None:
+    metrics = train_epoch(training, _under_bar(training, bar))
+    interval, last = training.recipe.train.eval_interval, epoch == training.epochs
+    if training.images.val is not None and (last or epoch % interval == 0):
         metrics |= evaluate(training, training.images.val, "val")
     with together():
         if accelerator.is_main_process:

@@ -16,6 +16,7 @@ from ..records.metrics import (
     SECONDS,
     Metrics,
     top1_name,
+    val_losses,
     watched_split,
 )
 from ..records.result import RunResult, SeedsResult
@@ -52,21 +53,23 @@ def show_graph(graph: KnowledgeTransferGraph, models: Mapping[str, str]) -> None
 
 
 def epoch_line(metrics: Metrics, epochs: int, graph: KnowledgeTransferGraph) -> str:
-    """Return an epoch as a line, with the top-1 of each node and a star at the target.
+    """Return an epoch as a line: each node's top-1, maybe its validation loss; the target starred.
 
     Args:
         metrics: The metrics of the epoch.
         epochs: The number of epochs of the run.
         graph: The graph.
     """
-    split = watched_split(metrics)
+    split, losses = watched_split(metrics), val_losses(metrics)
     shares = (
         f"{name}{'*' if name == graph.target else ''} {metrics[top1_name(split, name)]:.2f}"
+        + (f" ({losses[name]:.4f})" if name in losses else "")
         for name in graph.members
         if top1_name(split, name) in metrics  # an average may run in evaluations only
     )
     return (
-        f"epoch {metrics[EPOCH]:>{len(str(epochs))}.0f}/{epochs}  {split} top-1 %  "
+        f"epoch {metrics[EPOCH]:>{len(str(epochs))}.0f}/{epochs}  {split} top-1 %"
+        f"{' (loss)' if losses else ''}  "
         f"{'  '.join(shares)}  lr {metrics[LR]:.3g}  "
         f"{metrics[IMAGES_PER_SECOND]:.0f} images/s  {metrics[SECONDS]:.1f} s"
     )

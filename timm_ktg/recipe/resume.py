@@ -1,0 +1,85 @@
+"""The recipe of a run to resume: what of it may change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import RecipeError
+from ..records.files import write_whole
+from .recipe import PLACE, Recipe, check_recipe, read_recipe, without
+
+# Fields that a resumed run can change, because its training does not depend on them.
+RESUMABLE = {
+    **PLACE,
+    "data": {*PLACE["data"], "test_split"},
+    "train": {*PLACE["train"], "eval_interval"},
+}
+
+
+def resumed_recipe(values: Mapping[str, Any], changed: Recipe) -> Recipe:
+    """Check what is changed in the recipe of a run to resume, and return the changed recipe.
+
+    Args:
+        values: The run's own recipe, unchecked.
+        changed: The recipe with its overrides.
+
+    Raises:
+        RecipeError: A field that decides the training is changed; names all such fields.
+    """
+    before = flat(training_values(check_recipe(values).model_dump(mode="json")))
+    after = flat(training_values(changed.model_dump(mode="json")))
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    if names:
+        free = (f"{section}.{name}" for section in RESUMABLE for name in _free_fields(section))
+        can = f"Only these can change: {', '.join(free)}."
+        raise RecipeError(
+            [f"resume: {name} decides the training, so it stays as it was. {can}" for name in names]
+        )
+    return changed
+
+
+def change_recipe(path: Path, recipe: Recipe) -> bool:
+    """Write the fields that a resumed run can change into its recipe.yaml.
+
+    Everything else in the file stays as it is, because it identifies the states of the run.
+
+    Args:
+        path: The file.
+        recipe: The recipe with the new values.
+
+    Returns:
+        Whether the test split changed.
+    """
+    old, new = read_recipe(path), read_recipe(path)
+    for section, values in recipe.model_dump(mode="json").items():
+        free = {key: values[key] for key in _free_fields(section)}
+        if free:
+            new[section] = {**new.get(section, {}), **free}
+    write_whole(path, yaml.safe_dump(new, sort_keys=False))
+    name = Recipe.model_validate(old).data.test_split
+    return name != recipe.data.test_split
+
+
+def training_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe's values without those that do not change its training."""
+    return without(RESUMABLE, values)
+
+
+def _free_fields(section: str) -> list[str]:
+    """Return the fields of a section that a resumed run can change."""
+    fields = Recipe.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+    names = [field.alias or name for name, field in fields.items()]
+    return [name for name in names if name in RESUMABLE.get(section, ())]
+
+
+def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Return nested values by their path, such as `train.lr`."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping) and value
+        found |= flat(value, f"{path}{key}.") if nested else {f"{path}{key}": value}
+    return found
