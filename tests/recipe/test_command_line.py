@@ -68,6 +68,7 @@ TIMM_DATA = {
 TRAIN = {
     "epochs": ("3", 3),
     "batch_size": ("128", 128),
+    "eval_metric": ("loss", "loss"),
     "eval_interval": ("2", 2),
     "log_interval": ("10", 10),
     "grad_accum_steps": ("2", 2),

@@ -70,10 +70,20 @@ class Recipe(Section):
 
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
-        """Yield the problem of a moving average of something else than a network."""
+        """Yield the problems of a moving average of no network, and of a best epoch by nothing."""
         said = model_ema_problem(data)
         if said:
             yield problem(("train", "model_ema"), said)
+        metric, images = _value(data, "train", "eval_metric"), ("holdout", "val_split")
+        if metric and all(str(_value(data, "data", each) or 0) == "0" for each in images):
+            said = f"needs validation images: data.holdout or data.val_split. Found {metric}."
+            yield problem(("train", "eval_metric"), said)
+
+
+def _value(data: Mapping[str, Any], section: str, field: str) -> Any:
+    """Return a field's value in a recipe of which sections may be checked; None: not given."""
+    values = data.get(section)
+    return values.get(field) if isinstance(values, Mapping) else getattr(values, field, None)
 
 
 def bundled_recipes() -> dict[str, Path]:

@@ -47,6 +47,9 @@ class TrainConfig(Section):
     """Number of epochs; warmup_prefix and cooldown_epochs add to it."""
     batch_size: PositiveInt = 64
     """Images per optimizer update, over all processes and accumulation steps."""
+    eval_metric: Literal["top1", "loss"] | None = None
+    """Also keep the epoch whose target is best by this on the validation images, in `best/`; null:
+    only the last one, which is what a run reports either way. A search keeps none."""
     eval_interval: PositiveInt = 1
     """Epochs from one evaluation on the validation images to the next; the last epoch always has
     one. A search evaluates at its rungs only."""

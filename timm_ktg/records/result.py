@@ -61,6 +61,21 @@ class DataFacts:
 
 
 @dataclass(frozen=True)
+class Best:
+    """The best epoch of a run.
+
+    Args:
+        metric: What of the target decides it, on the validation images: `top1` or `loss`.
+        epoch: The epoch, from 1.
+        value: The target's, in percent if it is top-1.
+    """
+
+    metric: str
+    epoch: int
+    value: float
+
+
+@dataclass(frozen=True)
 class Cost:
     """What a graph costs. A multiplication and an addition are two floating-point operations.
 
@@ -99,6 +114,7 @@ class RunResult:
         images: How many images the accuracies were measured on; None: an earlier version did not
             write it down.
         cost: What the graph costs; None in the results of earlier versions.
+        best: The best epoch, which `best/` keeps; None: the recipe did not ask for it.
     """
 
     target: str
@@ -115,6 +131,7 @@ class RunResult:
     wall_seconds: float
     images: int | None = None
     cost: Cost | None = None
+    best: Best | None = None
 
     @property
     def target_accuracy(self) -> Accuracy:

@@ -50,6 +50,11 @@ class RunDirectory:
         return self.path / "nodes"
 
     @property
+    def best(self) -> RunDirectory:
+        """The run as it was after its best epoch, if its recipe asks for it."""
+        return RunDirectory(self.path / "best")
+
+    @property
     def seeds(self) -> Path:
         """The result of several seeds; their runs are in `seed-<n>` beside it."""
         return self.path / "seeds.json"
@@ -99,7 +104,7 @@ class RunDirectory:
         """Everything that a run may write."""
         files = (self.recipe, self.metrics, self.summary, self.seeds, self.nodes, self.checkpoint)
         shown = (self.graph, self.curves, self.report, self.validation)
-        tracked = (self.wandb_id, self.wandb, self.trackers)
+        tracked = (self.best.path, self.wandb_id, self.wandb, self.trackers)
         return (*files, *shown, *tracked, *self.path.glob("seed-*"), *self.leftovers)
 
     @property
@@ -115,7 +120,7 @@ class RunDirectory:
         """
         files = (self.recipe, self.metrics, self.summary, self.seeds, self.wandb_id)
         problems = [f"{path}: should be a file. Found a folder." for path in files if path.is_dir()]
-        for path in (self.checkpoint, self.nodes):
+        for path in (self.checkpoint, self.nodes, self.best.path):
             if path.exists() and not path.is_dir():
                 problems.append(f"{path}: should be a folder. Found a file.")
         if problems:

@@ -84,8 +84,10 @@ def label_only(recipe: SearchRecipe, model: str) -> Recipe:
 
 
 def on_all_images(recipe: Recipe) -> Recipe:
-    """Return a recipe that holds none of the training images out."""
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"holdout": 0})})
+    """Return a recipe that holds none of the training images out, and so knows no best epoch."""
+    data = recipe.data.model_copy(update={"holdout": 0})
+    train = recipe.train.model_copy(update={"eval_metric": None})
+    return recipe.model_copy(update={"data": data, "train": train})
 
 
 def candidates_recipe(recipe: SearchRecipe) -> Recipe:

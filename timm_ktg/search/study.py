@@ -33,6 +33,7 @@ LATER: dict[str, Any] = {
     "train.model_ema_decay": 0.9998,
     "train.model_ema_warmup": False,
     "train.layer_decay": None,
+    "train.eval_metric": None,
     "train.eval_interval": 1,
     "search.method": "asha",
     "search.rungs": [0.25, 0.5, 1.0],

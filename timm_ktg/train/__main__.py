@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from accelerate import Accelerator
@@ -56,10 +56,19 @@ def _parsed(argv: Sequence[str]) -> Command:
     command = parse_command(argv, PROGRAM)
     for run in {RunDirectory(command.resume), *runs_in(command.resume)} if command.resume else ():
         run.check()
+    if command.resume:
+        _check_goes_on(RunDirectory(command.resume))
     check_tracking(command.recipe.tracking, command.seeds)
     if command.output_dir and not (command.resume or command.dry_run):
         check_output_dir(command.output_dir, command.overwrite)
     return command
+
+
+def _check_goes_on(run: RunDirectory) -> None:
+    """Raise RecipeError for a complete run without states: it would be trained all over again."""
+    if run.summary.exists() and not run.checkpoint.exists():
+        said = f"{run.path} is complete, and has no checkpoint to go on from"
+        raise RecipeError([f"resume: {said}. Start a new run from it: --from {run.path}"])
 
 
 def run(command: Command) -> None:
@@ -153,9 +162,16 @@ def _show(result: RunResult, directory: RunDirectory) -> None:
             ("pictures", f"{directory.graph}, {directory.curves.name}"),
             ("weights", str(directory.nodes / "<node>.safetensors")),
             ("card", str(directory.nodes / "README.md")),
+            *_best_line(result, directory),
             ("resume", f"{PROGRAM} --resume {directory.path}"),
         ],
     )
+
+
+def _best_line(result: RunResult, directory: RunDirectory) -> Iterator[tuple[str, str]]:
+    if best := result.best:
+        found = f"epoch {best.epoch}, validation {best.metric} {best.value:.4g}"
+        yield "best", f"{directory.best.path} ({found})"
 
 
 if __name__ == "__main__":

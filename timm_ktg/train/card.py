@@ -43,7 +43,7 @@ def _lines(recipe: Recipe, directory: RunDirectory, result: RunResult) -> Iterat
     yield f"# {result.target}: {target.title}\n"
     yield (
         f"Classifies images into {len(result.data.class_names)} classes. A knowledge transfer "
-        f"graph trained it on `{data.dataset}`: {result.epochs} epochs, batch size "
+        f"graph trained it on `{data.dataset}`: {train.epochs} epochs, batch size "
         f"{train.batch_size}, {train.opt}, learning rate {train.lr:g}, schedule {train.sched}. "
         "All settings are in the run's `recipe.yaml`, which repeats the run.\n"
     )
@@ -61,13 +61,18 @@ def _lines(recipe: Recipe, directory: RunDirectory, result: RunResult) -> Iterat
 def _figures(recipe: Recipe, result: RunResult) -> Iterator[str]:
     packages = (f"{name} {result.packages[name]}" for name in ("timm_ktg", "torch", "timm"))
     where = "training images" if result.split == "train" else f"{result.split} images"
-    yield f"## Accuracy on the {where}, after the last epoch\n"
+    yield f"## Accuracy on the {where}, after {result.epochs} epochs\n"
     yield "| node | | top-1 % | top-5 % |\n|---|---|---:|---:|"
     for name, accuracy in result.nodes.items():
         node = recipe.graph.nodes.get(name)
         title = node.title if node else "mean of their logits"
         yield f"| {name} | {title} | {accuracy.top1:.2f} | {accuracy.top5:.2f} |"
     yield f"\nOne run, seed {result.seed}, on {result.device}; {', '.join(packages)}."
+    if best := result.best:
+        yield (
+            f"\nEpoch {best.epoch} was the best on the validation images "
+            f"({best.metric} of {result.target}: {best.value:.4g})."
+        )
     if cost := result.cost:
         yield (
             f"\n{result.target} takes {cost.inference_flops / 1e6:,.1f} MFLOPs an image (a "

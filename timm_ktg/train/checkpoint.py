@@ -13,20 +13,25 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.checkpointing import load_accelerator_state
+from accelerate.utils.constants import SAFE_WEIGHTS_NAME
 from pydantic import PositiveInt, TypeAdapter
+from safetensors.torch import load_model
 
 from ..errors import RecipeError, found, located
 from ..records.files import writing
+from ..records.result import Best
 from .training import RunState, Training, together
 
 _MANIFEST = "manifest.json"
+_UNREADABLE = "half-written (its manifest cannot be read)."
 _KEPT = 2  # the newest, and the one before in case the newest is damaged
 
 
@@ -39,12 +44,14 @@ class _Manifest:
         epoch: The number of epochs done.
         sha256: The checksum of each file.
         seconds: The time that the epochs took; None if an earlier version wrote it elsewhere.
+        best: The best epoch so far, whose state is kept as long as this one.
     """
 
     run: str
     epoch: PositiveInt
     sha256: Mapping[str, str]
     seconds: float | None = None
+    best: Best | None = None
 
 
 def save_state(training: Training, folder: Path, run: str) -> None:
@@ -61,7 +68,8 @@ def save_state(training: Training, folder: Path, run: str) -> None:
         StorageError: The state cannot be written; the states before it stay as they are.
     """
     accelerator, epoch = training.accelerator, training.state.epochs
-    partial, final = folder / f".epoch-{epoch:04d}", folder / f"epoch-{epoch:04d}"
+    final = _folder_of(folder, epoch)
+    partial = final.with_name(f".{final.name}")
     with together(), writing(partial):
         if accelerator.is_main_process:
             folder.mkdir(exist_ok=True)  # without parents, so that a run that is gone stays gone
@@ -78,13 +86,51 @@ def _finish(partial: Path, final: Path, state: RunState, run: str) -> None:
     """Write the manifest of a state, move the state into place, and drop old ones."""
     manifest = {
         **{"run": run, "epoch": state.epochs, "seconds": state.seconds},
+        "best": None if state.best is None else asdict(state.best),
         "sha256": _checksums(partial),
     }
     (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
-    for old in _states(final.parent)[:-_KEPT]:
+    states = _states(final.parent)
+    kept = {*states[-_KEPT:], *_best_of(states[-_KEPT:])}
+    for old in set(states) - kept:
         shutil.rmtree(old)
+
+
+def _folder_of(folder: Path, epoch: int) -> Path:
+    """Return where the state after an epoch is."""
+    return folder / f"epoch-{epoch:04d}"
+
+
+def _best_of(states: Sequence[Path]) -> Iterator[Path]:
+    """Yield the states of the best epochs that states name; a damaged one names none."""
+    for state in states:
+        with suppress(OSError, ValueError):
+            best = _read_manifest(state).best
+            if best is not None:
+                yield _folder_of(state.parent, best.epoch)
+
+
+def load_best(training: Training, folder: Path) -> str | None:
+    """Load the weights after the best epoch into the graph; call it on all processes.
+
+    Args:
+        training: The run, whose state names the best epoch.
+        folder: The run's `checkpoint` folder.
+
+    Returns:
+        Why they cannot be loaded; None: they are.
+    """
+    assert training.state.best is not None
+    state = _folder_of(folder, training.state.best.epoch)
+    try:
+        problem = _damage(state, _read_manifest(state))
+    except (OSError, ValueError):
+        problem = _UNREADABLE
+    if problem is None:
+        load_model(training.graph, str(state / SAFE_WEIGHTS_NAME))
+    return problem and f"{state}: {problem}"
 
 
 def load_state(training: Training, state: Path) -> None:
@@ -114,7 +160,8 @@ def load_state(training: Training, state: Path) -> None:
         )
         _check_optimizer(optimizer, options)
         seconds = _former_seconds(state) if manifest.seconds is None else manifest.seconds
-    training.state.epochs, training.state.seconds = manifest.epoch, seconds
+    progress = training.state
+    progress.epochs, progress.seconds, progress.best = manifest.epoch, seconds, manifest.best
 
 
 def _kinds(group: Mapping[str, Any]) -> dict[str, type]:
@@ -181,9 +228,14 @@ def _state_problem(state: Path, runs: Sequence[str]) -> str | None:
     try:
         manifest = _read_manifest(state)
     except (OSError, ValueError):
-        return "half-written (its manifest cannot be read)."
+        return _UNREADABLE
     if manifest.run not in runs:
         return "from another run (recipe.yaml or the data have changed)."
+    return _damage(state, manifest)
+
+
+def _damage(state: Path, manifest: _Manifest) -> str | None:
+    """Return which file of a state is not what was written; None: all are."""
     damaged = sorted(manifest.sha256.items() ^ _checksums(state).items())
     return f"damaged ({damaged[0][0]} is not what was written)." if damaged else None
 

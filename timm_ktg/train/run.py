@@ -7,12 +7,13 @@ import json
 import platform
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 
 from tqdm import tqdm
 
 from ..errors import RecipeError, collected
-from ..recipe.recipe import read_recipe
+from ..recipe.recipe import Recipe, read_recipe
 from ..recipe.resume import training_values
 from ..records.files import writing
 from ..records.metrics import ALL_NETWORKS, Metrics, top_name
@@ -21,8 +22,9 @@ from ..records.result import Accuracy, DataFacts, RunResult
 from ..records.run_directory import RunDirectory
 from ..terminal import run_bar
 from ..tracking.trackers import Trackers, open_trackers
+from .best import note_best, write_best
 from .card import write_card
-from .checkpoint import load_state, newest_state, save_state
+from .checkpoint import load_best, load_state, newest_state, save_state
 from .cuda_graph import Batch
 from .exporting import export_nodes
 from .loop import evaluate, start_epoch, train_epoch
@@ -74,9 +76,16 @@ def run_training(
         pictures.end()
         with together():
             if accelerator.is_main_process:
-                write_card(training.recipe, directory, result)
+                _write_cards(training.recipe, directory, result)
         trackers.complete(result)
     return result
+
+
+def _write_cards(recipe: Recipe, directory: RunDirectory, result: RunResult) -> None:
+    write_card(recipe, directory, result)
+    of_best = read_result(directory.best) if result.best else None
+    if of_best is not None:
+        write_card(recipe, directory.best, of_best)
 
 
 def _identities(training: Training, directory: RunDirectory) -> tuple[str, str]:
@@ -127,6 +136,7 @@ def _run_epoch(
     interval, last = training.recipe.train.eval_interval, epoch == training.epochs
     if training.images.val is not None and (last or epoch % interval == 0):
         metrics |= evaluate(training, training.images.val, "val")
+        note_best(training, metrics)
     with together():
         if accelerator.is_main_process:
             directory.log(metrics)
@@ -160,18 +170,34 @@ def _forget_later_epochs(training: Training, directory: RunDirectory) -> None:
 
 
 def _finish(training: Training, directory: RunDirectory, start: float) -> RunResult:
-    """Export the nodes, evaluate the last epoch once on the test images, write the result."""
-    images = training.images
-    with together(), writing(directory.nodes):
-        if training.accelerator.is_main_process:
-            export_nodes(training, directory)
+    """Export the nodes, evaluate the last epoch once on the test images, write the result.
+
+    The same for the best epoch, if there is one.
+    """
+    images, accelerator = training.images, training.accelerator
     split, loader = "test", images.test() if images.test else None
     if loader is None:
         split, loader = ("val", images.val) if images.val else ("train", images.train)
-    metrics = evaluate(training, loader, split)
-    result = _result(training, metrics, split, time.perf_counter() - start)
+
+    def exported(place: RunDirectory) -> RunResult:
+        with together(), writing(place.nodes):
+            if accelerator.is_main_process:
+                export_nodes(training, place)
+        metrics = evaluate(training, loader, split)
+        return _result(training, metrics, split, time.perf_counter() - start)
+
+    result, best = exported(directory), training.state.best
+    problem = best and load_best(training, directory.checkpoint)
+    if problem:
+        accelerator.print(f"Refused {problem} There is no {directory.best.path}.")
+    elif best:
+        result = replace(result, best=best)
+        of_best = replace(exported(directory.best), best=best, epochs=best.epoch)
+        with together():
+            if accelerator.is_main_process:
+                write_best(directory, of_best)
     with together():
-        if training.accelerator.is_main_process:
+        if accelerator.is_main_process:
             directory.write_result(result)
     return result
 

@@ -26,7 +26,7 @@ from ..recipe.build import build_edges, build_nodes, build_optimizer, build_sche
 from ..recipe.images import Images, ProcessInfo, build_images, build_splits
 from ..recipe.recipe import Recipe
 from ..recipe.train_config import TrainConfig
-from ..records.result import Cost
+from ..records.result import Best, Cost
 from .checks import (
     build_edge_modules,
     check_batch_size,
@@ -57,10 +57,12 @@ class RunState:
     Args:
         epochs: The number of epochs done.
         seconds: The time they took.
+        best: The best of them, if the recipe asks for it.
     """
 
     epochs: int = 0
     seconds: float = 0.0
+    best: Best | None = None
 
 
 @dataclass(frozen=True)
