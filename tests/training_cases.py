@@ -25,7 +25,8 @@ import timm_ktg as ktg
 from tests import edge_modules
 from tests.recipe_cases import Values, write_recipe
 from timm_ktg.graph import gates, label_losses, losses
-from timm_ktg.recipe.recipe import check_recipe
+from timm_ktg.recipe.recipe import check_recipe, load_recipe
+from timm_ktg.train.identity import Identity
 from timm_ktg.train.training import Training, build_training
 
 TIMES = ("seconds", "images_per_second")
@@ -101,6 +102,13 @@ def build(values: Values) -> Training:
     torch.manual_seed(77)  # nothing should depend on it
     accelerator = Accelerator(cpu=True, mixed_precision=recipe.train.mixed_precision)
     return build_training(recipe, accelerator)
+
+
+def identity_in(state: Path) -> Identity:
+    """What identifies the states of the run that a state is in."""
+    manifest = json.loads((state / "manifest.json").read_text())
+    recipe = load_recipe(str(state.parent.parent))
+    return Identity(recipe, manifest["recipe"], manifest["data"], ())
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:

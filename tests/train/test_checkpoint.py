@@ -15,6 +15,7 @@ from tests.nets import ktg_tiny
 from tests.recipe_cases import Values, recipe_values
 from tests.training_cases import (
     assert_same_run,
+    identity_in,
     metrics_of,
     run_main,
     same_state,
@@ -108,9 +109,10 @@ def change_a_bit(file: Path) -> None:
 
 
 def claim(manifest: Path) -> None:
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "run": "another"}))
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "data": "others"}))
 
 
+OTHER_DATA = "from another run (the data have changed: other images, labels or splits)."
 Spoil = Callable[[Path], object]
 SPOILT = [
     ("model.safetensors", cut, "damaged (model.safetensors is not what was written)."),
@@ -120,14 +122,14 @@ SPOILT = [
     ("one_too_many.bin", Path.touch, "damaged (one_too_many.bin is not what was written)."),
     ("manifest.json", cut, "half-written (its manifest cannot be read)."),
     ("manifest.json", Path.unlink, "half-written (its manifest cannot be read)."),
-    ("manifest.json", claim, "from another run (recipe.yaml or the data have changed)."),
+    ("manifest.json", claim, OTHER_DATA),
 ]
 
 
 @pytest.mark.parametrize(("file", "spoil", "reason"), SPOILT)
 def test_spoilt_state_is_refused_by_name(file: str, spoil: Spoil, reason: str, run: Path) -> None:
     newest, before = (run / "checkpoint" / name for name in ("epoch-0003", "epoch-0002"))
-    identity = json.loads((newest / "manifest.json").read_text())["run"]
+    identity = identity_in(newest)
     assert newest_state(run / "checkpoint", identity) == (newest, [])
     spoil(newest / file)
     found = newest_state(run / "checkpoint", identity)
@@ -174,7 +176,8 @@ def test_states_of_a_recipe_that_was_changed_are_refused(
     capsys.readouterr()
     assert run_main("--resume", run) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert ["from another run" in line for line in lines] == [False, True, True]
+    said = "from another run (recipe.yaml has changed: train.lr was 0.05, is 0.06)."
+    assert [line.endswith(said) for line in lines] == [False, True, True]
 
 
 def test_leftovers_of_a_killed_run_are_harmless(whole: Path, run: Path) -> None:

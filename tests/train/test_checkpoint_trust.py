@@ -12,7 +12,14 @@ import pytest
 import torch
 
 from tests.recipe_cases import recipe_values
-from tests.training_cases import assert_same_run, run_main, stop_run, summary_of, train_run
+from tests.training_cases import (
+    assert_same_run,
+    identity_in,
+    run_main,
+    stop_run,
+    summary_of,
+    train_run,
+)
 from timm_ktg.errors import RecipeError
 from timm_ktg.train.checkpoint import newest_state
 
@@ -146,6 +153,7 @@ MANIFESTS = [
 
 @pytest.mark.parametrize("content", MANIFESTS)
 def test_manifest_that_is_none_is_refused(content: bytes, run: Path) -> None:
+    identity = identity_in(newest(run))
     (newest(run) / "manifest.json").write_bytes(content)
     spare = newest(run).with_name("epoch-0000")
     shutil.copytree(newest(run), spare)
@@ -153,13 +161,13 @@ def test_manifest_that_is_none_is_refused(content: bytes, run: Path) -> None:
         f"{state}: half-written (its manifest cannot be read)." for state in (newest(run), spare)
     ]
     with pytest.raises(RecipeError) as raised:
-        newest_state(run / "checkpoint", "x")
+        newest_state(run / "checkpoint", identity)
     assert list(raised.value.problems[1:]) == lines
 
 
 def test_states_are_in_the_order_of_their_epochs(run: Path) -> None:
     checkpoint = run / "checkpoint"
-    identity = json.loads((newest(run) / "manifest.json").read_text())["run"]
+    identity = identity_in(newest(run))
     for epoch in (9999, 10000):
         shutil.copytree(newest(run), checkpoint / f"epoch-{epoch}")
     (checkpoint / "epoch-of-old").mkdir()

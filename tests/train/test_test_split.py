@@ -1,8 +1,8 @@
 """Images are checked before training; what does not change the training can change at resume."""
 
 import io
+import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tests.recipe_cases import PLAIN, Values, recipe_values, write_recipe
 from tests.tiny_data import small_digits
 from tests.training_cases import (
     assert_same_run,
+    build,
     metrics_of,
     run_main,
     stop_run,
@@ -24,6 +25,8 @@ from tests.training_cases import (
     train_run,
     weights_of,
 )
+from timm_ktg.records.run_directory import RunDirectory
+from timm_ktg.train.identity import identity_of
 
 pytestmark = pytest.mark.slow
 
@@ -211,14 +214,25 @@ def test_field_that_decides_the_training_is_refused_by_name(
     assert line.startswith(said) and (run / "recipe.yaml").read_bytes() == before
 
 
-def test_states_of_an_earlier_version_go_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are identified by the text of recipe.yaml and a fingerprint with the test split."""
+def test_states_of_an_earlier_version_go_on_but_not_for_longer(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are identified by hashes of recipe.yaml and the data, in one of two ways."""
     whole = train_run(run.parent / "whole", recipe_values())
-    identities: Callable[..., tuple[str, str]] = timm_ktg.train.run._identities
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            timm_ktg.train.run, "_identities", lambda *arguments: identities(*arguments)[::-1]
-        )
-        old = stop_run(run.parent / "old", recipe_values(), epoch=2)
-    assert run_main("--resume", old) == 0
-    assert_same_run(whole, old)
+    training = build(recipe_values())
+    identity = identity_of(training.recipe, training.splits, RunDirectory(run))
+    assert len({*identity.former}) == 2
+    for number, former in enumerate(identity.former):
+        old = Path(shutil.copytree(run, run.parent / f"old-{number}"))
+        (manifest,) = old.glob("checkpoint/*/manifest.json")
+        values = json.loads(manifest.read_text())
+        del values["recipe"], values["data"]
+        manifest.write_text(json.dumps({**values, "run": "0" * 64}))
+        assert run_main("--resume", old) == 2
+        capsys.readouterr()
+        assert run_main("--resume", old, "--train.epochs", "3") == 2
+        said = "train.epochs: should stay 2: an earlier version began the run."
+        assert capsys.readouterr().err.startswith(said)
+        manifest.write_text(json.dumps({**values, "run": former}))
+        assert run_main("--resume", old) == 0
+        assert_same_run(whole, old)

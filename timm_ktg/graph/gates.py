@@ -150,6 +150,32 @@ def stops_samples(gate: Gate, num_classes: int = 10) -> bool:
         return True
 
 
+def follows_progress(gate: Gate, num_classes: int = 10) -> bool:
+    """Say whether a gate does something else early in a run than late, as `linear` does.
+
+    Found out on made-up outputs. A gate that cannot be called on them is taken for one that does.
+
+    Args:
+        gate: The gate, with its arguments bound, or a module.
+        num_classes: C of the made-up logits, at least 2.
+    """
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, 64, num_classes, generator=generator)
+    labels = torch.randint(num_classes, (64,), generator=generator)
+    losses = 1 + torch.rand(64, generator=generator)
+    ends = NodeOutput(logits[0]), NodeOutput(logits[1])
+    try:
+        if isinstance(gate, Bound):
+            gate = gate.built(*ends)
+        with torch.no_grad():
+            first, *others = (
+                gate(losses, EdgeContext(*ends, labels, step / 100)) for step in range(1, 101)
+            )
+        return not all(torch.equal(first, other) for other in others)
+    except Exception:  # somebody else's gate may raise anything
+        return True
+
+
 def _check_gate_once(gate: Gate, values: Tensor, context: EdgeContext) -> None:
     leaf = values.clone().requires_grad_()
     arguments = (leaf * 1, context.source.logits, context.destination.logits, context.labels)

@@ -19,6 +19,9 @@ RESUMABLE = {
     "train": {*PLACE["train"], "eval_interval"},
 }
 
+# Further fields that it can change; whether these epochs can is for `longer_problem` to say.
+JUDGED = ("train.epochs",)
+
 
 def resumed_recipe(values: Mapping[str, Any], changed: Recipe) -> Recipe:
     """Check what is changed in the recipe of a run to resume, and return the changed recipe.
@@ -30,9 +33,9 @@ def resumed_recipe(values: Mapping[str, Any], changed: Recipe) -> Recipe:
     Raises:
         RecipeError: A field that decides the training is changed; names all such fields.
     """
-    before = flat(training_values(check_recipe(values).model_dump(mode="json")))
-    after = flat(training_values(changed.model_dump(mode="json")))
-    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    before = training_values(check_recipe(values).model_dump(mode="json"))
+    after = training_values(changed.model_dump(mode="json"))
+    names = [name for name in changed_fields(before, after) if name not in JUDGED]
     if names:
         free = (f"{section}.{name}" for section in RESUMABLE for name in _free_fields(section))
         can = f"Only these can change: {', '.join(free)}."
@@ -52,7 +55,8 @@ def change_recipe(path: Path, recipe: Recipe) -> bool:
         recipe: The recipe with the new values.
 
     Returns:
-        Whether the test split changed.
+        Whether the run's result no longer is that of its recipe: the test split or the epochs
+        changed.
     """
     old, new = read_recipe(path), read_recipe(path)
     for section, values in recipe.model_dump(mode="json").items():
@@ -60,8 +64,9 @@ def change_recipe(path: Path, recipe: Recipe) -> bool:
         if free:
             new[section] = {**new.get(section, {}), **free}
     write_whole(path, yaml.safe_dump(new, sort_keys=False))
-    name = Recipe.model_validate(old).data.test_split
-    return name != recipe.data.test_split
+    former = Recipe.model_validate(old)
+    asked = recipe.data.test_split, recipe.train.epochs
+    return (former.data.test_split, former.train.epochs) != asked
 
 
 def training_values(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,17 +74,35 @@ def training_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return without(RESUMABLE, values)
 
 
+def changed_fields(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Return the values of the fields that differ in two recipes, by their path: `train.lr`.
+
+    Args:
+        before: A recipe's values.
+        after: The other's.
+    """
+    first, second = _flat(before), _flat(after)
+    return {
+        name: (first.get(name), second.get(name))
+        for name in {**first, **second}
+        if first.get(name) != second.get(name)
+    }
+
+
 def _free_fields(section: str) -> list[str]:
     """Return the fields of a section that a resumed run can change."""
     fields = Recipe.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
     names = [field.alias or name for name, field in fields.items()]
-    return [name for name in names if name in RESUMABLE.get(section, ())]
+    free = RESUMABLE.get(section, ())
+    return [name for name in names if name in free or f"{section}.{name}" in JUDGED]
 
 
-def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """Return nested values by their path, such as `train.lr`."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         nested = isinstance(value, Mapping) and value
-        found |= flat(value, f"{path}{key}.") if nested else {f"{path}{key}": value}
+        found |= _flat(value, f"{path}{key}.") if nested else {f"{path}{key}": value}
     return found

@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -13,7 +14,8 @@ from accelerate.utils import broadcast_object_list
 
 from ..errors import RecipeError, masked
 from ..recipe.command_line import Command, parse_command
-from ..recipe.recipe import Recipe, save_recipe
+from ..recipe.longer import OTHERWISE, longer_problem
+from ..recipe.recipe import Recipe, check_recipe, read_recipe, save_recipe
 from ..recipe.resume import change_recipe
 from ..records.reader import runs_in
 from ..records.result import RunResult
@@ -24,6 +26,7 @@ from ..records.run_directory import (
     write_seeds,
 )
 from ..tracking.trackers import check_tracking
+from .checkpoint import epochs_done
 from .metrics import TrainingError
 from .program import create_accelerator, resolved, run_program
 from .run import run_training
@@ -57,18 +60,33 @@ def _parsed(argv: Sequence[str]) -> Command:
     for run in {RunDirectory(command.resume), *runs_in(command.resume)} if command.resume else ():
         run.check()
     if command.resume:
-        _check_goes_on(RunDirectory(command.resume))
+        _check_goes_on(command.resume, command.recipe)
     check_tracking(command.recipe.tracking, command.seeds)
     if command.output_dir and not (command.resume or command.dry_run):
         check_output_dir(command.output_dir, command.overwrite)
     return command
 
 
-def _check_goes_on(run: RunDirectory) -> None:
-    """Raise RecipeError for a complete run without states: it would be trained all over again."""
+def _check_goes_on(path: Path, recipe: Recipe) -> None:
+    """Check that a run to resume can go on, with the epochs of a recipe.
+
+    Raises:
+        RecipeError: It would be trained all over again, or cannot go on for these epochs.
+    """
+    run = RunDirectory(path)
     if run.summary.exists() and not run.checkpoint.exists():
         said = f"{run.path} is complete, and has no checkpoint to go on from"
         raise RecipeError([f"resume: {said}. Start a new run from it: --from {run.path}"])
+    before = check_recipe(read_recipe(run.recipe)).train
+    if before.epochs == recipe.train.epochs:
+        return
+    for each in runs_in(path):
+        done = epochs_done(each.checkpoint)
+        problem = f"should stay {before.epochs}: an earlier version began the run. {OTHERWISE}"
+        if done is not None:
+            problem = longer_problem(before, recipe, done) or ""
+        if problem:
+            raise RecipeError([f"train.epochs: {problem}"])
 
 
 def run(command: Command) -> None:

@@ -28,6 +28,7 @@ from safetensors.torch import load_model
 from ..errors import RecipeError, found, located
 from ..records.files import writing
 from ..records.result import Best
+from .identity import Identity
 from .training import RunState, Training, together
 
 _MANIFEST = "manifest.json"
@@ -40,21 +41,25 @@ class _Manifest:
     """The manifest of a state.
 
     Args:
-        run: Identifies the run.
         epoch: The number of epochs done.
         sha256: The checksum of each file.
+        recipe: The values of the recipe that decide the training; None: see `run`.
+        data: Fingerprint of the images.
+        run: By what an earlier version identified the run.
         seconds: The time that the epochs took; None if an earlier version wrote it elsewhere.
         best: The best epoch so far, whose state is kept as long as this one.
     """
 
-    run: str
     epoch: PositiveInt
     sha256: Mapping[str, str]
+    recipe: Mapping[str, Any] | None = None
+    data: str = ""
+    run: str = ""
     seconds: float | None = None
     best: Best | None = None
 
 
-def save_state(training: Training, folder: Path, run: str) -> None:
+def save_state(training: Training, folder: Path, identity: Identity) -> None:
     """Write the state of a run after an epoch; call it on all processes.
 
     The state is written elsewhere and then moved into place, so it is never half-written.
@@ -62,7 +67,7 @@ def save_state(training: Training, folder: Path, run: str) -> None:
     Args:
         training: The run.
         folder: The run's `checkpoint` folder.
-        run: Identifies the run.
+        identity: Identifies the run.
 
     Raises:
         StorageError: The state cannot be written; the states before it stay as they are.
@@ -79,13 +84,14 @@ def save_state(training: Training, folder: Path, run: str) -> None:
         accelerator.save_state(str(partial))
     with together(), writing(final):
         if accelerator.is_main_process:
-            _finish(partial, final, training.state, run)
+            _finish(partial, final, training.state, identity)
 
 
-def _finish(partial: Path, final: Path, state: RunState, run: str) -> None:
+def _finish(partial: Path, final: Path, state: RunState, identity: Identity) -> None:
     """Write the manifest of a state, move the state into place, and drop old ones."""
     manifest = {
-        **{"run": run, "epoch": state.epochs, "seconds": state.seconds},
+        **{"epoch": state.epochs, "seconds": state.seconds},
+        **{"recipe": identity.values, "data": identity.data},
         "best": None if state.best is None else asdict(state.best),
         "sha256": _checksums(partial),
     }
@@ -192,12 +198,12 @@ def _check_optimizer(
                 raise ValueError(f"the optimizer's {key} should be numbers. Found {found(value)}")
 
 
-def newest_state(folder: Path, *runs: str) -> tuple[Path | None, list[str]]:
+def newest_state(folder: Path, identity: Identity) -> tuple[Path | None, list[str]]:
     """Return the newest good state of this run, and why newer ones are refused.
 
     Args:
         folder: The run's `checkpoint` folder.
-        runs: The values of `run` that `save_state` may have been given.
+        identity: Identifies the run.
 
     Returns:
         The state's folder, or None if the run was killed before it wrote one; and a line for each
@@ -208,7 +214,7 @@ def newest_state(folder: Path, *runs: str) -> tuple[Path | None, list[str]]:
     """
     refused: list[str] = []
     for state in reversed(_states(folder)):
-        problem = _state_problem(state, runs)
+        problem = _state_problem(state, identity)
         if problem is None:
             return state, refused
         refused.append(f"{state}: {problem}")
@@ -224,14 +230,31 @@ def _states(folder: Path) -> list[Path]:
     return sorted(numbers, key=lambda path: numbers[path])
 
 
-def _state_problem(state: Path, runs: Sequence[str]) -> str | None:
+def epochs_done(folder: Path) -> int | None:
+    """Return the epochs done at the newest state in a run's `checkpoint` folder; 0: none.
+
+    None: an earlier version wrote the state, which does not say with which recipe.
+    """
+    states = _states(folder)
+    if not states:
+        return 0
+    with suppress(OSError, ValueError):  # a damaged one is refused later
+        if _read_manifest(states[-1]).recipe is None:
+            return None
+    return int(states[-1].name.removeprefix("epoch-"))
+
+
+def _state_problem(state: Path, identity: Identity) -> str | None:
     try:
         manifest = _read_manifest(state)
     except (OSError, ValueError):
         return _UNREADABLE
-    if manifest.run not in runs:
-        return "from another run (recipe.yaml or the data have changed)."
-    return _damage(state, manifest)
+    if manifest.recipe is None:
+        known = manifest.run in identity.former
+        problem = None if known else "from another run (recipe.yaml or the data have changed)."
+    else:
+        problem = identity.problem(manifest.recipe, manifest.data, manifest.epoch)
+    return problem or _damage(state, manifest)
 
 
 def _damage(state: Path, manifest: _Manifest) -> str | None:

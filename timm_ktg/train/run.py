@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 import time
 from collections.abc import Iterator
@@ -13,8 +11,7 @@ from importlib.metadata import version
 from tqdm import tqdm
 
 from ..errors import RecipeError, collected
-from ..recipe.recipe import Recipe, read_recipe
-from ..recipe.resume import training_values
+from ..recipe.recipe import Recipe
 from ..records.files import writing
 from ..records.metrics import ALL_NETWORKS, Metrics, top_name
 from ..records.reader import read_result
@@ -27,6 +24,7 @@ from .card import write_card
 from .checkpoint import load_best, load_state, newest_state, save_state
 from .cuda_graph import Batch
 from .exporting import export_nodes
+from .identity import Identity, identity_of
 from .loop import evaluate, start_epoch, train_epoch
 from .pictures import RunPictures
 from .show import epoch_line
@@ -55,10 +53,10 @@ def run_training(
         StorageError: A file cannot be written.
     """
     accelerator = training.accelerator
-    identity, former = _identities(training, directory)
+    identity = identity_of(training.recipe, training.splits, directory)
     result: RunResult | None = None
     if resume:
-        _load_newest_state(training, directory, identity, former)
+        _load_newest_state(training, directory, identity)
         # A run that was killed after it wrote its result lacks only pictures and trackers.
         if training.state.epochs == training.epochs:
             result = read_result(directory)
@@ -86,15 +84,6 @@ def _write_cards(recipe: Recipe, directory: RunDirectory, result: RunResult) -> 
     of_best = read_result(directory.best) if result.best else None
     if of_best is not None:
         write_card(recipe, directory.best, of_best)
-
-
-def _identities(training: Training, directory: RunDirectory) -> tuple[str, str]:
-    """Return what identifies a run's states, in this version and in earlier ones."""
-    values = training_values(read_recipe(directory.recipe))
-    now = json.dumps(values, default=str) + training.splits.without_test
-    former = directory.recipe.read_text(encoding="utf-8") + training.splits.fingerprint
-    first, second = (hashlib.sha256(each.encode()).hexdigest() for each in (now, former))
-    return first, second
 
 
 def _trackers(training: Training, directory: RunDirectory) -> Trackers:
@@ -145,10 +134,10 @@ def _run_epoch(
         trackers.log(metrics)
 
 
-def _load_newest_state(training: Training, directory: RunDirectory, *identities: str) -> None:
+def _load_newest_state(training: Training, directory: RunDirectory, identity: Identity) -> None:
     """Load the newest good state of a run, and drop the metrics of later epochs."""
     accelerator = training.accelerator
-    state, refused = newest_state(directory.checkpoint, *identities)
+    state, refused = newest_state(directory.checkpoint, identity)
     for line in refused:
         accelerator.print(f"Refused {line}")
     if state is not None:
