@@ -24,6 +24,7 @@ from .recipe import (
     read_recipe,
 )
 from .resume import resumed_recipe
+from .trained import values_to_start_from
 
 
 def _seeds(text: str) -> list[int]:
@@ -37,6 +38,10 @@ _OPTIONS: Options = {
     **COMMON,
     ("--graph", "--graph-from"): {"help": "recipe whose graph replaces this one's"},
     ("--resume",): {"type": Path, "help": "directory of a run to resume"},
+    ("--from",): {
+        "type": Path,
+        "help": "finished run whose recipe and weights a new run starts from, with a new schedule",
+    },
     ("--overwrite",): {"action": BooleanOptionalAction, "help": "replace the run in output-dir"},
     ("--seeds",): {
         "action": "extend",
@@ -84,10 +89,7 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
     program = Program(prog, "digits", Recipe, _OPTIONS)
     given, flags = program.parse(_seeds_marked(argv))
     resume, seeds = given.get("resume"), given.get("seeds", [])
-    path = resume / "recipe.yaml" if resume else find_recipe(given.get("recipe", program.recipe))
-    if not path.is_file():
-        raise RecipeError([f"resume: `{resume}` is not a run: it has no recipe.yaml."])
-    values = read_recipe(path)
+    path, values = _read(given, program.recipe)
     if "graph" in given:
         values["graph"] = read_recipe(find_recipe(given["graph"], "--graph")).get("graph")
     own, changes = values, bool(flags)
@@ -116,6 +118,29 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
         read_seeds(resume) if resume else tuple(seeds),
         changes,
     )
+
+
+def _read(given: Mapping[str, Any], default: str) -> tuple[Path, dict[str, Any]]:
+    """Return the file of the recipe that a command line asks for, and its values.
+
+    Args:
+        given: The options.
+        default: The recipe if none is given.
+
+    Raises:
+        RecipeError: There is no such recipe or run, or too many are asked for.
+    """
+    run, resume = given.get("from"), given.get("resume")
+    if run:
+        others = [name for name in ("recipe", "graph", "resume") if name in given]
+        if others:
+            found = ", ".join("a recipe" if each == "recipe" else f"--{each}" for each in others)
+            raise RecipeError([f"from: takes recipe and graph from {run}. Found {found}."])
+        return run / "recipe.yaml", values_to_start_from(run)
+    path = resume / "recipe.yaml" if resume else find_recipe(given.get("recipe", default))
+    if not path.is_file():
+        raise RecipeError([f"resume: `{resume}` is not a run: it has no recipe.yaml."])
+    return path, read_recipe(path)
 
 
 def _seeds_marked(argv: Iterable[str]) -> list[str]:

@@ -140,7 +140,7 @@ def _add(
     members: dict[str, nn.Module],
 ) -> None:
     """Add a node to the members, after those that it needs."""
-    node, file = graph.nodes[name], directory.nodes / f"{name}.safetensors"
+    node, file = graph.nodes[name], _weights_of(directory, name)
     if name in members:
         return
     if isinstance(node, EnsembleConfig):
@@ -158,14 +158,42 @@ def _add(
         members[name] = Network(built, Place(True, data.mean, data.std))
 
 
+def values_to_start_from(path: Path) -> dict[str, Any]:
+    """Return the values of a finished run's recipe, whose networks start from its weights.
+
+    A moving average starts from the weights of its network, and a loss that has parameters starts
+    anew.
+
+    Args:
+        path: The directory of the run, or of its best epoch.
+
+    Raises:
+        RecipeError: The run is not complete, or its recipe or result cannot be read.
+    """
+    return _with_weights(open_run(path).directory)
+
+
 def _recipe_of(directory: RunDirectory) -> Recipe:
     """Return the run's recipe, with the weights that it exported."""
+    values = _with_weights(directory)
+    nodes: Any = values.get("graph", {}).get("nodes", {})
+    for name, node in nodes.items():
+        # A node that was left out has no file, and is not built here either.
+        if "model" in node and not _weights_of(directory, name).is_file():
+            nodes[name] = {**node, "checkpoint_path": None, "pretrained": True}
+    return check_recipe(values)
+
+
+def _with_weights(directory: RunDirectory) -> dict[str, Any]:
+    """Return the values of a run's recipe, with the weights that it exported."""
     values = read_recipe(directory.recipe)
     nodes: Any = values.get("graph", {}).get("nodes", {})
     for name, node in nodes.items():
-        if "model" in node:
-            file = directory.nodes / f"{name}.safetensors"
-            # A node that was left out has no file, and is not built here either.
-            own = {"checkpoint_path": str(file)} if file.is_file() else {"pretrained": True}
-            nodes[name] = {**node, "checkpoint_path": None, "pretrained": False, **own}
-    return check_recipe(values)
+        file = _weights_of(directory, name)
+        if "model" in node and file.is_file():
+            nodes[name] = {**node, "checkpoint_path": str(file), "pretrained": False}
+    return values
+
+
+def _weights_of(directory: RunDirectory, node: str) -> Path:
+    return directory.nodes / f"{node}.safetensors"
