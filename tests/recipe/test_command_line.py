@@ -45,10 +45,14 @@ TIMM_DATA = {
     "pad": ("4", 4),  # the default, because the recipe below has another value
     "holdout": ("0", 0),
     "val_split": ("valid", "valid"),
+    "train_crop_mode": ("rkrc", "rkrc"),
     "scale": ("[0.5,1]", (0.5, 1.0)),
     "ratio": ("[1,2]", (1.0, 2.0)),
     "vflip": ("0.25", 0.25),
     "color_jitter": ("0", 0.0),
+    "color_jitter_prob": ("0.5", 0.5),
+    "grayscale_prob": ("0.2", 0.2),
+    "gaussian_blur_prob": ("0.1", 0.1),
     "aa": ("rand-m9-mstd0.5-inc1", "rand-m9-mstd0.5-inc1"),
     "reprob": ("0.25", 0.25),
     "remode": ("const", "const"),
@@ -71,16 +75,28 @@ TRAIN = {
     "eval_metric": ("loss", "loss"),
     "eval_interval": ("2", 2),
     "log_interval": ("10", 10),
+    "validation_batch_size": ("256", 256),
     "grad_accum_steps": ("2", 2),
     "seed": ("42", 42),
     "opt": ("adamw", "adamw"),
-    "lr": ("5e-4", 5e-4),
+    "lr": ("null", None),
+    "lr_base": ("0.2", 0.2),
+    "lr_base_size": ("512", 512),
+    "lr_base_scale": ("sqrt", "sqrt"),
     "momentum": ("0.5", 0.5),
     "weight_decay": ("0", 0.0),
     "filter_bias_and_bn": ("true", True),
     "layer_decay": ("0.7", 0.7),
+    "layer_decay_min_scale": ("0.1", 0.1),
     "opt_kwargs": ('{"betas": [0.9, 0.95], "eps": 1e-9}', {"betas": [0.9, 0.95], "eps": 1e-9}),
-    "sched": ("multistep", "multistep"),
+    "sched": ("poly", "poly"),
+    "lr_cycle_limit": ("2", 2),
+    "lr_cycle_mul": ("1.5", 1.5),
+    "lr_cycle_decay": ("0.25", 0.25),
+    "lr_k_decay": ("2", 2.0),
+    "lr_noise": ("[0.4,0.9]", [0.4, 0.9]),
+    "lr_noise_pct": ("0.5", 0.5),
+    "lr_noise_std": ("2", 2.0),
     "sched_on_updates": ("true", True),
     "decay_epochs": ("2.5", 2.5),
     "decay_milestones": ("[3,4]", [3, 4]),
@@ -91,9 +107,12 @@ TRAIN = {
     "warmup_prefix": ("true", True),
     "cooldown_epochs": ("1", 1),
     "smoothing": ("0.1", 0.1),
+    "head_init_scale": ("0.001", 0.001),
+    "head_init_bias": ("-4.6", -4.6),
     "clip_grad": ("1", 1.0),
     "clip_mode": ("agc", "agc"),
     "mixed_precision": ("bf16", "bf16"),
+    "grad_checkpointing": ("true", True),
     "sync_bn": ("true", True),
     "model_ema": ("true", True),
     "model_ema_decay": ("0.99", 0.99),
@@ -217,7 +236,7 @@ def test_null_is_no_value_and_refused_where_one_is_needed() -> None:
     flags = ("--data.test_split=null", "--train.clip_grad", "null", "--data.mean", "null")
     found = parsed("--train.clip-grad", "1", *flags)
     assert (found.data.test_split, found.train.clip_grad, found.data.mean) == (None, None, None)
-    assert refusal(write(recipe()), "--train.lr", "null").startswith("train.lr: ")
+    assert refusal(write(recipe()), "--train.opt", "null").startswith("train.opt: ")
 
 
 def test_arguments_may_be_typed_as_timm_types_them() -> None:

@@ -24,6 +24,7 @@ from ..graph.node import Channels, GraphNode, Node
 from ..graph.taps import Taps
 from ..graph.topology import LABEL, Link
 from ..graph.weights import load_weights
+from .learner import prepare_to_learn
 from .node_config import EdgeConfig, EmaConfig, EnsembleConfig, NodeConfig
 from .recipe import Recipe
 from .train_config import TrainConfig
@@ -56,7 +57,10 @@ def build_nodes(
                 nodes.append(Node(name, given[name], tuple(node.taps)))
             else:
                 learns = any(link.destination == name for link in recipe.graph.topology.live)
-                nodes.append(build_network(name, node, learns, num_classes, recipe.train.seed))
+                built = build_network(name, node, learns, num_classes, recipe.train.seed)
+                if learns:
+                    prepare_to_learn(built, recipe.train)
+                nodes.append(built)
     if problems:
         raise RecipeError(problems)
     return nodes
@@ -150,7 +154,7 @@ def build_optimizer(
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             _parameter_groups(train, graph),
             opt=train.opt,
-            lr=train.lr,
+            lr=train.learning_rate,
             weight_decay=train.weight_decay,
             momentum=train.momentum,
             **{**train.opt_kwargs, **(more or {})},
@@ -180,6 +184,14 @@ def build_scheduler(
             warmup_lr=train.warmup_lr,
             warmup_epochs=train.warmup_epochs,
             warmup_prefix=train.warmup_prefix,
+            noise=train.lr_noise,  # type: ignore[arg-type] # its default is None
+            noise_pct=train.lr_noise_pct,
+            noise_std=train.lr_noise_std,
+            noise_seed=train.seed,
+            cycle_mul=train.lr_cycle_mul,
+            cycle_decay=train.lr_cycle_decay,
+            cycle_limit=train.lr_cycle_limit,
+            k_decay=train.lr_k_decay,
             step_on_epochs=not train.sched_on_updates,
             updates_per_epoch=updates_per_epoch,
         )
@@ -188,7 +200,7 @@ def build_scheduler(
 
 def epochs_of(train: TrainConfig) -> int:
     """Return the number of epochs of a whole training, warm-up and cool-down included."""
-    nothing = torch.optim.SGD([torch.zeros(())], lr=train.lr)
+    nothing = torch.optim.SGD([torch.zeros(())], lr=train.learning_rate)
     return build_scheduler(train, nothing, updates_per_epoch=1)[1]
 
 
@@ -321,5 +333,6 @@ def _groups_of(train: TrainConfig, module: nn.Module) -> list[dict[str, Any]]:
             no_weight_decay_list=spared,
             weight_decay_exclude_1d=train.filter_bias_and_bn,
             layer_decay=train.layer_decay,
+            min_scale=train.layer_decay_min_scale,
         )
     )

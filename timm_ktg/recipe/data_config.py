@@ -8,25 +8,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic_core import InitErrorDetails
 
-from .section import RGB, Section, Share, checked, problem
+from .section import RGB, Section, Share, changed, checked, problem
 
 _ONLY_IN: dict[str, tuple[str, ...]] = {
     "memory": ("pad",),
     "timm": (
-        *("scale", "ratio", "vflip", "color_jitter", "aa", "reprob", "remode", "recount"),
+        *("train_crop_mode", "scale", "ratio", "vflip", "color_jitter", "color_jitter_prob"),
+        *("grayscale_prob", "gaussian_blur_prob", "aa", "reprob", "remode", "recount"),
         *("interpolation", "crop_pct", "no_aug", "workers"),
     ),
 }
-
-
-def _is(given: Any, value: Any) -> bool:
-    """Return whether an unchecked value is `value`; the command line gives numbers as strings."""
-    if isinstance(given, list):
-        given = tuple(given)
-    try:
-        return float(given) == float(value)
-    except (TypeError, ValueError, OverflowError):
-        return bool(given == value)
 
 
 def _range_problem(ends: tuple[float, float] | None) -> str | None:
@@ -73,6 +64,9 @@ class DataConfig(Section):
     """Probability of a horizontal flip."""
     pad: NonNegativeInt = 4
     """Pixels to pad by reflection before the random crop (memory)."""
+    train_crop_mode: Literal["rrc", "rkrc", "rkrr"] | None = None
+    """Random crop: resized (rrc), or resized with its ratio kept and cropped, at the center (rkrc)
+    or at random (rkrr); null: rrc (timm)."""
     scale: Annotated[tuple[Share, Share], _InOrder] = (0.08, 1.0)
     """Range of the random crop's share of the image (timm)."""
     ratio: Annotated[tuple[PositiveFloat, PositiveFloat], _InOrder] = (0.75, 1.3333333333333333)
@@ -81,6 +75,12 @@ class DataConfig(Section):
     """Probability of a vertical flip (timm)."""
     color_jitter: NonNegativeFloat = 0.4
     """Strength of the color jitter (timm)."""
+    color_jitter_prob: Share | None = None
+    """Probability of the color jitter, which is then as in SimCLR; null: always (timm)."""
+    grayscale_prob: Share = 0.0
+    """Probability that an image turns gray (timm)."""
+    gaussian_blur_prob: Share = 0.0
+    """Probability of a Gaussian blur (timm)."""
     aa: str | None = None
     """AutoAugment policy, such as rand-m9-mstd0.5-inc1 (timm)."""
     reprob: Share = 0.0
@@ -122,11 +122,9 @@ class DataConfig(Section):
         """Yield the fields that have no effect or exclude each other."""
         for pipeline, fields in _ONLY_IN.items():
             if pipeline != data.get("pipeline", cls.model_fields["pipeline"].default):
-                for name in fields:
-                    default = cls.model_fields[name].default
-                    if not _is(data.get(name, default), default):
-                        yield problem((name,), f"has no effect unless data.pipeline is {pipeline}.")
+                for name in changed(cls, data, fields):
+                    yield problem((name,), f"has no effect unless data.pipeline is {pipeline}.")
         if (data.get("mean") is None) != (data.get("std") is None):
             yield problem(("mean",), "mean and std should be given together.")
-        if not _is(data.get("holdout", 0), 0) and data.get("val_split"):
+        if changed(cls, data, ["holdout"]) and data.get("val_split"):
             yield problem(("holdout",), "should be 0 when val_split names a split.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from pydantic import ValidationError
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from ..data import (
@@ -17,7 +17,6 @@ from ..data import (
     MemoryLoader,
     MixupLoader,
     Splits,
-    Transform,
     TransformLoader,
     channel_stats,
     check_labels,
@@ -25,18 +24,17 @@ from ..data import (
     decode,
     load_splits,
 )
-from ..errors import RecipeError, did_you_mean
+from ..errors import RecipeError
 from ..graph.node import Channels
 from ..records.result import Preparation
 from .data_config import DataConfig
 from .recipe import Recipe
+from .transform import build_transform
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 T = TypeVar("T")
-
-_INTERPOLATIONS = ("bicubic", "bilinear", "box", "hamming", "lanczos", "nearest", "random")
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,7 @@ def _in_memory(recipe: Recipe, splits: Splits, target: nn.Module, process: Proce
         return MemoryLoader(
             pixels,
             labels,
-            batch_size=recipe.train.batch_size,
+            batch_size=recipe.train.batch_size if train else recipe.train.evaluation_batch_size,
             mean=mean,
             std=std,
             train=train,
@@ -204,8 +202,8 @@ def _by_timm(recipe: Recipe, splits: Splits, target: nn.Module, process: Process
             split,
             splits.input_key,
             splits.target_key,
-            _transform(data, preparation, mean, std, train),
-            batch_size=recipe.train.batch_size,
+            build_transform(data, preparation, mean, std, train),
+            batch_size=recipe.train.batch_size if train else recipe.train.evaluation_batch_size,
             device=process.device,
             train=train,
             workers=data.workers,
@@ -227,51 +225,6 @@ def _by_timm(recipe: Recipe, splits: Splits, target: nn.Module, process: Process
         std=std,
         preparation=preparation,
     )
-
-
-def _transform(
-    data: DataConfig, preparation: Preparation, mean: Channels, std: Channels, train: bool
-) -> Transform:
-    """Return timm's transform.
-
-    Args:
-        data: The section of the recipe.
-        preparation: How evaluation prepares an image.
-        mean: [3] means of the channels, in 0..1.
-        std: [3] standard deviations of the channels, in 0..1.
-        train: Whether to augment.
-
-    Raises:
-        ValueError: timm does not know the interpolation or the augmentation policy.
-    """
-    if data.interpolation not in _INTERPOLATIONS:
-        raise ValueError(
-            f"data.interpolation: `{data.interpolation}` is not known. Should be one of: "
-            f"{', '.join(_INTERPOLATIONS)}.{did_you_mean(data.interpolation, _INTERPOLATIONS)}"
-        )
-    try:
-        transform: Transform = create_transform(
-            preparation.input_size,
-            is_training=train,
-            no_aug=data.no_aug,
-            scale=data.scale,
-            ratio=data.ratio,
-            hflip=data.hflip,
-            vflip=data.vflip,
-            color_jitter=data.color_jitter,
-            auto_augment=data.aa,
-            interpolation=data.interpolation if train else preparation.interpolation,
-            mean=mean,
-            std=std,
-            re_prob=data.reprob,
-            re_mode=data.remode,
-            re_count=data.recount,
-            crop_pct=preparation.crop_pct,
-            crop_mode=preparation.crop_mode,
-        )
-    except AssertionError as error:  # timm's error for an unknown policy
-        raise ValueError(f"data.aa: `{data.aa}`: {error}.") from error
-    return transform
 
 
 def _roles(splits: Splits) -> dict[str, Dataset]:

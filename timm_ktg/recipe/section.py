@@ -68,6 +68,28 @@ def problem(location: Location, message: str) -> InitErrorDetails:
     return InitErrorDetails(type=kind, loc=location, input=None)
 
 
+def changed(section: type[BaseModel], data: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Return the fields that are given in unchecked data with another value than the default.
+
+    Args:
+        section: The section.
+        data: Its data, unchecked.
+        names: The fields to look at.
+    """
+    defaults = {name: section.model_fields[name].default for name in names}
+    return [name for name, value in defaults.items() if not _is(data.get(name, value), value)]
+
+
+def _is(given: Any, value: Any) -> bool:
+    """Return whether an unchecked value is `value`; the command line gives numbers as strings."""
+    if isinstance(given, list):
+        given = tuple(given)
+    try:
+        return float(given) == float(value)
+    except (TypeError, ValueError, OverflowError):
+        return bool(given == value)
+
+
 def _extremes(value: Any, location: Location) -> Iterator[InitErrorDetails]:
     """Yield the numbers in a value that no training can compute with.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -14,9 +15,10 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
 )
+from pydantic_core import InitErrorDetails
 
 from ..errors import did_you_mean
-from .section import Section, Share, checked
+from .section import Section, Share, changed, checked, problem
 
 
 def _optimizer_problem(name: str) -> str | None:
@@ -40,6 +42,22 @@ def _rungs_problem(rungs: list[float]) -> str | None:
 Rungs = Annotated[list[float], checked(_rungs_problem)]
 
 
+# Fields that depend on another field: its name, when they have an effect, and how that is said.
+_ONLY_WITH: tuple[tuple[str, Callable[[Any], bool], str, tuple[str, ...]], ...] = (
+    ("lr", lambda lr: lr is None, "null", ("lr_base", "lr_base_size", "lr_base_scale")),
+    ("layer_decay", lambda decay: decay is not None, "given", ("layer_decay_min_scale",)),
+    ("sched", ("cosine", "tanh", "poly").__contains__, "cosine, tanh or poly", ("lr_cycle_limit",)),
+    ("sched", ("cosine", "poly").__contains__, "cosine or poly", ("lr_k_decay",)),
+    (
+        "lr_cycle_limit",
+        lambda limit: str(limit) != "1",
+        "above 1",
+        ("lr_cycle_mul", "lr_cycle_decay"),
+    ),
+    ("lr_noise", lambda noise: noise is not None, "given", ("lr_noise_pct", "lr_noise_std")),
+)
+
+
 class TrainConfig(Section):
     """Optimizer, schedule, precision; names shared with timm's training script mean the same."""
 
@@ -56,14 +74,23 @@ class TrainConfig(Section):
     log_interval: PositiveInt = 50
     """Updates from one reading of the running loss, for the bar, to the next; each reading waits
     for the device."""
+    validation_batch_size: PositiveInt | None = None
+    """Images per step of an evaluation, over all processes; null: batch_size."""
     grad_accum_steps: PositiveInt = 1
     """Number of parts to compute a batch in, to save memory."""
     seed: NonNegativeInt = 0
     """Seed of initial weights, order and augmentation."""
     opt: Annotated[str, checked(_optimizer_problem)] = "sgd"
     """timm's name of the optimizer; `sgd` has Nesterov momentum, `momentum` does not."""
-    lr: PositiveFloat = 0.1
-    """Learning rate."""
+    lr: PositiveFloat | None = 0.1
+    """Learning rate; null: lr_base, scaled to the batch."""
+    lr_base: PositiveFloat = 0.1
+    """Learning rate for a batch of lr_base_size, if `lr` is null."""
+    lr_base_size: PositiveInt = 256
+    """Images of the batch that lr_base is for."""
+    lr_base_scale: Literal["linear", "sqrt"] | None = None
+    """How the learning rate grows with the batch; null: sqrt for optimizers with ada or lamb in
+    their names, such as adamw, and linear for others."""
     momentum: NonNegativeFloat = 0.9
     """Momentum, if the optimizer has it."""
     weight_decay: NonNegativeFloat = 5e-4
@@ -72,6 +99,8 @@ class TrainConfig(Section):
     """Exclude biases and norms from weight decay, as timm's training script does."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     """Factor of the learning rate from each layer to the one below; null: all learn alike."""
+    layer_decay_min_scale: Share = 0.0
+    """Least factor of a layer's learning rate (layer_decay)."""
     opt_kwargs: dict[str, Any] = {}
     """Further arguments of the optimizer."""
     sched: Literal["step", "multistep", "cosine", "tanh", "poly", "wsd", "rsqrt", "constant"] = (
@@ -86,6 +115,20 @@ class TrainConfig(Section):
     """Epochs of the decays (multistep). timm decays one epoch early: 41 acts after 40 epochs."""
     decay_rate: PositiveFloat = 0.1
     """Factor of each decay."""
+    lr_cycle_limit: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Number of cycles, each as long as `epochs` (cosine, tanh, poly)."""
+    lr_cycle_mul: PositiveFloat = 1.0
+    """Factor of each cycle's length (lr_cycle_limit)."""
+    lr_cycle_decay: NonNegativeFloat = 0.5
+    """Factor of each cycle's learning rate (lr_cycle_limit)."""
+    lr_k_decay: PositiveFloat = 1.0
+    """Above 1, the rate stays high for longer (cosine, poly)."""
+    lr_noise: Annotated[list[Share], Field(min_length=1, max_length=2)] | None = None
+    """Shares of `epochs` where noise on the learning rate begins and ends; null: no noise."""
+    lr_noise_pct: PositiveFloat = 0.67
+    """Largest share of the learning rate that noise adds or takes (lr_noise)."""
+    lr_noise_std: PositiveFloat = 1.0
+    """Standard deviation of the noise, likewise (lr_noise)."""
     min_lr: NonNegativeFloat = 0.0
     """Lowest learning rate, for schedules that decay to one."""
     warmup_epochs: NonNegativeInt = 0
@@ -98,6 +141,10 @@ class TrainConfig(Section):
     """Epochs at the lowest learning rate after the schedule."""
     smoothing: Share = 0.0
     """Label smoothing on every edge from the label."""
+    head_init_scale: NonNegativeFloat | None = None
+    """Factor of the initial classifier of every node that learns; null: as it is."""
+    head_init_bias: float | None = None
+    """Initial bias of that classifier; null: as it is."""
     clip_grad: PositiveFloat | None = None
     """Clip gradients to this value, node by node; null: no clipping."""
     clip_mode: Literal["norm", "value", "agc"] = "norm"
@@ -113,6 +160,8 @@ class TrainConfig(Section):
     """Share of the former average that each update keeps (model_ema)."""
     model_ema_warmup: bool = False
     """Raise the decay gradually to its value (model_ema)."""
+    grad_checkpointing: bool = False
+    """Compute activations of learning nodes twice instead of keeping them, to save memory."""
     sync_bn: bool = False
     """Share BatchNorm's statistics of a batch among all processes, which need accelerators."""
     torchcompile: bool = False
@@ -124,6 +173,30 @@ class TrainConfig(Section):
     possible: on a CPU, pipeline memory without mixup, no taps, room for it."""
     channels_last: bool | None = None
     """Use the channels-last memory format; null: only on a CPU, where it is faster."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate: `lr`, or lr_base scaled to the batch as timm's script does it."""
+        if self.lr is not None:
+            return self.lr
+        root = any(name in self.opt for name in ("ada", "lamb"))
+        scale = self.lr_base_scale or ("sqrt" if root else "linear")
+        return self.lr_base * (self.batch_size / self.lr_base_size) ** (
+            0.5 if scale == "sqrt" else 1
+        )
+
+    @property
+    def evaluation_batch_size(self) -> int:
+        """Images per step of an evaluation, over all processes."""
+        return self.validation_batch_size or self.batch_size
+
+    @classmethod
+    def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
+        """Yield the fields that have no effect."""
+        for condition, holds, said, fields in _ONLY_WITH:
+            if not holds(data.get(condition, cls.model_fields[condition].default)):
+                for name in changed(cls, data, fields):
+                    yield problem((name,), f"has no effect unless train.{condition} is {said}.")
 
     def shortened(self, share: float) -> TrainConfig:
         """Return a whole training that is shorter: all that is counted in epochs shrinks alike.

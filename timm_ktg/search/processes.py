@@ -182,5 +182,6 @@ def _images_of(recipe: Recipe) -> str:
     train, target = recipe.train, ""
     if recipe.data.pipeline == "timm":  # it asks the target how large its images are
         target = recipe.graph.nodes[recipe.graph.target].title
-    numbers = (train.batch_size, train.grad_accum_steps, train.smoothing)
+    sizes = (train.batch_size, train.evaluation_batch_size)
+    numbers = (*sizes, train.grad_accum_steps, train.smoothing)
     return f"{recipe.data.model_dump_json()} {numbers} {target}"

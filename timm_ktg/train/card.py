@@ -44,7 +44,8 @@ def _lines(recipe: Recipe, directory: RunDirectory, result: RunResult) -> Iterat
     yield (
         f"Classifies images into {len(result.data.class_names)} classes. A knowledge transfer "
         f"graph trained it on `{data.dataset}`: {train.epochs} epochs, batch size "
-        f"{train.batch_size}, {train.opt}, learning rate {train.lr:g}, schedule {train.sched}. "
+        f"{train.batch_size}, {train.opt}, learning rate {train.learning_rate:g}, "
+        f"schedule {train.sched}. "
         "All settings are in the run's `recipe.yaml`, which repeats the run.\n"
     )
     yield from _figures(recipe, result)

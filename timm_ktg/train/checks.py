@@ -33,6 +33,14 @@ def check_batch_size(recipe: Recipe, processes: int) -> None:
         )
 
 
+def check_grad_checkpointing(train: TrainConfig, graph: KnowledgeTransferGraph) -> None:
+    """Raise RecipeError if activations are computed twice, and a node that learns has taps."""
+    tapped = [name for name in graph.learning if name not in graph.untapped]
+    if train.grad_checkpointing and tapped:
+        said = "should be false beside taps, whose modules would run twice"
+        raise RecipeError([f"train.grad_checkpointing: {said}. Found taps on {', '.join(tapped)}."])
+
+
 def check_sync_bn(train: TrainConfig, device: torch.device) -> None:
     """Raise RecipeError if `sync_bn` is on and torch cannot synchronize BatchNorm on the device."""
     if train.sync_bn and device.type in ("cpu", "mps"):

@@ -194,6 +194,8 @@ def cuda_graph_problem(train: TrainConfig, accelerator: Accelerator) -> str | No
         return "does not work with fp16: its scaler reads back whether gradients are finite."
     if train.torchcompile:
         return "does not work with train.torchcompile."
+    if train.grad_checkpointing:
+        return "does not work with train.grad_checkpointing, which reads the generator's state."
     arguments = cuda_graph_arguments(train.opt)
     if not arguments:
         return f"needs an optimizer with a fused step: sgd, adam, adamw. Found {train.opt}."

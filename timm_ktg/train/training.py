@@ -31,6 +31,7 @@ from .checks import (
     build_edge_modules,
     check_batch_size,
     check_contracts,
+    check_grad_checkpointing,
     check_outputs,
     check_processes_agree,
     check_sync_bn,
@@ -277,6 +278,7 @@ def _build_graph(
     """Return the graph on its device, checked and optimized as the recipe says, and its cost."""
     device, images, train = accelerator.device, data.images, recipe.train
     graph = connect(recipe, nodes, edges, images.mean, images.std).to(device)
+    check_grad_checkpointing(train, graph)
     outputs = check_outputs(graph, images.size, data.splits.num_classes, device)
     build_edge_modules(graph, outputs, train.seed)
     check_contracts(graph, outputs, recipe.data.mixes, data.checked)

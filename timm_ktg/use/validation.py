@@ -81,7 +81,7 @@ def validate(
         splits.input_key,
         splits.target_key,
         run.transform(),
-        batch_size=run.recipe.train.batch_size,
+        batch_size=run.recipe.train.evaluation_batch_size,
         device=device,
         train=False,
         workers=data.workers if data.pipeline == "timm" else 0,

@@ -1,0 +1,85 @@
+"""What a training does to each network that learns, before it learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import located
+from ..graph.node import Node
+from .train_config import TrainConfig
+
+
+def prepare_to_learn(node: Node, train: TrainConfig) -> None:
+    """Change a network in place as the section `train` says.
+
+    Args:
+        node: The network, with its weights.
+        train: The section.
+
+    Raises:
+        RecipeError: Its model does not support it.
+    """
+    with located("train.head_init_scale"):
+        if train.head_init_scale is not None:
+            scale_heads(node, train.head_init_scale)
+    with located("train.head_init_bias"):
+        if train.head_init_bias is not None:
+            set_biases(node, train.head_init_bias)
+    with located("train.grad_checkpointing"):
+        if train.grad_checkpointing:
+            checkpoint(node)
+
+
+@torch.no_grad()
+def scale_heads(node: Node, scale: float) -> None:
+    """Multiply weights and biases of a network's classifiers."""
+    for head in _heads(node):
+        for parameter in head.parameters():
+            parameter.mul_(scale)
+
+
+def set_biases(node: Node, value: float) -> None:
+    """Set the biases of a network's classifiers.
+
+    Raises:
+        ValueError: A classifier has no bias.
+    """
+    for head in _heads(node):
+        bias: Any = getattr(head, "bias", None)
+        if bias is None:
+            raise ValueError(
+                f"should be null, because the classifier of `{node.name}` has no bias."
+            )
+        nn.init.constant_(bias, value)
+
+
+def checkpoint(node: Node) -> None:
+    """Let a network compute its activations again instead of keeping them.
+
+    Raises:
+        ValueError: Its model cannot.
+    """
+    model: Any = node.model
+    try:
+        model.set_grad_checkpointing(enable=True)
+    except (AttributeError, AssertionError):  # timm asserts
+        raise ValueError(f"should be false, because the model of `{node.name}` has none.") from None
+
+
+def _heads(node: Node) -> tuple[nn.Module, ...]:
+    """Return a network's classifiers; timm's distilled models have two.
+
+    Raises:
+        ValueError: It has none.
+    """
+    model: Any = node.model
+    heads = model.get_classifier() if hasattr(model, "get_classifier") else ()
+    heads = heads if isinstance(heads, tuple) else (heads,)
+    if not any(True for head in heads for _ in head.parameters()):
+        raise ValueError(
+            f"should be null, because `{node.name}` has no classifier that timm knows."
+        )
+    return heads
