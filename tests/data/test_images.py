@@ -48,6 +48,15 @@ def test_image_of_any_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert torch.equal(images[0], wanted)
 
 
+@pytest.mark.parametrize(("in_chans", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_image_has_the_channels_that_are_asked_for(in_chans: int, mode: str) -> None:
+    pictures = [picture(0), picture(1).convert("L"), picture(2).convert("RGBA")]
+    images, _ = decode(dataset(pictures), "image", "label", in_chans=in_chans)
+    assert images.shape == (3, in_chans, 5, 6)
+    expected = [np.array(each.convert(mode)).reshape(5, 6, -1) for each in pictures]
+    assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), np.stack(expected))
+
+
 def test_image_of_16_bits_is_refused() -> None:
     deep = Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16))
     with pytest.raises(ValueError, match=r"data\.input_key: row 0 of `image`: should have 8 bits"):

@@ -11,6 +11,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from timm.data import create_transform
+from timm.data.distributed_sampler import RepeatAugSampler
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -110,6 +111,39 @@ def test_epoch_is_a_permutation_from_seed_and_epoch() -> None:
     assert sorted(order(0, 0)) == list(range(50)) and order(0, 0) == order(0, 0)
     assert len({tuple(order(0, 0)), tuple(order(0, 1)), tuple(order(1, 0))}) == 3
     assert sum(EpochSampler(50, 8, seed=0, shuffle=False), []) == list(range(50))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_repeats_are_ordered_and_shared_as_in_timms_sampler(world_size: int) -> None:
+    for rank in range(world_size):
+        timms = RepeatAugSampler(range(300), world_size, rank, shuffle=False, num_repeats=3)
+        ours = EpochSampler(
+            300, 32, seed=0, rank=rank, world_size=world_size, shuffle=False, repeats=3
+        )
+        found, expected = sum(ours, []), list(timms)
+        assert len(found) == 300 // world_size  # timm rounds down to a multiple of 256
+        assert found[: len(expected)] == expected and len(expected) == 256 // world_size
+
+
+def test_repeated_images_are_augmented_anew() -> None:
+    pixels = torch.arange(64 * 48).reshape(64, 3, 4, 4).to(torch.uint8)
+    loader = MemoryLoader(
+        pixels,
+        torch.arange(64),
+        batch_size=8,
+        mean=MEAN,
+        std=STD,
+        device="cpu",
+        train=True,
+        pad=2,
+        repeats=4,
+    )
+    batches = list(loader)
+    labels = torch.cat([labels for _, labels in batches])
+    assert torch.equal(labels.view(-1, 4), labels[::4, None].expand(-1, 4))
+    assert len(labels) == 64 and len(set(labels.tolist())) == 16
+    images = torch.cat([images for images, _ in batches]).view(16, 4, -1)
+    assert sum(not torch.equal(four[0], four[1]) for four in images) > 12
 
 
 def test_batch_that_cannot_be_shared_is_refused() -> None:

@@ -29,6 +29,9 @@ MEMORY_DATA = {
     "dataset_config": ("plain", "plain"),
     "input_key": ("img", "img"),
     "target_key": ("fine_label", "fine_label"),
+    "class_map": ("classes.txt", "classes.txt"),
+    "in_chans": ("3", 3),
+    "aug_repeats": ("3", 3),
     "train_split": ("part", "part"),
     "test_split": ("null", None),
     "holdout": ("7", 7),
@@ -42,6 +45,7 @@ MEMORY_DATA = {
 }
 TIMM_DATA = {
     "pipeline": ("timm", "timm"),
+    "in_chans": ("1", 1),
     "pad": ("4", 4),  # the default, because the recipe below has another value
     "holdout": ("0", 0),
     "val_split": ("valid", "valid"),

@@ -39,7 +39,8 @@ transform = create_transform(**config)
 names = model.pretrained_cfg["label_names"]
 files = sorted(Path(images).rglob("*.png"))
 labels = torch.tensor([names.index(file.parent.name.removeprefix("class ")) for file in files])
-pixels = torch.stack([transform(Image.open(file).convert("RGB")) for file in files])
+mode = {1: "L", 3: "RGB"}[config["input_size"][0]]
+pixels = torch.stack([transform(Image.open(file).convert(mode)) for file in files])
 with torch.inference_mode():
     hits = model(pixels).topk(5).indices == labels[:, None]
 found = {f"top{k}": 100 * hits[:, :k].any(1).double().mean().item() for k in (1, 5)}

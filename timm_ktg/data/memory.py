@@ -32,6 +32,7 @@ class MemoryLoader:
         train: Shuffle and augment.
         pad: Pixels added on each side before cropping, below H and W.
         hflip: Probability of a horizontal flip.
+        repeats: How often a training image comes in succession; see `EpochSampler`.
         seed: Determines every draw, together with epoch and rank.
         rank: This process, 0 .. world_size - 1.
         world_size: The number of processes.
@@ -52,6 +53,7 @@ class MemoryLoader:
         train: bool,
         pad: int = 4,
         hflip: float = 0.5,
+        repeats: int = 1,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -70,7 +72,13 @@ class MemoryLoader:
         self._mean = torch.tensor(mean, device=device).view(channels, 1, 1) * 255
         self._scale = 1 / (torch.tensor(std, device=device).view(channels, 1, 1) * 255)
         self._sampler = create_sampler(
-            size, batch_size, train=train, seed=seed, rank=rank, world_size=world_size
+            size,
+            batch_size,
+            train=train,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            repeats=repeats,
         )
 
     @property

@@ -48,6 +48,9 @@ class EpochSampler:
     per rank. The last, partial batch is kept, except for at most `world_size - 1` images, so that
     its shares are equal too and the mean of the ranks' means is the mean of the batch.
 
+    With `repeats`, every image comes that often in succession, on one rank after another, as in
+    timm's RepeatAugSampler. An epoch stays as long, so it has fewer images.
+
     Args:
         size: N, the number of images.
         batch_size: Images per step, over all ranks together; a multiple of `world_size`.
@@ -55,6 +58,7 @@ class EpochSampler:
         rank: This process, 0 .. world_size - 1.
         world_size: The number of processes.
         shuffle: False: keep the order of the data.
+        repeats: How often an image comes in succession, 1 or more.
 
     Raises:
         ValueError: `batch_size` cannot be shared, or there is not an image for every rank.
@@ -69,6 +73,7 @@ class EpochSampler:
         rank: int = 0,
         world_size: int = 1,
         shuffle: bool = True,
+        repeats: int = 1,
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise ValueError(
@@ -82,6 +87,7 @@ class EpochSampler:
             )
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.rank, self.world_size, self.shuffle = rank, world_size, shuffle
+        self.repeats = repeats
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -94,6 +100,10 @@ class EpochSampler:
         share = self.batch_size // self.world_size
         tail = (self.size - full) // self.world_size
         order = self._order()
+        if self.repeats > 1:
+            order = order.repeat_interleave(self.repeats)
+            own = order[: full + tail * self.world_size][self.rank :: self.world_size]
+            return torch.split(own.to(device), share)
         own_tail = order[full + self.rank * tail :][:tail]
         own = order[:full].view(-1, self.world_size, share)[:, self.rank].flatten()
         return torch.split(torch.cat([own, own_tail]).to(device), share)
@@ -149,9 +159,18 @@ class EvalSampler:
 
 
 def create_sampler(
-    size: int, batch_size: int, *, train: bool, seed: int, rank: int, world_size: int
+    size: int,
+    batch_size: int,
+    *,
+    train: bool,
+    seed: int,
+    rank: int,
+    world_size: int,
+    repeats: int = 1,
 ) -> EpochSampler | EvalSampler:
     """Return an `EpochSampler` to train, an `EvalSampler` to evaluate."""
     if train:
-        return EpochSampler(size, batch_size, seed=seed, rank=rank, world_size=world_size)
+        return EpochSampler(
+            size, batch_size, seed=seed, rank=rank, world_size=world_size, repeats=repeats
+        )
     return EvalSampler(size, batch_size, rank=rank, world_size=world_size)

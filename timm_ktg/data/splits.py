@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import did_you_mean
+from .class_map import read_class_map, relabel
 from .sources import load_source
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def load_splits(
     holdout: int = 0,
     split_seed: int = 0,
     images_per_class: int | None = None,
+    class_map: str | None = None,
 ) -> Splits:
     """Open a data set and choose the images for training, validation and test.
 
@@ -72,6 +74,7 @@ def load_splits(
         split_seed: Decides which images `holdout` and `images_per_class` take; 0 or more.
         images_per_class: How many training images of each class to keep; None: all. What is kept
             does not depend on `holdout`, as long as that leaves enough.
+        class_map: A file that lists the classes, one a line; None: all that the data set has.
 
     Returns:
         The splits, checked. Only schema and size of the test split are; see `check_labels`.
@@ -84,6 +87,12 @@ def load_splits(
     _check_roles(names, holdout)
     chosen = _choose(load_source(dataset, dataset_config), names)
     _check_columns(chosen, input_key, target_key)
+    if class_map is not None:
+        listed = read_class_map(class_map)
+        chosen = {
+            field: relabel(split, target_key, listed, f"data.{field}")
+            for field, split in chosen.items()
+        }
     classes = _find_classes(chosen, names, target_key)
     train, val, record = _divide(
         chosen, target_key, len(classes), holdout, split_seed, images_per_class

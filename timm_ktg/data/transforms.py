@@ -37,10 +37,12 @@ class TransformLoader:
         dataset: The split.
         input_key: The column of images.
         target_key: The column of class indices.
-        transform: Maps an RGB image to a normalized float32 [3, H, W].
+        transform: Maps an image to a normalized float32 [in_chans, H, W].
         batch_size: Images per step, over all ranks together.
         device: Where batches are moved.
         train: Shuffle.
+        in_chans: Channels of the images; see `decode`.
+        repeats: How often a training image comes in succession; see `EpochSampler`.
         workers: Processes that read and transform; 0: this one does.
         seed: Determines every draw, together with epoch and rank.
         rank: This process, 0 .. world_size - 1.
@@ -60,6 +62,8 @@ class TransformLoader:
         batch_size: int,
         device: torch.device | str,
         train: bool,
+        in_chans: int = 3,
+        repeats: int = 1,
         workers: int = 4,
         seed: int = 0,
         rank: int = 0,
@@ -67,12 +71,21 @@ class TransformLoader:
     ) -> None:
         self.device, self.seed, self.rank, self.epoch = torch.device(device), seed, rank, 0
         self._sampler = create_sampler(
-            len(dataset), batch_size, train=train, seed=seed, rank=rank, world_size=world_size
+            len(dataset),
+            batch_size,
+            train=train,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            repeats=repeats,
         )
         stored = undecoded(dataset, input_key, target_key)
         self._generator = torch.Generator()
         self._loader = DataLoader(
-            cast("TorchDataset[_Sample]", _Samples(stored, input_key, target_key, transform)),
+            cast(
+                "TorchDataset[_Sample]",
+                _Samples(stored, input_key, target_key, transform, in_chans),
+            ),
             batch_sampler=self._sampler,
             num_workers=workers,
             pin_memory=self.device.type == "cuda",
@@ -120,11 +133,12 @@ class _Samples:
     input_key: str
     target_key: str
     transform: Transform
+    in_chans: int
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> _Sample:
         row = self.dataset[index]
-        image = read_image(row[self.input_key], self.input_key, index)
+        image = read_image(row[self.input_key], self.input_key, index, self.in_chans)
         return self.transform(image), row[self.target_key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,7 +58,9 @@ def build_nodes(
                 nodes.append(Node(name, given[name], tuple(node.taps)))
             else:
                 learns = any(link.destination == name for link in recipe.graph.topology.live)
-                built = build_network(name, node, learns, num_classes, recipe.train.seed)
+                built = build_network(
+                    name, node, learns, num_classes, recipe.train.seed, recipe.data.in_chans
+                )
                 if learns:
                     prepare_to_learn(built, recipe.train)
                 nodes.append(built)
@@ -219,7 +222,9 @@ def build_ensemble(name: str, node: EnsembleConfig) -> Ensemble:
     return Ensemble(name, tuple(node.ensemble), node.combine, weights)
 
 
-def build_network(name: str, node: NodeConfig, learns: bool, num_classes: int, seed: int) -> Node:
+def build_network(
+    name: str, node: NodeConfig, learns: bool, num_classes: int, seed: int, in_chans: int = 3
+) -> Node:
     """Return the network that a recipe describes.
 
     Args:
@@ -228,12 +233,14 @@ def build_network(name: str, node: NodeConfig, learns: bool, num_classes: int, s
         learns: Whether it learns; otherwise it needs a trained classifier.
         num_classes: C.
         seed: Seed of the run, which its own seed derives from.
+        in_chans: Channels of the images.
 
     Raises:
         RecipeError: The network cannot be built.
     """
     where = f"graph.nodes.{name}"
-    arguments = {"num_classes": num_classes, **node.model_kwargs}
+    images = {} if in_chans == 3 else {"in_chans": in_chans}  # not all models know it
+    arguments = {"num_classes": num_classes, **images, **node.model_kwargs}
     # Equal architectures must start from different weights, and a new node must not change others.
     own_seed = derive_seed(f"init {name}", seed) if node.seed is None else node.seed
     # If there is a download, it is what can go wrong.
@@ -247,12 +254,14 @@ def build_network(name: str, node: NodeConfig, learns: bool, num_classes: int, s
             raise ValueError(f"should give the data's {num_classes} classes. Found {classes}.")
     own: dict[str, Any] = {}
     if node.pretrained:
-        own = _expected(model)
+        own = _expected(model, arguments.get("in_chans", 3))
         with located(f"{where}.pretrained"):
             _check_teacher(node, learns, model, num_classes)
     if node.checkpoint_path is not None:
         with located(f"{where}.checkpoint_path"):
-            own = _expected(model) | load_weights(model, node.checkpoint_path)
+            own = _expected(model, arguments.get("in_chans", 3)) | load_weights(
+                model, node.checkpoint_path
+            )
     with located(f"{where}.taps"):
         Taps(model, node.taps).remove()
     return Node(
@@ -265,10 +274,21 @@ def build_network(name: str, node: NodeConfig, learns: bool, num_classes: int, s
     )
 
 
-def _expected(model: nn.Module) -> dict[str, Any]:
+def fitted(values: Sequence[float], channels: int) -> Channels:
+    """Return the values, or their mean for each channel if there are not as many.
+
+    timm adds up the weights of RGB for other channels, which then expect what RGB does on average.
+    """
+    if len(values) == channels:
+        return tuple(values)
+    return (math.fsum(values) / len(values),) * channels
+
+
+def _expected(model: nn.Module, in_chans: int) -> dict[str, Any]:
     """Return the normalization that timm's weights for a model expect."""
     config = getattr(model, "pretrained_cfg", {})
-    return {"mean": config.get("mean"), "std": config.get("std")}
+    found = {name: config.get(name) for name in ("mean", "std")}
+    return {name: values and fitted(values, in_chans) for name, values in found.items()}
 
 
 def _check_teacher(node: NodeConfig, learns: bool, model: nn.Module, num_classes: int) -> None:

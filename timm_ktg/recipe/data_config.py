@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic_core import InitErrorDetails
 
-from .section import RGB, Section, Share, changed, checked, problem
+from ..data.images import MODES
+from .section import Channels, Section, Share, changed, checked, problem
 
 _ONLY_IN: dict[str, tuple[str, ...]] = {
     "memory": ("pad",),
@@ -26,7 +27,27 @@ def _range_problem(ends: tuple[float, float] | None) -> str | None:
     return f"should be the lower end, then the upper. Found {list(ends)}."
 
 
+def _in_chans_problem(channels: int) -> str | None:
+    if channels in MODES:
+        return None
+    return f"should be 1 (gray), 3 (RGB) or 4 (RGBA). Found {channels}."
+
+
 _InOrder = checked(_range_problem)
+
+
+def _channel_problems(
+    section: type[DataConfig], data: Mapping[str, Any]
+) -> Iterator[InitErrorDetails]:
+    """Yield what does not go with the number of channels."""
+    channels = str(data.get("in_chans", 3))
+    for name in ("mean", "std"):
+        given = data.get(name)
+        if isinstance(given, list | tuple) and str(len(given)) != channels:
+            yield problem((name,), f"should have {channels} numbers, as many as in_chans.")
+    if channels == "4":
+        for name in changed(section, data, ("aa", "grayscale_prob")):
+            yield problem((name,), "should be left out, because timm cannot do it to 4 channels.")
 
 
 class DataConfig(Section):
@@ -40,6 +61,11 @@ class DataConfig(Section):
     """Column that holds the images."""
     target_key: str = "label"
     """Column that holds the labels."""
+    class_map: str | None = None
+    """File that lists the classes, one a line, in the order of their labels; images of others are
+    left out. null: all classes of the data set."""
+    in_chans: Annotated[int, checked(_in_chans_problem)] = 3
+    """Channels of the images: gray (1), RGB (3), or RGBA (4)."""
     train_split: str = "train"
     """Split to train on."""
     val_split: str | None = None
@@ -56,9 +82,9 @@ class DataConfig(Section):
     """`memory`: small images, decoded once, augmented on the device. `timm`: timm's transforms."""
     img_size: Annotated[int, Field(ge=1, le=8192)] | None = None
     """Height and width of the images; null: unchanged (memory), or the target's (timm)."""
-    mean: RGB | None = None
+    mean: Channels | None = None
     """Mean to normalize with, in 0..1; null: measured (memory), or the target's (timm)."""
-    std: RGB | None = None
+    std: Channels | None = None
     """Standard deviation to normalize with; null: as for `mean`."""
     hflip: Share = 0.5
     """Probability of a horizontal flip."""
@@ -95,6 +121,9 @@ class DataConfig(Section):
     """Share of the image that evaluation crops; null: the target's (timm)."""
     no_aug: bool = False
     """Switch off all augmentation (timm)."""
+    aug_repeats: Annotated[int, Field(ge=0, le=1000)] = 0
+    """How often an image comes in succession, augmented anew each time; an epoch stays as long, so
+    it has fewer images. 0 or 1: once."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 4
     """Number of processes that decode and augment (timm)."""
     mixup: NonNegativeFloat = 0.0
@@ -126,5 +155,6 @@ class DataConfig(Section):
                     yield problem((name,), f"has no effect unless data.pipeline is {pipeline}.")
         if (data.get("mean") is None) != (data.get("std") is None):
             yield problem(("mean",), "mean and std should be given together.")
+        yield from _channel_problems(cls, data)
         if changed(cls, data, ["holdout"]) and data.get("val_split"):
             yield problem(("holdout",), "should be 0 when val_split names a split.")

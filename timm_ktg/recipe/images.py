@@ -27,6 +27,7 @@ from ..data import (
 from ..errors import RecipeError
 from ..graph.node import Channels
 from ..records.result import Preparation
+from .build import fitted
 from .data_config import DataConfig
 from .recipe import Recipe
 from .transform import build_transform
@@ -99,6 +100,7 @@ def build_splits(data: DataConfig) -> Splits:
             holdout=data.holdout,
             split_seed=data.split_seed,
             images_per_class=data.images_per_class,
+            class_map=data.class_map,
         )
     except ValueError as error:
         raise RecipeError(str(error).splitlines()) from error
@@ -146,7 +148,7 @@ def _in_memory(recipe: Recipe, splits: Splits, target: nn.Module, process: Proce
     data = recipe.data
 
     def decoded(split: Dataset) -> tuple[Tensor, Tensor]:
-        return decode(split, splits.input_key, splits.target_key, data.img_size)
+        return decode(split, splits.input_key, splits.target_key, data.img_size, data.in_chans)
 
     every = {role: _checked(role, decoded, split) for role, split in _roles(splits).items()}
     _check_sizes({role: images for role, (images, _) in every.items()})
@@ -165,6 +167,7 @@ def _in_memory(recipe: Recipe, splits: Splits, target: nn.Module, process: Proce
             train=train,
             pad=data.pad,
             hflip=data.hflip,
+            repeats=max(1, data.aug_repeats),
             seed=seed,
             device=process.device,
             rank=process.rank,
@@ -183,7 +186,9 @@ def _in_memory(recipe: Recipe, splits: Splits, target: nn.Module, process: Proce
         mean=mean,
         std=std,
         # The images are of this size already, or `decode` has resized them so.
-        preparation=Preparation((3, *image_size), "bicubic", crop_pct=1.0, crop_mode="squash"),
+        preparation=Preparation(
+            (data.in_chans, *image_size), "bicubic", crop_pct=1.0, crop_mode="squash"
+        ),
     )
 
 
@@ -191,11 +196,13 @@ def _by_timm(recipe: Recipe, splits: Splits, target: nn.Module, process: Process
     data, config, test = recipe.data, resolve_model_data_config(target), splits.test
     for role, split in _roles(splits).items():
         _checked(role, lambda split: check_some(split, splits.input_key), split)
-    mean = data.mean or tuple(config["mean"])
-    std = data.std or tuple(config["std"])
+    mean = data.mean or fitted(config["mean"], data.in_chans)
+    std = data.std or fitted(config["std"], data.in_chans)
     size = data.img_size or int(config["input_size"][-1])
     crop_pct = data.crop_pct or config["crop_pct"]
-    preparation = Preparation((3, size, size), config["interpolation"], crop_pct, "center")
+    preparation = Preparation(
+        (data.in_chans, size, size), config["interpolation"], crop_pct, "center"
+    )
 
     def loader(split: Dataset, train: bool = False, seed: int = 0) -> Loader:
         return TransformLoader(
@@ -206,6 +213,8 @@ def _by_timm(recipe: Recipe, splits: Splits, target: nn.Module, process: Process
             batch_size=recipe.train.batch_size if train else recipe.train.evaluation_batch_size,
             device=process.device,
             train=train,
+            in_chans=data.in_chans,
+            repeats=max(1, data.aug_repeats),
             workers=data.workers,
             seed=seed,
             rank=process.rank,

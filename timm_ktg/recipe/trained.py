@@ -85,7 +85,7 @@ class TrainedRun:
         return found
 
     def transform(self) -> Transform:
-        """Return what maps an RGB image to the normalized [3, H, W] that the run evaluated.
+        """Return what maps an image to the normalized [C, H, W] that the run evaluated.
 
         Raises:
             RecipeError: The run does not say how it prepared images.
@@ -154,7 +154,9 @@ def _add(
         own = {"checkpoint_path": str(file), "pretrained": False}
         node = source.model_copy(update=own)
     with located(f"{file}: cannot be loaded"):
-        built = build_network(name, node, True, len(data.class_names), seed=0)
+        # What earlier versions made has three.
+        in_chans = data.preparation.input_size[0] if data.preparation else 3
+        built = build_network(name, node, True, len(data.class_names), 0, in_chans)
         members[name] = Network(built, Place(True, data.mean, data.std))
 
 

@@ -51,13 +51,16 @@ def check_sync_bn(train: TrainConfig, device: torch.device) -> None:
 
 @torch.no_grad()
 def check_outputs(
-    graph: KnowledgeTransferGraph, size: tuple[int, int], num_classes: int, device: torch.device
+    graph: KnowledgeTransferGraph,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    device: torch.device,
 ) -> dict[str, NodeOutput]:
     """Return every node's output for two images of the given size.
 
     Args:
         graph: The graph, on its device.
-        size: Height and width of the images.
+        shape: Channels, height and width of the images.
         num_classes: C.
         device: The device.
 
@@ -66,22 +69,23 @@ def check_outputs(
     """
     problems, outputs = [], dict[str, NodeOutput]()
     # Not all the same, because the losses are tried on what comes out.
-    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    size = shape[1:]
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     graph.eval()
     for name in graph.topology.order:
         try:
             outputs[name] = graph.members[name](images, outputs)
-            shape = list(outputs[name].logits.shape)
+            found = list(outputs[name].logits.shape)
         except Exception as error:  # a model can raise anything for images it was not made for
             problems.append(
                 f"graph.nodes.{name}: cannot take images of {size[0]}x{size[1]}: {one_line(error)}"
                 f"{_size_hint(graph, name, size)}"
             )
             continue
-        if shape != [2, num_classes]:
+        if found != [2, num_classes]:
             problems.append(
                 f"graph.nodes.{name}: should map 2 images to logits [2, {num_classes}]. "
-                f"Found {shape}."
+                f"Found {found}."
             )
     if problems:
         raise RecipeError(problems)

@@ -44,5 +44,5 @@ def _data_config(network: Network, images: Images) -> dict[str, Any]:
     """
     config = {**asdict(images.preparation), "mean": network.mean, "std": network.std}
     if isinstance(network.size, tuple):
-        config["input_size"] = (3, *network.size)
+        config["input_size"] = (images.preparation.input_size[0], *network.size)
     return config

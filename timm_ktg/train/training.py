@@ -279,7 +279,7 @@ def _build_graph(
     device, images, train = accelerator.device, data.images, recipe.train
     graph = connect(recipe, nodes, edges, images.mean, images.std).to(device)
     check_grad_checkpointing(train, graph)
-    outputs = check_outputs(graph, images.size, data.splits.num_classes, device)
+    outputs = check_outputs(graph, images.preparation.input_size, data.splits.num_classes, device)
     build_edge_modules(graph, outputs, train.seed)
     check_contracts(graph, outputs, recipe.data.mixes, data.checked)
     check_processes_agree(graph)
@@ -290,7 +290,9 @@ def _build_graph(
     if train.teacher_table == "auto" and isinstance(loader, MemoryLoader) and on_cpu:
         precision = f"{accelerator.mixed_precision} {train.channels_last} {train.torchcompile}"
         graph.tables = tables_of(graph, loader, data.splits.num_classes, precision)
-    some = torch.randn(2, 3, *images.size, generator=torch.Generator().manual_seed(0))
+    some = torch.randn(
+        2, *images.preparation.input_size, generator=torch.Generator().manual_seed(0)
+    )
     cost = cost_of(graph, some.to(device), outputs, data.flops)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     graph.speed_up_frozen(some, dtype, train.torchcompile)

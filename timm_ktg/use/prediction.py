@@ -72,8 +72,9 @@ def predict(
         A prediction for each image that can be read, and a line for each that cannot.
     """
     model, names = model.to(device), model.class_names
+    in_chans = len(model.mean) if model.mean else 3
     predictions, problems = list[Prediction](), list[str]()
-    for some, images in _batches(files, transform, problems):
+    for some, images in _batches(files, transform, problems, in_chans):
         probabilities = model(images.to(device)).float().softmax(-1)
         best = probabilities.topk(min(top, len(names)), dim=-1)
         rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -84,13 +85,13 @@ def predict(
 
 
 def _batches(
-    files: Sequence[Path], transform: Transform, problems: list[str]
+    files: Sequence[Path], transform: Transform, problems: list[str], in_chans: int
 ) -> Iterator[tuple[list[Path], Tensor]]:
-    """Yield batches of files and their images [B, 3, H, W]; add a line for each that is broken."""
+    """Yield batches of files and their images [B, C, H, W]; add a line for each that is broken."""
     read = dict[Path, Tensor]()
     for number, file in enumerate(tqdm(files, unit="image", leave=False, disable=None), start=1):
         try:
-            read[file] = transform(decode_image({"bytes": None, "path": str(file)}))
+            read[file] = transform(decode_image({"bytes": None, "path": str(file)}, in_chans))
         except Exception as error:  # Pillow's plugins raise all kinds of errors
             problems.append(f"{file}: cannot be read: {first_line(error)}")
         if read and (len(read) == _BATCH or number == len(files)):

@@ -84,6 +84,7 @@ def validate(
         batch_size=run.recipe.train.evaluation_batch_size,
         device=device,
         train=False,
+        in_chans=run.preparation().input_size[0],
         workers=data.workers if data.pipeline == "timm" else 0,
     )
     topology = run.recipe.graph.topology
