@@ -15,9 +15,9 @@ from accelerate import Accelerator
 
 from tests.tiny_data import rows, save, save_images
 from timm_ktg.graph.weights import export_node
-from timm_ktg.recipe.build import build_scheduler
 from timm_ktg.recipe.command_line import Command, parse_command
 from timm_ktg.recipe.recipe import Recipe, bundled_recipes, load_recipe, read_recipe
+from timm_ktg.recipe.schedule import build_scheduler
 from timm_ktg.train.loop import start_epoch, train_epoch
 from timm_ktg.train.training import build_training
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from timm_ktg.recipe.build import build_scheduler, epochs_of
+from timm_ktg.recipe.schedule import build_scheduler, epochs_of
 from timm_ktg.recipe.train_config import TrainConfig
 
 

@@ -15,15 +15,18 @@ from timm_ktg.errors import RecipeError
 from timm_ktg.graph.edge import Edge
 from timm_ktg.graph.graph import KnowledgeTransferGraph
 from timm_ktg.graph.node import Node
-from timm_ktg.recipe.build import build_nodes, build_scheduler
+from timm_ktg.recipe.build import build_nodes
 from timm_ktg.recipe.data_config import DataConfig
 from timm_ktg.recipe.learner import prepare_to_learn
-from timm_ktg.recipe.recipe import check_recipe
+from timm_ktg.recipe.recipe import check_recipe, check_section
+from timm_ktg.recipe.schedule import build_scheduler
+from timm_ktg.recipe.search_config import SearchRecipe
 from timm_ktg.recipe.train_config import TrainConfig
 from timm_ktg.recipe.transform import build_transform
 from timm_ktg.records.result import Preparation
 from timm_ktg.train.checks import check_grad_checkpointing
 
+PLATEAU = {"sched": "plateau"}
 TINY = {"img_size": 32, "patch_size": 16, "embed_dim": 24, "depth": 4, "num_heads": 2}
 
 
@@ -69,6 +72,41 @@ def test_schedule_has_timms_rates(values: dict[str, Any], on_updates: bool) -> N
     plain = TrainConfig(epochs=8, lr=0.4, sched=train.sched, sched_on_updates=on_updates)
     optimizer = torch.optim.SGD([torch.zeros(())], lr=0.4)
     assert found != rates(build_scheduler(plain, optimizer, 3)[0], optimizer, epochs, 3)
+
+
+def test_plateau_has_timms_rates() -> None:
+    values = {"warmup_epochs": 2, "patience_epochs": 1, "decay_rate": 0.5, "min_lr": 0.03}
+    train = TrainConfig(sched="plateau", lr=0.4, warmup_lr=0.1, **values)
+    found, expected = [], []
+    groups = [{"params": [torch.zeros(())], "lr_scale": scale} for scale in (1.0, 0.25)]
+    own = torch.optim.SGD([dict(group) for group in groups], lr=0.4)
+    theirs = torch.optim.SGD([dict(group) for group in groups], lr=0.4)
+    plateau, epochs = build_scheduler(train, own, updates_per_epoch=3)
+    with pytest.warns(FutureWarning, match="deprecated"):
+        timms, _ = create_scheduler_v2(theirs, **scheduler_kwargs(Namespace(**train.model_dump())))
+    assert epochs == train.epochs
+    for epoch, metric in enumerate([1, 2, 3, 4, 4, 4, 5, 5, 5, 5, 4, 3, 9, 9, 9, 9], start=1):
+        found.append([group["lr"] for group in own.param_groups])
+        expected.append([group["lr"] for group in theirs.param_groups])
+        plateau.step(epoch)
+        plateau.step_update(epoch)
+        plateau.step(epoch, metric)
+        timms.step(epoch, metric)
+    assert found == expected
+    assert len({first for first, _ in found}) == 6  # it was warmed up, and decayed three times
+
+
+def test_plateau_without_validation_images_is_refused() -> None:
+    said = "train.sched: needs validation images: data.holdout or data.val_split. Found plateau."
+    assert problems_of(recipe(train=PLATEAU)) == (said,)
+    values = recipe(data={"holdout": "2"}, train=PLATEAU)
+    assert problems_of(values) == ()
+    values["train"]["sched_on_updates"] = True
+    (line,) = problems_of(values)
+    assert line.startswith("train.sched_on_updates: should be left out")
+    searched = {"search": {"nodes": 1, "target_model": "resnet8_cifar"}}
+    with pytest.raises(RecipeError, match=r"^train\.sched: should not be plateau: a search's last"):
+        check_section(SearchRecipe, {**searched, "data": values["data"], "train": PLATEAU})
 
 
 @pytest.mark.parametrize(
@@ -172,6 +210,14 @@ def test_head_starts_as_timms_script_makes_it() -> None:
     nn.init.constant_(expected.get_classifier().bias, -4.6)
     theirs = expected.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in model.state_dict().items())
+
+
+def test_word_that_is_no_device_is_refused() -> None:
+    for name in ("gpu", "cuda:x"):
+        (line,) = problems_of(recipe(train={"device": name}))
+        assert (
+            line == f"train.device: should be a device, such as cpu, cuda or cuda:1. Found {name}."
+        )
 
 
 @pytest.mark.usefixtures("workplace")

@@ -9,8 +9,6 @@ from typing import Any
 import timm
 import torch
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
-from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from ..data import derive_seed
@@ -164,47 +162,6 @@ def build_optimizer(
         )
     optimizer.register_load_state_dict_pre_hook(_with_own_kernels)
     return optimizer
-
-
-def build_scheduler(
-    train: TrainConfig, optimizer: torch.optim.Optimizer, updates_per_epoch: int
-) -> tuple[Scheduler, int]:
-    """Return timm's scheduler and the number of epochs, warm-up and cool-down included.
-
-    Raises:
-        RecipeError: The schedule's lengths do not fit together.
-    """
-    with located("train.sched"):
-        built: tuple[Scheduler, int] = create_scheduler_v2(
-            optimizer,
-            sched=train.sched,
-            num_epochs=train.epochs,
-            decay_epochs=train.decay_epochs,
-            decay_milestones=train.decay_milestones,
-            cooldown_epochs=train.cooldown_epochs,
-            decay_rate=train.decay_rate,
-            min_lr=train.min_lr,
-            warmup_lr=train.warmup_lr,
-            warmup_epochs=train.warmup_epochs,
-            warmup_prefix=train.warmup_prefix,
-            noise=train.lr_noise,  # type: ignore[arg-type] # its default is None
-            noise_pct=train.lr_noise_pct,
-            noise_std=train.lr_noise_std,
-            noise_seed=train.seed,
-            cycle_mul=train.lr_cycle_mul,
-            cycle_decay=train.lr_cycle_decay,
-            cycle_limit=train.lr_cycle_limit,
-            k_decay=train.lr_k_decay,
-            step_on_epochs=not train.sched_on_updates,
-            updates_per_epoch=updates_per_epoch,
-        )
-        return built
-
-
-def epochs_of(train: TrainConfig) -> int:
-    """Return the number of epochs of a whole training, warm-up and cool-down included."""
-    nothing = torch.optim.SGD([torch.zeros(())], lr=train.learning_rate)
-    return build_scheduler(train, nothing, updates_per_epoch=1)[1]
 
 
 def _with_own_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:

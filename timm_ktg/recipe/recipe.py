@@ -20,7 +20,7 @@ from .model_ema import model_ema_problem, with_model_ema
 from .node_config import KINDS
 from .section import Location, Section, problem
 from .tracking_config import TrackingConfig
-from .train_config import TrainConfig
+from .train_config import PLATEAU, TrainConfig
 
 S = TypeVar("S", bound=Section)
 
@@ -32,6 +32,7 @@ PLACE = {
         "torchcompile",
         "channels_last",
         "cuda_graph",
+        "device",
         "teacher_table",
         "log_interval",
         "capture",
@@ -70,14 +71,23 @@ class Recipe(Section):
 
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
-        """Yield the problems of a moving average of no network, and of a best epoch by nothing."""
+        """Yield the problems between sections."""
         said = model_ema_problem(data)
         if said:
             yield problem(("train", "model_ema"), said)
-        metric, images = _value(data, "train", "eval_metric"), ("holdout", "val_split")
-        if metric and all(str(_value(data, "data", each) or 0) == "0" for each in images):
-            said = f"needs validation images: data.holdout or data.val_split. Found {metric}."
-            yield problem(("train", "eval_metric"), said)
+        said = "needs validation images: data.holdout or data.val_split"
+        for field in ("eval_metric", "sched") if not _has_validation(data) else ():
+            wanted = _value(data, "train", field)
+            if wanted and (field != "sched" or wanted == PLATEAU):
+                yield problem(("train", field), f"{said}. Found {wanted}.")
+        interval = _value(data, "train", "eval_interval") or 1
+        if _value(data, "train", "sched") == PLATEAU and str(interval) != "1":
+            said = f"should be 1: the schedule plateau looks at every epoch. Found {interval}."
+            yield problem(("train", "eval_interval"), said)
+
+
+def _has_validation(data: Mapping[str, Any]) -> bool:
+    return any(str(_value(data, "data", each) or 0) != "0" for each in ("holdout", "val_split"))
 
 
 def _value(data: Mapping[str, Any], section: str, field: str) -> Any:

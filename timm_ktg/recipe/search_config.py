@@ -35,7 +35,7 @@ from .node_config import (
 )
 from .section import Section, checked, problem
 from .tracking_config import TrackingConfig
-from .train_config import Rungs, TrainConfig
+from .train_config import PLATEAU, Rungs, TrainConfig
 
 PRETRAINED = "pretrained"  # stands for timm's weights of a model
 Objective = Literal["target", "ensemble", "ensemble-all"]
@@ -334,7 +334,10 @@ class SearchRecipe(Section):
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
         """Yield the problems with sections that a search shares with a training."""
-        tracking = data.get("tracking") or {}
+        train, tracking = data.get("train") or {}, data.get("tracking") or {}
+        if isinstance(train, Mapping) and train.get("sched") == PLATEAU:
+            said = "should not be plateau: a search's last trainings have no validation images."
+            yield problem(("train", "sched"), said)
         if isinstance(tracking, Mapping) and tracking.get("with"):
             yield problem(("tracking", "with"), "is for a training; a search supports wandb only.")
         images = data.get("data") or {}

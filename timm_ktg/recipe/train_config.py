@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import timm.optim
+import torch
 from pydantic import (
     BeforeValidator,
     Field,
@@ -26,6 +27,17 @@ def _optimizer_problem(name: str) -> str | None:
     if name in known:
         return None
     return f"timm has no optimizer `{name}`.{did_you_mean(name, known)}"
+
+
+def _device_problem(name: str) -> str | None:
+    try:
+        torch.device(name)
+    except RuntimeError:
+        return f"should be a device, such as cpu, cuda or cuda:1. Found {name[:100]}."
+    return None
+
+
+PLATEAU = "plateau"  # the schedule that looks at validation images
 
 
 def _no_is_a_word(value: Any) -> Any:
@@ -54,6 +66,7 @@ _ONLY_WITH: tuple[tuple[str, Callable[[Any], bool], str, tuple[str, ...]], ...] 
         "above 1",
         ("lr_cycle_mul", "lr_cycle_decay"),
     ),
+    ("sched", ("plateau",).__contains__, "plateau", ("patience_epochs",)),
     ("lr_noise", lambda noise: noise is not None, "given", ("lr_noise_pct", "lr_noise_std")),
 )
 
@@ -103,10 +116,18 @@ class TrainConfig(Section):
     """Least factor of a layer's learning rate (layer_decay)."""
     opt_kwargs: dict[str, Any] = {}
     """Further arguments of the optimizer."""
-    sched: Literal["step", "multistep", "cosine", "tanh", "poly", "wsd", "rsqrt", "constant"] = (
-        "step"
-    )
-    """timm's name of the schedule."""
+    sched: Literal[
+        "step",
+        "multistep",
+        "cosine",
+        "tanh",
+        "poly",
+        "wsd",
+        "rsqrt",
+        "constant",
+        "plateau",
+    ] = "step"
+    """timm's name of the schedule; `plateau` looks at the target's validation top-1."""
     sched_on_updates: bool = False
     """Step the schedule at every update instead of every epoch."""
     decay_epochs: PositiveFloat = 60
@@ -115,6 +136,8 @@ class TrainConfig(Section):
     """Epochs of the decays (multistep). timm decays one epoch early: 41 acts after 40 epochs."""
     decay_rate: PositiveFloat = 0.1
     """Factor of each decay."""
+    patience_epochs: NonNegativeInt = 10
+    """Epochs without a better validation before a decay (plateau)."""
     lr_cycle_limit: Annotated[int, Field(ge=1, le=1000)] = 1
     """Number of cycles, each as long as `epochs` (cosine, tanh, poly)."""
     lr_cycle_mul: PositiveFloat = 1.0
@@ -162,6 +185,8 @@ class TrainConfig(Section):
     """Raise the decay gradually to its value (model_ema)."""
     grad_checkpointing: bool = False
     """Compute activations of learning nodes twice instead of keeping them, to save memory."""
+    device: Annotated[str, checked(_device_problem)] | None = None
+    """Device, such as cpu, cuda or cuda:1; null: accelerate's choice."""
     sync_bn: bool = False
     """Share BatchNorm's statistics of a batch among all processes, which need accelerators."""
     torchcompile: bool = False
@@ -197,6 +222,9 @@ class TrainConfig(Section):
             if not holds(data.get(condition, cls.model_fields[condition].default)):
                 for name in changed(cls, data, fields):
                     yield problem((name,), f"has no effect unless train.{condition} is {said}.")
+        if data.get("sched") == "plateau":
+            for name in changed(cls, data, ("sched_on_updates", "lr_noise", "cooldown_epochs")):
+                yield problem((name,), "should be left out, because train.sched is plateau.")
 
     def shortened(self, share: float) -> TrainConfig:
         """Return a whole training that is shorter: all that is counted in epochs shrinks alike.
@@ -216,6 +244,7 @@ class TrainConfig(Section):
                 "epochs": scaled(self.epochs, 1),
                 "warmup_epochs": scaled(self.warmup_epochs),
                 "cooldown_epochs": scaled(self.cooldown_epochs),
+                "patience_epochs": scaled(self.patience_epochs),
                 "decay_epochs": self.decay_epochs * share,
                 # Milestone n decays after n - 1 epochs.
                 "decay_milestones": [scaled(each - 1) + 1 for each in self.decay_milestones],

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError, one_line
-from ..recipe.build import epochs_of
 from ..recipe.recipe import read_recipe
+from ..recipe.schedule import epochs_of
 from ..recipe.train_config import TrainConfig
 from ..records.metrics import EPOCH, Metrics, top1_by_node
 from ..records.reader import read_epochs, read_result, runs_in

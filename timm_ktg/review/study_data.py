@@ -15,8 +15,8 @@ from optuna import Study
 from optuna.storages import BaseStorage
 
 from ..errors import RecipeError, did_you_mean, located
-from ..recipe.build import epochs_of
 from ..recipe.recipe import read_recipe
+from ..recipe.schedule import epochs_of
 from ..recipe.train_config import TrainConfig
 from ..search.result import spent
 from ..search.storage import open_to_read

@@ -13,7 +13,7 @@ from optuna.exceptions import StorageInternalError
 from ..errors import DataError, RecipeError, located, one_line
 from ..recipe.search_command import SearchCommand, parse_search
 from ..records.run_directory import RUNS
-from ..train.program import PATIENCE, create_accelerator, resolved, run_program
+from ..train.program import PATIENCE, choose_device, create_accelerator, resolved, run_program
 from .final import finish
 from .methods import build_method
 from .processes import WorkerProcesses
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parsed(argv: Sequence[str]) -> SearchCommand:
     command = parse_search(argv, PROGRAM)
+    choose_device(command.recipe.train.device)
     problems = search_tracking_problems(command.recipe.tracking)
     if problems:
         raise RecipeError(problems)

@@ -8,8 +8,8 @@ from typing import Protocol
 from optuna import Study
 from optuna.trial import TrialState
 
-from ..recipe.build import epochs_of
 from ..recipe.recipe import Recipe
+from ..recipe.schedule import epochs_of
 from ..recipe.search_config import SearchConfig, SearchRecipe
 from .liveness import fail_dead
 from .promotion import Ladder, Step

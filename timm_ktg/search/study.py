@@ -40,6 +40,7 @@ LATER: dict[str, Any] = {
     "train.lr_base": 0.1,
     "train.lr_base_size": 256,
     "train.lr_base_scale": None,
+    "train.patience_epochs": 10,
     "train.lr_cycle_limit": 1,
     "train.lr_cycle_mul": 1.0,
     "train.lr_cycle_decay": 0.5,

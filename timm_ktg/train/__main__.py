@@ -28,7 +28,7 @@ from ..records.run_directory import (
 from ..tracking.trackers import check_tracking
 from .checkpoint import epochs_done
 from .metrics import TrainingError
-from .program import create_accelerator, resolved, run_program
+from .program import choose_device, create_accelerator, resolved, run_program
 from .run import run_training
 from .seeds import Ready, first_to_run, run_seeds, with_seed
 from .show import show_graph, show_result, show_seeds
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parsed(argv: Sequence[str]) -> Command:
     command = parse_command(argv, PROGRAM)
+    choose_device(command.recipe.train.device)
     for run in {RunDirectory(command.resume), *runs_in(command.resume)} if command.resume else ():
         run.check()
     if command.resume:

@@ -1,7 +1,8 @@
 """Saves and loads the state of a run.
 
 A state holds the weights, the optimizer and the number of epochs done. Nothing more is needed,
-because timm's schedules and all generators depend on the epoch alone. Loading a state never runs
+because timm's schedules and all generators depend on the epoch alone; `plateau` adds two numbers.
+Loading a state never runs
 code from its files: weights are safetensors, and the rest is JSON or is read by
 `torch.load(weights_only=True)`.
 """
@@ -26,10 +27,11 @@ from pydantic import PositiveInt, TypeAdapter
 from safetensors.torch import load_model
 
 from ..errors import RecipeError, found, located
+from ..recipe.schedule import Plateau
 from ..records.files import writing
 from ..records.result import Best
 from .identity import Identity
-from .training import RunState, Training, together
+from .training import Training, together
 
 _MANIFEST = "manifest.json"
 _UNREADABLE = "half-written (its manifest cannot be read)."
@@ -48,6 +50,7 @@ class _Manifest:
         run: By what an earlier version identified the run.
         seconds: The time that the epochs took; None if an earlier version wrote it elsewhere.
         best: The best epoch so far, whose state is kept as long as this one.
+        plateau: The state of the schedule `plateau`; None for others, which have none.
     """
 
     epoch: PositiveInt
@@ -57,6 +60,7 @@ class _Manifest:
     run: str = ""
     seconds: float | None = None
     best: Best | None = None
+    plateau: tuple[float, int] | None = None
 
 
 def save_state(training: Training, folder: Path, identity: Identity) -> None:
@@ -84,15 +88,17 @@ def save_state(training: Training, folder: Path, identity: Identity) -> None:
         accelerator.save_state(str(partial))
     with together(), writing(final):
         if accelerator.is_main_process:
-            _finish(partial, final, training.state, identity)
+            _finish(partial, final, training, identity)
 
 
-def _finish(partial: Path, final: Path, state: RunState, identity: Identity) -> None:
+def _finish(partial: Path, final: Path, training: Training, identity: Identity) -> None:
     """Write the manifest of a state, move the state into place, and drop old ones."""
+    state, schedule = training.state, training.scheduler
     manifest = {
         **{"epoch": state.epochs, "seconds": state.seconds},
         **{"recipe": identity.values, "data": identity.data},
         "best": None if state.best is None else asdict(state.best),
+        "plateau": schedule.state if isinstance(schedule, Plateau) else None,
         "sha256": _checksums(partial),
     }
     (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -165,6 +171,9 @@ def load_state(training: Training, state: Path) -> None:
             scaler=accelerator.scaler,
         )
         _check_optimizer(optimizer, options)
+        if isinstance(training.scheduler, Plateau):
+            assert manifest.plateau is not None
+            training.scheduler.load(manifest.plateau)
         seconds = _former_seconds(state) if manifest.seconds is None else manifest.seconds
     progress = training.state
     progress.epochs, progress.seconds, progress.best = manifest.epoch, seconds, manifest.best

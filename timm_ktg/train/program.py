@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils import get_int_from_env
 
 from ..errors import (
     ContractError,
@@ -74,16 +77,42 @@ def run_program(
     return 0
 
 
+def choose_device(name: str | None) -> None:
+    """Let accelerate use a device. Call it first of all, because accelerate chooses only once.
+
+    Args:
+        name: `train.device`; None: accelerate chooses by itself.
+
+    Raises:
+        RecipeError: This machine has no such device, or several processes would share it.
+    """
+    if name is None:
+        return
+    device = torch.device(name)
+    with located("train.device"):
+        torch.zeros(1, device=device)
+        if device.index is not None and get_int_from_env(["WORLD_SIZE"], 1) > 1:
+            raise ValueError(f"should have no number with several processes. Found {name}.")
+    if device.type == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    elif device.index is not None:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = name
+
+
 def create_accelerator(recipe: Recipe) -> Accelerator:
     """Return the accelerator for a recipe.
 
     Raises:
-        RecipeError: This machine does not support the precision.
+        RecipeError: This machine does not support the precision, or accelerate has another device.
     """
     with located("train.mixed_precision"):
         accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision)
         if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
             raise ValueError("fp16 needs an accelerator. Found a CPU, where bf16 works.")
+    wanted = recipe.train.device
+    if wanted is not None and torch.device(wanted).type != accelerator.device.type:
+        said = f"should be the device of the process, {accelerator.device}. Found {wanted}."
+        raise RecipeError([f"train.device: {said}"])
     return accelerator
 
 

@@ -126,6 +126,7 @@ def _run_epoch(
     if training.images.val is not None and (last or epoch % interval == 0):
         metrics |= evaluate(training, training.images.val, "val")
         note_best(training, metrics)
+        training.scheduler.step(epoch, metrics[top_name(1, "val", training.graph.target)])
     with together():
         if accelerator.is_main_process:
             directory.log(metrics)

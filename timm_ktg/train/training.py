@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 from timm.layers import convert_sync_batchnorm
-from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -22,9 +21,10 @@ from ..graph.edge import Edge
 from ..graph.graph import KnowledgeTransferGraph
 from ..graph.losses import NodeOutput
 from ..graph.node import GraphNode, Node
-from ..recipe.build import build_edges, build_nodes, build_optimizer, build_scheduler, connect
+from ..recipe.build import build_edges, build_nodes, build_optimizer, connect
 from ..recipe.images import Images, ProcessInfo, build_images, build_splits
 from ..recipe.recipe import Recipe
+from ..recipe.schedule import Schedule, build_scheduler
 from ..recipe.train_config import TrainConfig
 from ..records.result import Best, Cost
 from .checks import (
@@ -110,7 +110,7 @@ class Training:
     cost: Cost
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    scheduler: Scheduler
+    scheduler: Schedule
     epochs: int
     accelerator: Accelerator
     state: RunState
