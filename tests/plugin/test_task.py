@@ -1,17 +1,20 @@
 """The graph as a training task of timm."""
 
 import copy
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from timm.optim import create_optimizer_v2
 from timm.task import TrainingTask
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks
 
 from tests.nets import CLASSES, TinyNet, edge, graph_of, hard_labels, images, soft_labels
 from tests.training_cases import one_process_group as one_process_group
@@ -122,6 +125,56 @@ def test_optimizer_that_misses_a_node_is_refused() -> None:
     with pytest.raises(ValueError, match="Found node `b` left out.*create_optimizer_v2"):
         KnowledgeTransferTask(graph, optimizer, STEPS)
     KnowledgeTransferTask(graph, create_optimizer_v2(graph, opt="adamw", lr=0.1), STEPS)
+
+
+def test_optimizer_that_is_made_later_drives_the_clock_likewise() -> None:
+    task, optimizer = task_of(mutual())
+    loop(task, optimizer)
+    later = KnowledgeTransferTask(mutual(), total_updates=STEPS, verbose=False)
+    other, _ = task_of(mutual())  # its optimizer is not the task's
+    its_optimizer = SGD(
+        [each for each in later.get_trainable_module().parameters() if each.requires_grad],
+        lr=0.1,
+        momentum=0.9,
+    )
+    SGD(other.parameters(), lr=0.1).step()
+    assert later.clock.updates == 0
+    loop(later, its_optimizer)
+    assert later.clock.updates == STEPS
+    assert same_state(state_of(task.trainable_module), state_of(later.trainable_module))
+
+
+def test_optimizer_that_is_made_later_and_misses_a_node_is_refused() -> None:
+    task = KnowledgeTransferTask(mutual(), total_updates=STEPS, verbose=False)
+    optimizer = SGD(task.get_eval_model().parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="Found node `b` left out"):
+        loop(task, optimizer)
+
+
+def test_task_that_is_dropped_leaves_no_hook() -> None:
+    before = dict(_global_optimizer_post_hooks)
+    task = KnowledgeTransferTask(mutual(), total_updates=STEPS, verbose=False)
+    assert len(_global_optimizer_post_hooks) == len(before) + 1
+    del task
+    gc.collect()
+    assert dict(_global_optimizer_post_hooks) == before
+
+
+def test_recipe_around_a_model_is_a_task_of_one_line() -> None:
+    model = timm.create_model("resnet8_cifar", num_classes=10)
+    task = KnowledgeTransferTask("presets/dml", model=model, total_updates=2, verbose=False)
+    assert task.get_eval_model() is model
+    optimizer = create_optimizer_v2(task.get_trainable_module(), opt="sgd", lr=0.1)
+    task.train()
+    for x, labels in steps(last=2):
+        optimizer.zero_grad()
+        task(x, labels)["loss"].backward()
+        optimizer.step()
+    assert task.clock.updates == 2
+    with pytest.raises(ValueError, match="A recipe should come with `model`"):
+        KnowledgeTransferTask("presets/dml", total_updates=2)
+    with pytest.raises(ValueError, match=r"total_updates should be at least 1\. Found 0"):
+        KnowledgeTransferTask(mutual())
 
 
 def test_clipping_takes_the_nodes_that_learn() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from timm.data import resolve_model_data_config
 from timm.task import TrainingTask
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -12,45 +14,61 @@ from torch.optim import Optimizer
 
 from ..graph.graph import KnowledgeTransferGraph
 from ..graph.predictor import predictor_of
-from .clock import Clock
+from .attach import _graph_around
+from .clock import Clock, check_optimizer
+
+if TYPE_CHECKING:
+    from ..recipe.recipe import Recipe
 
 
 class KnowledgeTransferTask(TrainingTask):
     """Trains a knowledge transfer graph under timm's contract for training tasks.
 
     Args:
-        graph: The graph.
+        graph: The graph; or a recipe, its path or its bundled name, in which `model` replaces the
+            target.
         optimizer: An optimizer over the graph's parameters, such as
-            `timm.optim.create_optimizer_v2(graph, ...)`; its steps advance the clock of the gates.
+            `timm.optim.create_optimizer_v2(task.get_trainable_module(), ...)`; its steps advance
+            the clock of the gates. None: it is made later, and found at its first step.
         total_updates: k_end, the optimizer updates of the whole run.
-        device: Device of the task.
-        dtype: Floating-point type of the task.
+        device: Device of the task, where the graph is moved to; None: it stays where it is.
+        dtype: Floating-point type of the task, likewise.
         verbose: Whether to log what timm's tasks log.
+        model: The target, if `graph` is a recipe. If the recipe does not say how images are
+            normalized, they are as the model's `pretrained_cfg` says.
 
     Raises:
-        ValueError: The optimizer lacks the parameters of a node that learns, or a loss or a gate
-            has parameters that are not built yet.
+        ValueError: The optimizer lacks the parameters of a node that learns (raised at its first
+            step, if it is made later), or a loss or a gate has parameters that are not built yet.
+
+    Example:
+        >>> task = KnowledgeTransferTask("presets/dml", model=model, total_updates=updates)
+        >>> optimizer = create_optimizer_v2(task.get_trainable_module(), opt="adamw")
     """
 
     def __init__(
         self,
-        graph: KnowledgeTransferGraph,
-        optimizer: Optimizer,
-        total_updates: int,
+        graph: KnowledgeTransferGraph | Recipe | str | Path,
+        optimizer: Optimizer | None = None,
+        total_updates: int = 0,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         verbose: bool = True,
+        model: nn.Module | None = None,
     ) -> None:
         super().__init__(device=device, dtype=dtype, verbose=verbose)
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        for name, parameters in graph.parameter_owners().items():
-            if any(id(parameter) not in held for parameter in parameters):
-                raise ValueError(
-                    f"The optimizer should hold the parameters of the whole graph. Found node "
-                    f"`{name}` left out; make it with create_optimizer_v2(graph, ...)."
-                )
+        if not isinstance(graph, KnowledgeTransferGraph):
+            if model is None:
+                raise ValueError("A recipe should come with `model`, its target. Found none.")
+            graph = _graph_around(model, _normalized(graph, model))
+        graph.to(device=device, dtype=dtype)
+        owners = graph.parameter_owners()
+        if optimizer is not None:
+            check_optimizer(optimizer, owners)
         self.trainable_module: nn.Module = graph
-        self.clock = Clock(optimizer, total_updates, graph.update_emas)
+        self.clock = Clock(
+            owners if optimizer is None else optimizer, total_updates, graph.update_emas
+        )
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return the losses of a batch.
@@ -175,6 +193,19 @@ class KnowledgeTransferTask(TrainingTask):
 
     def _graph(self) -> KnowledgeTransferGraph:
         return _unwrapped(self.trainable_module)
+
+
+def _normalized(named: Recipe | str | Path, model: nn.Module) -> Recipe:
+    """Return a recipe that says how images are normalized, as timm's training script does it."""
+    # Imported here, because most users of the package need no recipes.
+    from ..recipe.recipe import Recipe, load_recipe
+
+    recipe = named if isinstance(named, Recipe) else load_recipe(str(named))
+    if recipe.data.mean is not None:
+        return recipe
+    config = resolve_model_data_config(model)
+    values = {name: tuple(config[name]) for name in ("mean", "std")}
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=values)})
 
 
 def _target_of(graph: KnowledgeTransferGraph) -> nn.Module:
