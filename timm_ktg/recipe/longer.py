@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..graph.gates import create_gate, follows_progress
-from .build import build_scheduler, epochs_of
 from .recipe import Recipe
+from .schedule import build_scheduler, epochs_of
 from .train_config import TrainConfig
 
 OTHERWISE = "Start a new run from the weights of this one: --from."
@@ -39,7 +39,7 @@ def longer_problem(before: TrainConfig, recipe: Recipe, done: int) -> str | None
 
 def _rates(train: TrainConfig, done: int) -> list[float]:
     """Return the learning rate of each epoch done, and of the next."""
-    optimizer = torch.optim.SGD([torch.zeros(())], lr=train.lr)
+    optimizer = torch.optim.SGD([torch.zeros(())], lr=train.learning_rate)
     scheduler, _ = build_scheduler(train, optimizer, updates_per_epoch=1)
     rates = []
     for epoch in range(1, done + 2):
