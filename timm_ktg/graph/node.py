@@ -294,7 +294,7 @@ def _affine(
     if mean is None or std is None:
         raise ValueError(
             f"nodes.{node.name}: expects images normalized with mean {node.mean} and std "
-            f"{node.std}; say what they are normalized with (mean=, std= of the graph)."
+            f"{node.std}; say what they are normalized with (mean=, std=)."
         )
     given_mean, given_std = torch.tensor(mean), torch.tensor(std)
     own_mean, own_std = torch.tensor(node.mean), torch.tensor(node.std)

@@ -11,18 +11,27 @@ from ..errors import did_you_mean
 
 
 class _Keep:
-    """A hook that keeps the last output; an object, so a deep copy of a model gets its own."""
+    """A hook that keeps the last output, from the first `clear` on.
+
+    A copy has nothing to keep for: a copy of the model alone, such as a moving average, must not
+    hold activations. A copy of the whole graph clears it before each forward.
+    """
 
     def __init__(self) -> None:
+        self.listens = False
         self.runs = 0
         self.output: Any = None
 
     def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        self.runs += 1
-        self.output = output
+        if self.listens:
+            self.runs += 1
+            self.output = output
+
+    def __reduce__(self) -> tuple[type[_Keep], tuple[()]]:
+        return _Keep, ()
 
     def clear(self) -> None:
-        self.runs, self.output = 0, None
+        self.listens, self.runs, self.output = True, 0, None
 
 
 class Taps:
@@ -54,6 +63,7 @@ class Taps:
         self._handles = [
             modules[name].register_forward_hook(keep) for name, keep in self._keeps.items()
         ]
+        self.clear()
 
     def clear(self) -> None:
         """Forget what was captured since the last `read`, for example after a failed forward."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
@@ -15,6 +17,8 @@ from ..graph.contract import contract_problems
 from ..graph.graph import GraphLosses, KnowledgeTransferGraph
 from ..graph.losses import NodeOutput
 from .clock import Clock
+from .groups import groups_like
+from .hooks import Hook, autocast_now
 
 if TYPE_CHECKING:
     from ..recipe.recipe import Recipe
@@ -33,11 +37,18 @@ def attach(
     total_updates: int,
     group: dict[str, Any] | None = None,
     images: Tensor | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Attachment:
     """Let the other nodes of a graph teach a model in its existing training loop.
 
-    Whenever the model runs in training mode, the other nodes run on the same images. Their
-    parameters are added to the optimizer, and its steps advance the clock of the gates.
+    Whenever the model runs in training mode, the other nodes run on the same images and under the
+    same autocast, also if accelerate has put that inside the model's forward. Their parameters are
+    added to the optimizer, and its steps advance the clock of the gates.
+
+    Clip with `handle.parameters()`, or node by node: `clip_grad_norm_(model.parameters(), ...)`
+    leaves the other nodes' gradients as they are. Copies of the model, such as timm's `ModelEmaV3`,
+    and pickles of it carry nothing of the graph.
 
     Args:
         model: The target, as the loop calls it.
@@ -47,14 +58,17 @@ def attach(
         total_updates: k_end, the optimizer updates of the whole run.
         group: Options of the auxiliaries' parameter group, such as lr; None: the model's options.
         images: A few images [B, 3, H, W], to try losses and gates on; needed if one has parameters.
+        mean: Per-channel mean that the loop's images are normalized with; needed if a node of the
+            recipe expects another one, as timm's pretrained models do. None: the recipe's.
+        std: Per-channel standard deviation, likewise.
 
     Returns:
         A handle whose `loss(labels)` replaces the loop's criterion.
 
     Raises:
         ValueError: The model is wrapped for several processes or is not the graph's target, the
-            options for the auxiliaries are ambiguous, images are needed but missing, or a loss or a
-            gate breaks its contract on them.
+            options for the auxiliaries are ambiguous, images are needed but missing, a loss or a
+            gate breaks its contract on them, or a graph with a mean and std gets others.
 
     Example:
         >>> handle = attach(model, "digits", optimizer, total_updates=epochs * len(loader))
@@ -63,12 +77,12 @@ def attach(
         ...     handle.loss(labels).backward()
         ...     optimizer.step()
     """
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    several = distributed and torch.distributed.get_world_size() > 1
-    if several or isinstance(model, DistributedDataParallel | DataParallel):
+    if _several_processes() or isinstance(model, DistributedDataParallel | DataParallel):
         raise ValueError(_SEVERAL)
     if not isinstance(graph, KnowledgeTransferGraph):
-        graph = _graph_around(model, graph)
+        graph = _graph_around(model, graph, mean, std)
+    elif mean is not None or std is not None:
+        raise ValueError("mean and std should be given to the KnowledgeTransferGraph itself.")
     if graph.target not in graph.networks or graph.model(graph.target) is not model:
         raise ValueError(
             f"The graph's target `{graph.target}` should be the attached model. "
@@ -78,11 +92,21 @@ def attach(
     return Attachment(model, graph, optimizer, total_updates, group)
 
 
-def _prepare(graph: KnowledgeTransferGraph, device: torch.device, images: Tensor | None) -> None:
-    """Move all but the target to its device, and build what has to know shapes."""
+def _several_processes() -> bool:
+    initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return initialized and torch.distributed.get_world_size() > 1
+
+
+def _move(graph: KnowledgeTransferGraph, device: torch.device) -> None:
+    """Move all but the target to its device."""
     for name in set(graph.members) - {graph.target}:
         graph.members[name].to(device)
     graph.edge_modules.to(device)
+
+
+def _prepare(graph: KnowledgeTransferGraph, device: torch.device, images: Tensor | None) -> None:
+    """Move all but the target to its device, and build what has to know shapes."""
+    _move(graph, device)
     if images is None and not graph.unbuilt:
         return
     if images is None:
@@ -102,7 +126,12 @@ def _prepare(graph: KnowledgeTransferGraph, device: torch.device, images: Tensor
         raise ValueError("\n".join(problems))
 
 
-def _graph_around(model: nn.Module, named: Recipe | str | Path) -> KnowledgeTransferGraph:
+def _graph_around(
+    model: nn.Module,
+    named: Recipe | str | Path,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> KnowledgeTransferGraph:
     # Imported here, because most users of the package need no recipes.
     from ..recipe.build import build_graph
     from ..recipe.recipe import Recipe, load_recipe
@@ -114,7 +143,10 @@ def _graph_around(model: nn.Module, named: Recipe | str | Path) -> KnowledgeTran
             "A recipe needs the number of classes. The model should have `num_classes`; "
             "or build the graph by hand."
         )
-    return build_graph(recipe, num_classes, given={recipe.graph.target: model})
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean and std should be given together. Found {mean} and {std}.")
+    normalized = None if mean is None or std is None else (tuple(mean), tuple(std))
+    return build_graph(recipe, num_classes, {recipe.graph.target: model}, normalized)
 
 
 class Attachment:
@@ -139,7 +171,11 @@ class Attachment:
         self.graph = graph
         self.auxiliaries = tuple(name for name in graph.members if name != graph.target)
         self._optimizer: Optimizer = getattr(optimizer, "optimizer", optimizer)
+        self._model = model
+        self._device = next(model.parameters()).device
+        self._autocast: AbstractContextManager[Any] | None = None
         self._outputs: dict[str, NodeOutput] | None = None
+        self._warned = False
         self.clock = Clock(optimizer, total_updates, graph.update_emas)
         try:
             self._groups = self._add_groups(group)
@@ -147,8 +183,9 @@ class Attachment:
             self.clock.stop()
             raise
         self._hooks = [
-            model.register_forward_pre_hook(self._before),
-            model.register_forward_hook(self._after, with_kwargs=True),
+            model.register_forward_pre_hook(Hook(self._before)),
+            model.register_forward_hook(Hook(self._after), with_kwargs=True),
+            *(part.register_forward_pre_hook(Hook(self._inside)) for part in model.children()),
         ]
 
     def __repr__(self) -> str:
@@ -175,6 +212,15 @@ class Attachment:
     def loss(self, labels: Tensor) -> Tensor:
         """Return the sum of all nodes' losses, a scalar to call `backward` on; see `losses`."""
         return self.losses(labels).total
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of all nodes that learn, the model's too, to clip their gradients.
+
+        Their norm is that of all nodes together. To clip node by node, as `timm_ktg.train` does,
+        take the values of `handle.graph.parameter_owners()`.
+        """
+        owners = self.graph.parameter_owners().values()
+        return [parameter for parameters in owners for parameter in parameters]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the clock and the auxiliaries, to save along with model and optimizer."""
@@ -220,13 +266,45 @@ class Attachment:
 
     def _before(self, *_: Any) -> None:
         self.graph.network(self.graph.target).taps.clear()
+        self._autocast = None
+
+    def _inside(self, *_: Any) -> None:
+        """Note the autocast of a running forward; the model's own hooks run outside of it."""
+        if self._autocast is None:
+            self._autocast = autocast_now(self._device)
 
     def _after(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if not (model.training and torch.is_grad_enabled()):
-            return
-        images = args[0] if args else next(iter(kwargs.values()))
         target = self.graph.network(self.graph.target)
+        if not (model.training and torch.is_grad_enabled()):
+            target.taps.clear()
+            return
+        self._check(model)
+        images = args[0] if args else next(iter(kwargs.values()))
         outputs = {self.graph.target: target.output_of(output)}
+        self._inside()  # for a model without parts
+        assert self._autocast is not None
+        with self._autocast:
+            self._run_auxiliaries(images, outputs)
+        self._outputs = outputs
+
+    def _check(self, model: nn.Module) -> None:
+        """Look at what may have changed since the model was attached."""
+        if model is not self._model or _several_processes():
+            raise ValueError(_SEVERAL)
+        if self._outputs is not None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "The attached model runs in training mode again, but its last forward's loss was "
+                "never asked for. handle.loss(labels) should replace the loop's criterion.",
+                stacklevel=2,
+            )
+        device = next(model.parameters()).device
+        if device != self._device:
+            self._device = device
+            _move(self.graph, device)
+
+    def _run_auxiliaries(self, images: Tensor, outputs: dict[str, NodeOutput]) -> None:
+        """Add the auxiliaries' outputs to the target's."""
         self.graph.edge_modules.train()
         for name in self.graph.topology.in_training:
             if name != self.graph.target:
@@ -234,7 +312,6 @@ class Attachment:
                 if not node.training:
                     node.train()
                 outputs[name] = node(images, outputs)
-        self._outputs = outputs
 
     def _models(self) -> dict[str, nn.Module]:
         """Return the auxiliaries' models by name."""
@@ -253,41 +330,6 @@ class Attachment:
         for name, (model, *edges) in self.graph.owned_modules().items():
             # The loop's optimizer already has the target's model, but not its edges.
             owned = edges if name == self.graph.target else [model, *edges]
-            for group in _groups_like(before, owned, options):
+            for group in groups_like(before, owned, options):
                 self._optimizer.add_param_group({**group, "node": name})
         return self._optimizer.param_groups[len(before) :]
-
-
-def _groups_like(
-    groups: list[dict[str, Any]], modules: list[nn.Module], options: dict[str, Any] | None
-) -> list[dict[str, Any]]:
-    """Return groups of these modules' parameters with the options of the model's groups."""
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    if not parameters:
-        return []
-    if options is not None:
-        return [{**options, "params": parameters}]
-    own = [{key: value for key, value in group.items() if key != "params"} for group in groups]
-    if len(own) == 1:
-        return [{**own[0], "params": parameters}]
-    # timm's split: no weight decay for biases, norms, and what `no_weight_decay` names.
-    own.sort(key=lambda group: float(group.get("weight_decay", 0)))
-    rest = [{k: v for k, v in group.items() if k != "weight_decay"} for group in own]
-    if len(own) == 2 and own[0].get("weight_decay") == 0 and rest[0] == rest[1]:
-        spared = {id(parameter) for module in modules for parameter in _spared(module)}
-        split: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
-        for parameter in parameters:
-            split[id(parameter) not in spared].append(parameter)
-        pairs = zip(own, split, strict=True)
-        return [{**group, "params": each} for group, each in pairs if each]
-    raise ValueError(
-        f"The optimizer has {len(own)} groups with different options. Say which the auxiliaries "
-        "should get: attach(..., group={'lr': ..., 'weight_decay': ...})."
-    )
-
-
-def _spared(module: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters without weight decay, as timm's optimizer factory chooses them."""
-    named: Any = getattr(module, "no_weight_decay", tuple)()
-    groups = param_groups_weight_decay(module, weight_decay=1.0, no_weight_decay_list=named)
-    return [each for group in groups if not group["weight_decay"] for each in group["params"]]

@@ -88,7 +88,10 @@ def build_edges(recipe: Recipe) -> list[Edge]:
 
 
 def build_graph(
-    recipe: Recipe, num_classes: int, given: Mapping[str, nn.Module] | None = None
+    recipe: Recipe,
+    num_classes: int,
+    given: Mapping[str, nn.Module] | None = None,
+    normalized: tuple[Channels, Channels] | None = None,
 ) -> KnowledgeTransferGraph:
     """Return the graph of a recipe; each model is initialized with its own seed.
 
@@ -96,13 +99,16 @@ def build_graph(
         recipe: The recipe.
         num_classes: Classes of the data.
         given: Existing models by node name, used as they are.
+        normalized: Per-channel mean and standard deviation that the images are normalized with;
+            None: the recipe's.
 
     Raises:
         RecipeError: The nodes, the edges or the graph are wrong; lists all problems.
     """
     nodes = build_nodes(recipe, num_classes, given)
     edges = build_edges(recipe)
-    return connect(recipe, nodes, edges, recipe.data.mean, recipe.data.std)
+    mean, std = normalized or (recipe.data.mean, recipe.data.std)
+    return connect(recipe, nodes, edges, mean, std)
 
 
 def connect(
