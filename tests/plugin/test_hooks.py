@@ -19,7 +19,7 @@ from torch.optim import SGD
 
 import timm_ktg as ktg
 from tests.nets import TinyNet, edge, gradients, hard_labels, images
-from tests.plugin.test_attach import STEPS, attached, loop, parts, sgd
+from tests.plugin.test_attach import STEPS, attached, loop, parts, sgd, steps
 from tests.training_cases import one_process_group as one_process_group
 from tests.training_cases import same_state, state_of
 from timm_ktg.plugin.attach import Attachment, attach
@@ -202,6 +202,40 @@ def test_clipping_the_handles_parameters_reaches_every_node() -> None:
     clip_grad_norm_(handle.parameters(), 0.1)
     whole = torch.cat([each.flatten() for each in gradients(model) + gradients(helper)])
     torch.testing.assert_close(float(whole.norm()), 0.1, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("order", ["before the forward", "before the backward"])
+def test_gradients_that_the_model_clears_are_cleared_everywhere(order: str) -> None:
+    expected, optimizer, handle = attached()
+    loop(expected, optimizer, handle)
+    model, its_optimizer, its_handle = attached()
+    for x, labels in steps():
+        if order == "before the forward":
+            model.zero_grad()
+        model(x)
+        loss = its_handle.loss(labels)
+        if order == "before the backward":
+            model.zero_grad()
+        loss.backward()
+        its_optimizer.step()
+    assert same_state(state_of(its_handle.graph), state_of(handle.graph))
+
+
+def test_gradients_of_several_batches_add_up_in_every_node() -> None:
+    model, _, handle = attached()
+    for x, labels in steps(last=2):
+        model(x)
+        handle.loss(labels).backward()
+    summed = gradients(handle.graph.model("b"))
+    other, _, its_handle = attached()
+    parts_ = []
+    for x, labels in steps(last=2):
+        other.zero_grad()
+        other(x)
+        its_handle.loss(labels).backward()
+        parts_.append(gradients(its_handle.graph.model("b")))
+    for whole, *terms in zip(summed, *parts_, strict=True):
+        torch.testing.assert_close(whole, sum(terms))
 
 
 # Losses that nobody asks for.

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
-from ..graph.contract import contract_problems
 from ..graph.graph import GraphLosses, KnowledgeTransferGraph
 from ..graph.losses import NodeOutput
 from .clock import Clock
 from .groups import groups_like
 from .hooks import Hook, autocast_now
+from .preparation import graph_around, move_all_but_target, prepare
 
 if TYPE_CHECKING:
     from ..recipe.recipe import Recipe
@@ -47,7 +47,8 @@ def attach(
     added to the optimizer, and its steps advance the clock of the gates.
 
     Clip with `handle.parameters()`, or node by node: `clip_grad_norm_(model.parameters(), ...)`
-    leaves the other nodes' gradients as they are. Copies of the model, such as timm's `ModelEmaV3`,
+    leaves the other nodes' gradients as they are. `model.zero_grad()` clears theirs, too, unless it
+    is told to set zeros. Copies of the model, such as timm's `ModelEmaV3`,
     and pickles of it carry nothing of the graph.
 
     Args:
@@ -80,7 +81,7 @@ def attach(
     if _several_processes() or isinstance(model, DistributedDataParallel | DataParallel):
         raise ValueError(_SEVERAL)
     if not isinstance(graph, KnowledgeTransferGraph):
-        graph = _graph_around(model, graph, mean, std)
+        graph = graph_around(model, graph, mean, std)
     elif mean is not None or std is not None:
         raise ValueError("mean and std should be given to the KnowledgeTransferGraph itself.")
     if graph.target not in graph.networks or graph.model(graph.target) is not model:
@@ -88,65 +89,13 @@ def attach(
             f"The graph's target `{graph.target}` should be the attached model. "
             "Found another model; give Node() the same object."
         )
-    _prepare(graph, next(model.parameters()).device, images)
+    prepare(graph, next(model.parameters()).device, images)
     return Attachment(model, graph, optimizer, total_updates, group)
 
 
 def _several_processes() -> bool:
     initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
     return initialized and torch.distributed.get_world_size() > 1
-
-
-def _move(graph: KnowledgeTransferGraph, device: torch.device) -> None:
-    """Move all but the target to its device."""
-    for name in set(graph.members) - {graph.target}:
-        graph.members[name].to(device)
-    graph.edge_modules.to(device)
-
-
-def _prepare(graph: KnowledgeTransferGraph, device: torch.device, images: Tensor | None) -> None:
-    """Move all but the target to its device, and build what has to know shapes."""
-    _move(graph, device)
-    if images is None and not graph.unbuilt:
-        return
-    if images is None:
-        raise ValueError(
-            f"{', '.join(graph.unbuilt)}: a loss or a gate has parameters. Give attach a few "
-            "images: attach(..., images=images)."
-        )
-    modes = {module: module.training for module in graph.modules()}
-    graph.eval()  # BatchNorm's statistics stay as they are
-    with torch.no_grad():
-        outputs = graph(images.to(device))
-    graph.build_edges(outputs)
-    problems = [f"{edge.name}: {why}" for edge, _, why in contract_problems(graph, outputs, False)]
-    for module, mode in modes.items():
-        module.training = mode
-    if problems:
-        raise ValueError("\n".join(problems))
-
-
-def _graph_around(
-    model: nn.Module,
-    named: Recipe | str | Path,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> KnowledgeTransferGraph:
-    # Imported here, because most users of the package need no recipes.
-    from ..recipe.build import build_graph
-    from ..recipe.recipe import Recipe, load_recipe
-
-    recipe = named if isinstance(named, Recipe) else load_recipe(str(named))
-    num_classes = getattr(model, "num_classes", None)
-    if not isinstance(num_classes, int):
-        raise ValueError(
-            "A recipe needs the number of classes. The model should have `num_classes`; "
-            "or build the graph by hand."
-        )
-    if (mean is None) != (std is None):
-        raise ValueError(f"mean and std should be given together. Found {mean} and {std}.")
-    normalized = None if mean is None or std is None else (tuple(mean), tuple(std))
-    return build_graph(recipe, num_classes, {recipe.graph.target: model}, normalized)
 
 
 class Attachment:
@@ -207,7 +156,9 @@ class Attachment:
                 "The model should run in training mode, with gradients, before each loss."
             )
         outputs, self._outputs = self._outputs, None
-        return self.graph.losses(outputs, labels, self.clock.progress)
+        losses = self.graph.losses(outputs, labels, self.clock.progress)
+        losses.total.register_hook(self._clear_with_model)  # type: ignore[no-untyped-call]
+        return losses
 
     def loss(self, labels: Tensor) -> Tensor:
         """Return the sum of all nodes' losses, a scalar to call `backward` on; see `losses`."""
@@ -301,7 +252,7 @@ class Attachment:
         device = next(model.parameters()).device
         if device != self._device:
             self._device = device
-            _move(self.graph, device)
+            move_all_but_target(self.graph, device)
 
     def _run_auxiliaries(self, images: Tensor, outputs: dict[str, NodeOutput]) -> None:
         """Add the auxiliaries' outputs to the target's."""
@@ -312,6 +263,13 @@ class Attachment:
                 if not node.training:
                     node.train()
                 outputs[name] = node(images, outputs)
+
+    def _clear_with_model(self, _: Tensor) -> None:
+        """Clear all gradients if the loop has cleared its model's, as by `model.zero_grad()`."""
+        if all(parameter.grad is None for parameter in self._model.parameters()):
+            for group in self._groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def _models(self) -> dict[str, nn.Module]:
         """Return the auxiliaries' models by name."""
