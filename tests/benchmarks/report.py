@@ -3,9 +3,8 @@
     python -m tests.benchmarks.report [--trials 1500] [--times 7]
 
 The study is made up: real sampler, pruner and objective, nothing trained. Shown are the seconds
-until the page has its table and can be used (`interactive`), until the browser has loaded all of
-it, and what drawing each figure of all trials takes when it comes into view. The first that is
-drawn also reads plotly's script.
+until the page has its table and can be used (`interactive`), and until the browser has loaded all
+of it.
 """
 
 from __future__ import annotations
@@ -21,15 +20,8 @@ from tests.benchmarks.ratios import provenance
 from tests.review.report_cases import Browser, make_study
 from timm_ktg.review.report import write_report
 
-FIGURES = ("tested", "epochs", "parallel", "importance")
 INTERACTIVE = "return performance.getEntriesByName('interactive')[0].startTime / 1000"
 LOADED = "return performance.getEntriesByType('navigation')[0].loadEventEnd / 1000"
-DRAW = """
-const plot = document.getElementById(arguments[0]), done = arguments[1], start = performance.now();
-document.getElementById('stage').value = document.getElementById('stage').options[0].value;
-Promise.resolve(draw(plot)).then(() => requestAnimationFrame(() => setTimeout(
-  () => done((performance.now() - start) / 1000))));
-"""
 
 
 def measure(trials: int, times: int) -> dict[str, list[float]]:
@@ -48,9 +40,6 @@ def measure(trials: int, times: int) -> dict[str, list[float]]:
             browser.open(page)
             found.setdefault("interactive", []).append(browser.run(INTERACTIVE))
             found.setdefault("loaded", []).append(browser.run(LOADED))
-            for name in FIGURES:
-                seconds = browser.driver.execute_async_script(DRAW, name)
-                found.setdefault(f"draw {name}", []).append(seconds)
         browser.driver.quit()
     return found
 

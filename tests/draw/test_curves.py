@@ -73,7 +73,8 @@ def test_panels_show_every_node_and_every_edge() -> None:
     loss, top1, weight = plot_curves(measured(3, val=True), scene_of(GRAPH)).axes
     assert legend_of(loss) == ["student (target)", "helper"]  # a frozen node has no loss
     assert legend_of(top1) == [
-        f"{name}: val (train thin)" for name in ("student (target)", "helper", "teacher (frozen)")
+        f"{name}: val (train thin), best 90.00 at 1"
+        for name in ("student (target)", "helper", "teacher (frozen)")
     ]
     assert len(top1.lines) == 6
     assert legend_of(weight) == [
@@ -103,7 +104,7 @@ def test_training_top1_is_thick_where_there_is_no_validation() -> None:
     epochs = measured(3, val=False)
     watched = plot_curves(measured(3, val=True), scene_of(GRAPH)).axes[1].lines
     alone = plot_curves(epochs, scene_of(GRAPH)).axes[1]
-    assert legend_of(alone)[0] == "student (target): train"
+    assert legend_of(alone)[0] == "student (target): train, best 90.00 at 1"
     train, val = watched[0].get_linewidth(), watched[1].get_linewidth()
     assert train < val == alone.lines[0].get_linewidth()
 
@@ -113,6 +114,16 @@ def test_curve_goes_on_over_epochs_that_were_not_evaluated() -> None:
     del second["val/top1/student"]
     val = plot_curves([first, second, third], scene_of(GRAPH)).axes[1].lines[1]
     assert list(val.get_xdata()) == [1, 3] and list(val.get_ydata()) == [90.0, 90.0]
+
+
+def test_best_epoch_is_marked_and_named() -> None:
+    epochs = measured(4, val=True)
+    for epoch, value in zip(epochs, (70.0, 93.5, 93.5, 91.0), strict=True):
+        epoch["val/top1/student"] = value
+    top1 = plot_curves(epochs, scene_of(GRAPH)).axes[1]
+    assert legend_of(top1)[0].endswith("best 93.50 at 2")
+    mark, *_ = top1.collections
+    assert mark.get_offsets().tolist() == [[2, 93.5]]
 
 
 def test_one_epoch_is_a_mark() -> None:

@@ -192,9 +192,10 @@ class Browser:
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
-    def theme(self, dark: bool) -> None:
+    def theme(self, dark: bool, media: str = "screen") -> None:
         value = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [value]})
+        emulated = {"features": [value], "media": media}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", emulated)
 
     def run(self, script: str, *arguments: Any) -> Any:
         return self.driver.execute_script(script, *arguments)
@@ -206,9 +207,23 @@ class Browser:
         return WebDriverWait(self.driver, 60).until(lambda driver: driver.execute_script(script))
 
     def show(self, plot: str) -> None:
-        """Scroll to a figure, and wait until it is drawn."""
-        self.run(f"document.getElementById('{plot}').scrollIntoView({{block: 'center'}})")
-        self.wait(f"return document.querySelector('#{plot} .main-svg') !== null")
+        """Scroll to a figure, which must be seen."""
+        shown = f"document.querySelector('#{plot} .plot:not([hidden]) > svg')"
+        self.run(f"{shown}.scrollIntoView({{block: 'center'}})")
+        assert self.run(f"return {shown}.getBoundingClientRect().height") > 50
+
+    def move(self, x: float, y: float) -> None:
+        """Move the mouse."""
+        event = {"type": "mouseMoved", "x": x, "y": y}
+        self.driver.execute_cdp_cmd("Input.dispatchMouseEvent", event)
+
+    def hover(self, plot: str, index: int) -> str:
+        """Move the mouse to a point of a figure, and return what is said there."""
+        self.show(plot)
+        x, y = self.run(PLACE, plot, index)
+        self.move(x + 1, y)
+        note = f"document.querySelector('#{plot} .plot:not([hidden]) .note')"
+        return str(self.wait(f"return !{note}.hidden && {note}.textContent"))
 
     def cells(self, column: int) -> list[str]:
         """Return a column of the table as it is shown."""
@@ -234,6 +249,12 @@ class Browser:
         return {url for url in urls if not url.startswith("chrome:")}
 
 
+PLACE = """
+const plot = document.querySelector(`#${arguments[0]} .plot:not([hidden])`);
+const [x, y] = JSON.parse(plot.querySelector("script").textContent)[arguments[1]];
+const place = new DOMPoint(x, y).matrixTransform(plot.querySelector("svg").getScreenCTM());
+return [place.x, place.y];
+"""
 REQUEST = "Network.requestWillBeSent"
 CHROMIUM, CHROMEDRIVER = which("chromium"), which("chromedriver")
 FLAGS = (

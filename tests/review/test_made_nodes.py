@@ -57,9 +57,9 @@ def test_report_has_a_row_for_every_node_and_all_networks_together(tmp_path: Pat
         ("slow", "slow copy of a, decay 0.999", 91.0),
         (ALL_NETWORKS, "mean of the logits", 92.0),
     ]
-    weights = page["figures"]["weight-0"][""]
-    assert [(trace.name, trace.y[0]) for trace in weights.data] == [
-        (edge.replace("->", " → "), weight) for edge, weight in WEIGHTS.items()
+    said = [what for _, _, what in json.loads(page["figures"]["weight-0"][""].points)]
+    assert said == [
+        f"{edge.replace('->', ' → ')}\nepoch 1: {weight:.4g}" for edge, weight in WEIGHTS.items()
     ]
 
 

@@ -123,9 +123,9 @@ def test_missing_extra_is_named(
     tmp_path: Path, refuse: Refuse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(report, "find_spec", lambda name: None if name == "plotly" else find(name))
+    monkeypatch.setattr(report, "find_spec", lambda name: None if name == "jinja2" else find(name))
     said = refuse(write_run(tmp_path / "run"))
-    assert said == "report: plotly is missing. It comes with: pip install 'timm_ktg[review]'."
+    assert said == "report: jinja2 is missing. It comes with: pip install 'timm_ktg[review]'."
 
 
 def test_search_that_goes_on_is_read_and_left_as_it_is(tmp_path: Path) -> None:

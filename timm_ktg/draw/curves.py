@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,25 +41,28 @@ class Line(NamedTuple):
         name: Name in the legend; None: not in the legend.
         values: The value of each epoch, None where there is none.
         style: Arguments of matplotlib's `plot`.
+        best: Whether the largest value is marked, and named in the legend.
     """
 
     name: str | None
     values: list[float | None]
     style: Mapping[str, Any]
+    best: bool = False
 
 
-def draw_curves(path: Path) -> None:
-    """Write the curves.png of a run.
+def draw_curves(path: Path, output: Path | None = None) -> None:
+    """Write the curves of a run as PNG.
 
     Args:
         path: The directory of the run.
+        output: The file; None: the run's curves.png.
 
     Raises:
         RecipeError: The run has measured nothing yet, or its files cannot be read.
     """
     run = RunDirectory(path)
     figure = plot_curves(measured_epochs(run), scene_of(load_graph(run.recipe)))
-    with replace_whole(run.curves) as partial:
+    with replace_whole(output or run.curves) as partial:
         # Tight, because the legends are outside the figure and can be wide.
         figure.savefig(partial, format="png", dpi=120, bbox_inches="tight")
 
@@ -93,8 +97,12 @@ def _plot(axes: Any, numbers: Sequence[float], lines: Iterator[Line], name: str)
     for line in lines:
         # An epoch that was not evaluated leaves no gap.
         points = [each for each in zip(numbers, line.values, strict=True) if each[1] is not None]
-        # matplotlib omits names that begin with _ from the legend.
-        axes.plot(*zip(*points, strict=True), label=line.name or "_", **marker, **line.style)
+        name = line.name or "_"  # matplotlib omits names that begin with _ from the legend
+        if line.best:
+            epoch, value = max(points, key=itemgetter(1))
+            name += f", best {value:.2f} at {epoch:.0f}"
+            axes.scatter([epoch], [value], color=line.style["color"], s=30, zorder=4)
+        axes.plot(*zip(*points, strict=True), label=name, **marker, **line.style)
         named += line.name is not None
     axes.set_ylabel(name)
     axes.grid(alpha=0.25)
@@ -134,13 +142,14 @@ def _accuracies(epochs: Sequence[Metrics], scene: Scene) -> Iterator[Line]:
             continue  # the node is left out
         watched = any(name in epoch for epoch in val)
         thin = {**style, "linewidth": 0.7, "alpha": 0.6} if watched else style
-        yield Line(
-            f"{shown}: train" if not watched else None, [epoch.get(name) for epoch in train], thin
-        )
+        values = [epoch.get(name) for epoch in train]
+        yield Line(None if watched else f"{shown}: train", values, thin, best=not watched)
         if watched:
-            yield Line(f"{shown}: val (train thin)", [epoch.get(name) for epoch in val], style)
+            values = [epoch.get(name) for epoch in val]
+            yield Line(f"{shown}: val (train thin)", values, style, best=True)
     if any(ALL_NETWORKS in epoch for epoch in val):
-        yield Line(f"{ALL_NETWORKS}: val", [epoch.get(ALL_NETWORKS) for epoch in val], _TOGETHER)
+        values = [epoch.get(ALL_NETWORKS) for epoch in val]
+        yield Line(f"{ALL_NETWORKS}: val", values, _TOGETHER, best=True)
 
 
 def _weights(epochs: Sequence[Metrics], scene: Scene) -> Iterator[Line]:

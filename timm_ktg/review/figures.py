@@ -1,78 +1,50 @@
-"""A study's figures. Colors are variables of the page's style, which is light or dark."""
+"""A study's figures."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
-import plotly.graph_objects as go
+from matplotlib.ticker import NullLocator
 
 from ..records.sample import Sample
+from ..search.fronts import Axis, Point, front
 from ..search.trials import COMPLETE, FAILED, PRUNED, RUNNING, TrialRecord
+from .plot import ACCENT, BAD, BEST, FAINT, MUTED, PAPER, TEXT, Drawing, Plot, Points
 from .stages import best_quarter, choice_of, importances, label, means, parameters
 from .study_data import StudyData
 
-Points = Iterable[tuple[float, float]]
-
 MOST_BEST = 30  # trials of the best quarter side by side; more would hide each other
-CLEAR = "rgba(0,0,0,0)"
-_KINDS = {
-    RUNNING: "var(--muted)",
-    PRUNED: "var(--faint)",
-    FAILED: "var(--bad)",
-    COMPLETE: "var(--accent)",
-}
+_KINDS = {RUNNING: MUTED, PRUNED: FAINT, FAILED: BAD, COMPLETE: ACCENT}
+_SMALL = {"fontsize": 8.5, "color": TEXT}
 
 
-def figure(height: int, **layout: Any) -> go.Figure:
-    """Return an empty figure in the style of the page."""
-    plain = go.Figure()
-    plain.update_layout(
-        template="none",
-        height=height,
-        paper_bgcolor=CLEAR,
-        plot_bgcolor=CLEAR,
-        font={"color": "var(--text)", "family": "inherit", "size": 13},
-        margin={"l": 56, "r": 16, "t": 8, "b": 48},
-        hovermode="closest",
-        hoverlabel={"bgcolor": "var(--panel)", "font": {"color": "var(--text)"}, "align": "left"},
-        modebar={"bgcolor": CLEAR, "color": "var(--faint)", "activecolor": "var(--accent)"},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-    )
-    axis = {"gridcolor": "var(--line)", "linecolor": "var(--line)", "zeroline": False}
-    plain.update_xaxes(**axis)
-    plain.update_yaxes(**axis)
-    plain.update_layout(**layout)
-    return plain
-
-
-def epochs_figure(study: StudyData) -> go.Figure:
+def epochs_figure(study: StudyData) -> Drawing:
     """Return every trial's accuracy by epoch, with the rungs and how many reached them."""
-    plot = figure(420, xaxis_title="epoch", yaxis_title="validation top-1 %")
+    plot = Plot(300, "epoch", "validation top-1 %")
     best = study.best[0]
     for kind, color in _KINDS.items():
         trials = [trial for trial in study.trials if trial.state == kind and trial is not best]
-        if any(trial.values for trial in trials):
-            look = {"line": {"color": color, "width": 1}, "opacity": 0.6, "marker": {"size": 4}}
-            plot.add_trace(_lines(kind, [(trial, trial.values.items()) for trial in trials], look))
-    look = {"line": {"color": "var(--best)", "width": 3}, "marker": {"size": 7}}
-    plot.add_trace(_lines(f"best: trial {best.number}", [(best, best.values.items())], look))
-    ticks = list(study.stages)
-    plot.update_xaxes(
-        type="log", tickvals=ticks, ticktext=list(map(str, ticks)), tickangle=0,
-        gridcolor="var(--faint)", griddash="dot",
-    )  # fmt: skip
-    reached = [
-        {"x": math.log10(epoch), "y": 0, "text": f"{len(trials):,}", "xanchor": "left"}
-        for epoch, trials in study.stages.items()
-    ]
-    _write(plot, reached, yref="paper", yanchor="bottom")
-    return plot
+        found = [list(trial.values.items()) for trial in trials if trial.values]
+        plot.lines(kind, found, color, dots=3, linewidth=0.8, alpha=0.5)
+    shown = f"best: trial {best.number}"
+    plot.lines(shown, [best.values.items()], BEST, dots=6, linewidth=2.4)
+    for trial in study.trials:
+        for epoch, value in trial.values.items():
+            plot.say(epoch, value, trial.number)
+    plot.axes.set_xscale("log")
+    plot.axes.set_xticks(list(study.stages), labels=list(map(str, study.stages)))
+    plot.axes.xaxis.set_minor_locator(NullLocator())
+    plot.axes.grid(axis="x", color=FAINT, linestyle=":")
+    for epoch, reached in study.stages.items():
+        foot = {"xytext": (3, 2), "textcoords": "offset points"}
+        where = plot.axes.get_xaxis_transform()
+        plot.axes.annotate(f"{len(reached):,}", (epoch, 0), xycoords=where, **foot, **_SMALL)
+    return plot.drawing("Accuracy of every trial by epoch")
 
 
-def parallel_figure(trials: Sequence[TrialRecord], epoch: int) -> go.Figure:
+def parallel_figure(trials: Sequence[TrialRecord], epoch: int) -> Drawing:
     """Return the choices of trials that reached an epoch side by side with their accuracy."""
     axes = parameters(trials)
     values = [trial.values[epoch] for trial in trials]
@@ -89,128 +61,121 @@ def parallel_figure(trials: Sequence[TrialRecord], epoch: int) -> go.Figure:
             yield place, (choice + 0.2 + 0.6 * spread.random()) / len(choices)
         yield len(axes), (trial.values[epoch] - low) / (high - low or 1.0)
 
-    plot = figure(460, margin={"l": 40, "r": 64, "t": 8, "b": 56})
+    plot = Plot(320)
     groups: list[tuple[str, Sequence[TrialRecord], str, float, float]] = [
-        ("others", others, "var(--faint)", 1, 0.3),
-        (f"best {len(top)}", top[1:], "var(--accent)", 1, 0.8),
-        (f"best: trial {top[0].number}", top[:1], "var(--best)", 3, 1),
+        ("others", others, FAINT, 0.7, 0.3),
+        (f"best {len(top)}", top[1:], ACCENT, 0.8, 0.8),
+        (f"best: trial {top[0].number}", top[:1], BEST, 2.4, 1.0),
     ]
-    for name, group, color, width, opacity in groups:
-        look = {"line": {"color": color, "width": width}, "opacity": opacity}
-        plot.add_trace(_lines(name, [(each, line(each)) for each in group], look, mode="lines"))
-    _parallel_axes(plot, axes, (low, high), epoch)
-    return plot
+    for name, group, color, width, alpha in groups:
+        found = [list(line(trial)) for trial in group]
+        plot.lines(name, found, color, linewidth=width, alpha=alpha)
+        for trial, points in zip(group, found, strict=True):
+            # Of the others only the accuracy, or the page would be large.
+            for point in points if group is not others else points[-1:]:
+                plot.say(*point, trial.number)
+    _parallel_axes(plot.axes, axes, (low, high), epoch)
+    return plot.drawing("Choices of each trial and its accuracy")
 
 
 def _parallel_axes(
-    plot: go.Figure, axes: Mapping[str, Sequence[str]], ends: tuple[float, float], epoch: int
+    plot: Any, axes: Mapping[str, Sequence[str]], ends: tuple[float, float], epoch: int
 ) -> None:
     """Draw an axis for each parameter, its categories from bottom to top, and one for accuracy."""
-    names = [label(name).replace(" → ", " →<br>").replace(" of ", " of<br>") for name in axes]
-    names.append(f"top-1 %<br>epoch {epoch}")
-    plot.update_xaxes(
-        tickvals=list(range(len(names))), ticktext=names, gridcolor="var(--muted)",
-        range=[-0.15, len(names) - 0.9], tickangle=0, fixedrange=True,
-    )  # fmt: skip
-    plot.update_yaxes(visible=False, range=[-0.02, 1.02], fixedrange=True)
+    names = [label(name).replace(" → ", " →\n").replace(" of ", " of\n") for name in axes]
+    names.append(f"top-1 %\nepoch {epoch}")
+    plot.set_xticks(range(len(names)), labels=names, fontsize=8)
+    plot.set_xlim(-0.05, len(names) - 0.6)
+    plot.set_ylim(-0.02, 1.02)
+    plot.grid(axis="x", color=MUTED)
+    plot.grid(visible=False, axis="y")
+    plot.get_yaxis().set_visible(False)
+    plot.spines[:].set_visible(False)
     texts = [
         (place, (index + 0.5) / len(choices), choice)
         for place, choices in enumerate(axes.values())
         for index, choice in enumerate(choices)
     ]
     texts += [(len(axes), height, f"{end:.1f}") for height, end in enumerate(ends)]
-    notes = [
-        {"x": place, "y": y, "text": text, "xanchor": "left", "bgcolor": "var(--panel)"}
-        for place, y, text in texts
-    ]
-    _write(plot, notes)
+    for place, y, text in texts:
+        box = {"facecolor": PAPER, "edgecolor": "none", "pad": 1, "alpha": 0.85}
+        plot.text(place + 0.03, y, text, va="center", bbox=box, fontsize=8, color=TEXT)
 
 
-def _write(plot: go.Figure, notes: Sequence[Mapping[str, Any]], **common: Any) -> None:
-    """Add texts all at once, because plotly checks all that exist for each one added."""
-    font = {"size": 11, "color": "var(--text)"}
-    common |= {"showarrow": False, "xshift": 3, "font": font}
-    plot.update_layout(annotations=[{**common, **note} for note in notes])
-
-
-def importance_figure(trials: Sequence[TrialRecord], epoch: int) -> go.Figure | None:
+def importance_figure(trials: Sequence[TrialRecord], epoch: int) -> Drawing | None:
     """Return how much each choice mattered for the best quarter; None: too few trials."""
     shares = importances(trials, epoch)
     if not shares:
         return None
     names = list(reversed(shares))
-    hover = []
-    for name in names:
+    plot = Plot(50 + 20 * len(names), "share of the importance, %")
+    percent = [100 * shares[name] for name in names]
+    plot.axes.barh(range(len(names)), percent, color=ACCENT, height=0.7)
+    plot.axes.set_yticks(range(len(names)), labels=[label(name) for name in names])
+    plot.axes.grid(visible=False, axis="y")
+    step = max(percent) / 40 or 1.0
+    for place, (name, share) in enumerate(zip(names, percent, strict=True)):
         found = sorted(means(trials, epoch, name).items(), key=lambda item: -item[1][0])
         lines = [f"{choice}: mean {mean:.2f} % (n={n})" for choice, (mean, n) in found]
-        hover.append("<br>".join([f"<b>{label(name)}</b>: {100 * shares[name]:.0f} %", *lines]))
-    plot = figure(
-        70 + 26 * len(names), xaxis_title="share of the importance, %",
-        margin={"l": 128, "r": 16, "t": 8, "b": 48},
-    )  # fmt: skip
-    plot.add_trace(
-        go.Bar(
-            x=[round(100 * shares[name], 2) for name in names],
-            y=[label(name) for name in names],
-            orientation="h",
-            marker={"color": "var(--accent)"},
-            hovertext=hover,
-            hovertemplate="%{hovertext}<extra></extra>",
-        )
-    )
-    return plot
+        said = "\n".join([f"{label(name)}: {share:.0f} %", *lines])
+        for part in range(int(share / step) + 1):  # all along the bar
+            plot.say(part * step, place, said)
+    return plot.drawing("Importance of each choice")
 
 
-def tested_figure(samples: Mapping[str, Sample]) -> go.Figure:
-    """Return the test figures of winners and controls: each seed, mean and standard deviation."""
-    names = list(samples)[::-1]
-    plot = figure(
-        80 + 44 * len(names), xaxis_title="test top-1 %", showlegend=False,
-        margin={"l": 128, "r": 16, "t": 8, "b": 48},
-    )  # fmt: skip
-    seeds = [(value, name) for name in names for value in samples[name].values]
-    plot.add_trace(
-        go.Scatter(
-            x=[value for value, _ in seeds], y=[name for _, name in seeds], mode="markers",
-            marker={"color": "var(--muted)", "size": 7, "symbol": "circle-open"},
-            hovertemplate="%{y}, one seed: %{x:.2f} %<extra></extra>",
-        )
-    )  # fmt: skip
-    colors = ["var(--best)" if name.startswith("best") else "var(--accent)" for name in names]
-    plot.add_trace(
-        go.Scatter(
-            x=[samples[name].mean for name in names], y=names, mode="markers",
-            marker={"color": colors, "size": 11, "symbol": "diamond"},
-            error_x={"array": [samples[name].std or 0.0 for name in names], "color": "var(--text)"},
-            hovertext=[f"{name}: {samples[name]}" for name in names],
-            hovertemplate="%{hovertext}<extra></extra>",
-        )
-    )  # fmt: skip
-    plot.update_yaxes(automargin=True)  # names of controls are long
-    return plot
+def samples_figure(samples: Mapping[str, Sample], title: str, text: str) -> Drawing:
+    """Return figures beside each other: each seed, mean and standard deviation.
 
-
-def _lines(
-    name: str,
-    trials: Sequence[tuple[TrialRecord, Points]],
-    look: Mapping[str, Any],
-    mode: str = "lines+markers",
-) -> go.Scatter:
-    """Return trials as one trace with gaps, because 1,500 traces would take the browser seconds.
-
-    The points carry their trials' numbers, from which the page makes what a hover shows.
+    Args:
+        samples: The figures, by name. Names that begin with `best` stand out.
+        title: What they are.
+        text: Description of the figure for screen readers.
     """
-    found: list[tuple[float | None, float | None, int | None]] = []
-    for trial, points in trials:
-        found += [(x, round(y, 4), trial.number) for x, y in points]
-        found.append((None, None, None))
-    return go.Scatter(
-        x=[x for x, _, _ in found],
-        y=[y for _, y, _ in found],
-        customdata=[number for _, _, number in found],
-        name=name,
-        mode=mode,
-        connectgaps=False,
-        hovertemplate="%{text}<extra></extra>",
-        **look,
-    )
+    names = list(samples)[::-1]
+    plot = Plot(60 + 30 * len(names), title)
+    for place, name in enumerate(names):
+        sample, color = samples[name], BEST if name.startswith("best") else ACCENT
+        seeds = {"facecolor": "none", "edgecolor": MUTED, "s": 26, "zorder": 3}
+        plot.axes.scatter(sample.values, [place] * sample.n, **seeds)
+        plot.axes.errorbar(
+            [sample.mean], [place], xerr=[sample.std or 0.0], fmt="D", color=color,
+            ecolor=TEXT, elinewidth=1.2, capsize=3, markersize=6, zorder=4,
+        )  # fmt: skip
+        for value in sample.values:
+            plot.say(value, place, f"{name}, one seed: {value:.2f} %")
+        plot.say(sample.mean, place, f"{name}: {sample}")
+    plot.axes.set_yticks(range(len(names)), labels=names)
+    plot.axes.set_ylim(-0.6, len(names) - 0.4)
+    plot.axes.grid(visible=False, axis="y")
+    return plot.drawing(text)
+
+
+def front_figure(points: Sequence[Point], axis: Axis) -> Drawing:
+    """Return the accuracy of trials over a cost, and those that no cheaper trial beats."""
+    plot = Plot(270, axis.title, "validation top-1 %")
+    for state, color in ((PRUNED, FAINT), (COMPLETE, ACCENT)):
+        some = [[(each.cost, each.value)] for each in points if each.trial.state == state]
+        plot.lines(state, some, color, linewidth=4.5, alpha=0.7)
+    _steps(plot, "no cheaper trial is better", front(points))
+    _say_all(plot, points)
+    plot.axes.set_xscale("log")
+    return plot.drawing(f"Accuracy of each trial over {axis.title}")
+
+
+def best_figure(best: Sequence[Point], trials: Sequence[TrialRecord]) -> Drawing:
+    """Return the best accuracy so far by the epochs of all trials."""
+    plot = Plot(270, "epochs of all trials", "validation top-1 %")
+    last = best[-1]._replace(cost=sum(trial.epochs for trial in trials))
+    _steps(plot, "best so far", [*best, last])
+    _say_all(plot, best)
+    return plot.drawing("Best accuracy so far by epochs spent")
+
+
+def _steps(plot: Plot, name: str, points: Sequence[Point]) -> None:
+    line = [(point.cost, point.value) for point in points]
+    plot.lines(name, [line], BEST, dots=5, linewidth=1.5, drawstyle="steps-post")
+
+
+def _say_all(plot: Plot, points: Sequence[Point]) -> None:
+    for point in points:
+        plot.say(point.cost, point.value, point.trial.number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import RecipeError, located
 from ..records.files import write_whole
@@ -13,9 +13,6 @@ from ..records.run_directory import RunDirectory
 from ..search.journal import JOURNAL
 from .run_data import read_run
 from .study_data import RECIPE, read_study
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 MARK = '<meta name="generator" content="timm_ktg.review">'
 
@@ -37,10 +34,9 @@ def write_report(
     Raises:
         RecipeError: What was asked for is wrong.
     """
-    missing = [package for package in ("plotly", "jinja2") if find_spec(package) is None]
-    if missing:
+    if find_spec("jinja2") is None:
         extra = "It comes with: pip install 'timm_ktg[review]'."
-        raise RecipeError([f"report: {' and '.join(missing)} is missing. {extra}"])
+        raise RecipeError([f"report: jinja2 is missing. {extra}"])
     studies = _check_paths(paths)
     first = paths[0].parent if paths[0].is_file() else paths[0]
     output = output or RunDirectory(first).report
@@ -94,7 +90,6 @@ def _check_output(output: Path) -> None:
 
 def _render(template: str, page: Mapping[str, Any]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from plotly.offline import get_plotlyjs
 
     environment = Environment(
         loader=PackageLoader("timm_ktg.review", "page"),
@@ -103,14 +98,4 @@ def _render(template: str, page: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(
-        **{**page, "figures": {name: _json(each) for name, each in page["figures"].items()}},
-        mark=MARK,
-        plotly=get_plotlyjs(),
-    )
-
-
-def _json(variants: Mapping[str, go.Figure]) -> str:
-    """Return a figure's variants as JSON that may stand in a script element."""
-    parts = [f'"{name}": {figure.to_json()}' for name, figure in variants.items()]
-    return f"{{{', '.join(parts)}}}".replace("<", "\\u003c")
+    return environment.get_template(template).render(**page, mark=MARK)

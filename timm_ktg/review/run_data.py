@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import RecipeError, one_line
+from ..errors import RecipeError, located, one_line
 from ..recipe.recipe import read_recipe
 from ..recipe.schedule import epochs_of
 from ..recipe.train_config import TrainConfig
@@ -17,6 +18,9 @@ from ..records.reader import read_epochs, read_result, runs_in
 from ..records.result import RunResult
 from ..records.run_directory import RunDirectory
 from ..records.sample import Sample
+
+# By node, and by the node that it is compared with.
+Agreement = Mapping[str, Mapping[str, float]]
 
 # By epoch, a figure of every seed that has come so far.
 Curve = Mapping[int, Sample]
@@ -32,6 +36,8 @@ class RunData:
         epochs: Epochs of a whole run.
         metrics: For each seed, what each epoch measured.
         results: The results of the seeds that are complete.
+        agreements: The share of images in percent on which two nodes predict the same class, of
+            each seed that `timm_ktg.validate` has measured.
     """
 
     path: Path
@@ -39,6 +45,7 @@ class RunData:
     epochs: int
     metrics: tuple[tuple[Metrics, ...], ...]
     results: tuple[RunResult, ...]
+    agreements: tuple[Agreement, ...] = ()
 
     @property
     def target(self) -> str:
@@ -81,6 +88,15 @@ class RunData:
         return Sample(tuple(found)) if found else None
 
     @property
+    def agreement(self) -> dict[str, dict[str, Sample]]:
+        """Which share of the images two nodes agree on, over the seeds that have it measured."""
+        names = list(self.agreements[0]) if self.agreements else []
+        return {
+            one: {two: Sample(tuple(each[one][two] for each in self.agreements)) for two in names}
+            for one in names
+        }
+
+    @property
     def splits(self) -> str:
         """Which images the result is on."""
         return ", ".join(sorted({result.split for result in self.results})) or "-"
@@ -107,10 +123,11 @@ def read_run(path: Path) -> RunData:
         raise RecipeError([f"{path}: {name} has no epoch yet."])
     results = [read_result(run) for run in runs]
     complete = tuple(result for result in results if result is not None)
+    agreements = tuple(agreement for run in runs for agreement in _agreement(run))
     recipe = read_recipe(runs[0].recipe)
     try:
         epochs = epochs_of(TrainConfig.model_validate(recipe["train"]))
-        data = RunData(path, recipe["graph"], epochs, metrics, complete)
+        data = RunData(path, recipe["graph"], epochs, metrics, complete, agreements)
         data.graph["nodes"][data.target]  # the page will need it, and some accuracy
         if not data.top1_curves("train"):
             raise KeyError(data.target)
@@ -119,3 +136,13 @@ def read_run(path: Path) -> RunData:
     except (ValueError, KeyError, TypeError) as error:
         raise RecipeError([f"{path}: the run cannot be read. {one_line(error)}"]) from error
     return data
+
+
+def _agreement(run: RunDirectory) -> list[Agreement]:
+    """Return what `timm_ktg.validate -o RUN/validation` found, if it was asked."""
+    file = run.validation / "validation.json"
+    if not file.is_file():
+        return []
+    with located(f"{file} cannot be read"):
+        found: Agreement = json.loads(file.read_text(encoding="utf-8"))["agreement"]
+    return [found]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import plotly.graph_objects as go
+from matplotlib.ticker import MaxNLocator
 
 from ..records.metrics import (
     ALL_NETWORKS,
@@ -15,75 +15,86 @@ from ..records.metrics import (
     val_losses,
     watched_split,
 )
-from .figures import figure
+from .plot import SERIES, Drawing, Plot
 from .run_data import Curve, RunData
 
-COLORS = [f"var(--series-{number})" for number in range(1, 7)]
 
-
-def targets_figure(runs: Sequence[RunData]) -> go.Figure:
+def targets_figure(runs: Sequence[RunData]) -> Drawing:
     """Return the accuracy of each run's target by epoch, on the images that watch it."""
-    plot = figure(380, xaxis_title="epoch", yaxis_title="target's top-1 %")
+    plot = Plot(270, "epoch", "target's top-1 %")
     for index, run in enumerate(runs):
         split = watched_split(newest_watched(run.metrics[0]))
         # An average that teaches nobody is measured on validation images only.
         curve = run.top1_curves(split).get(run.target, {})
-        plot.add_trace(_line(f"{run.path} ({split})", curve, COLORS[index % len(COLORS)]))
-    return plot
+        color = SERIES[index % len(SERIES)]
+        _accuracy(plot, f"{run.path} ({split})", curve, color)
+    return plot.drawing("Accuracy of every run's target by epoch")
 
 
-def accuracy_figure(run: RunData) -> go.Figure:
+def accuracy_figure(run: RunData) -> Drawing:
     """Return the accuracy of each node by epoch: training dotted, validation and test solid."""
-    plot = figure(360, xaxis_title="epoch", yaxis_title="top-1 %")
+    plot = Plot(270, "epoch", "top-1 %")
     for split in ("train", "val", "test"):
         for color, (node, curve) in _colored(run, run.top1_curves(split)):
-            plot.add_trace(_line(f"{node} {split}", curve, color, dotted=split == "train"))
-    return plot
+            _accuracy(plot, f"{node} {split}", curve, color, dotted=split == "train")
+    return plot.drawing("Accuracy of each node by epoch")
 
 
-def loss_figure(run: RunData) -> go.Figure:
+def loss_figure(run: RunData) -> Drawing:
     """Return the loss by epoch: training, of nodes that learn, dotted; validation solid.
 
     A node's training loss is the sum over what it learns from; the other is its cross-entropy.
     """
-    plot = figure(320, xaxis_title="epoch", yaxis_title="loss")
+    plot = Plot(230, "epoch", "loss")
     for split, curves in (("train", run.curves(node_losses)), ("val", run.curves(val_losses))):
         for color, (node, curve) in _colored(run, curves):
-            plot.add_trace(_line(f"{node} {split}", curve, color, dotted=split == "train"))
-    return plot
+            name = f"{node} {split}"
+            _line(plot, name, name, curve, color, dotted=split == "train")
+    return plot.drawing("Loss of each node by epoch")
 
 
-def weight_figure(run: RunData) -> go.Figure:
+def weight_figure(run: RunData) -> Drawing:
     """Return the mean weight of each edge by epoch; dotted, the share of samples that passed."""
-    plot = figure(320, xaxis_title="epoch", yaxis_title="mean weight")
-    plot.update_yaxes(rangemode="tozero")
+    plot = Plot(230, "epoch", "mean weight")
     shares = run.curves(shares_passed)
     for index, (edge, curve) in enumerate(run.curves(mean_weights).items()):
-        color = COLORS[index % len(COLORS)]
+        color = SERIES[index % len(SERIES)]
         shown = edge.replace("->", " → ")
-        plot.add_trace(_line(shown, curve, color))
+        _line(plot, shown, shown, curve, color)
         if edge in shares:
-            plot.add_trace(_line(f"{shown}: share of samples", shares[edge], color, dotted=True))
-    return plot
+            name = f"{shown}: share of samples"
+            _line(plot, name, name, shares[edge], color, dotted=True)
+    plot.axes.set_ylim(bottom=0)
+    return plot.drawing("Mean weight of each edge, by epoch")
 
 
 def _colored(run: RunData, curves: dict[str, Curve]) -> Iterator[tuple[str, tuple[str, Curve]]]:
     """Yield the curves of nodes, each with the color that the node has in all figures."""
     names = [*run.graph["nodes"], ALL_NETWORKS]
     for name, curve in curves.items():
-        yield COLORS[names.index(name) % len(COLORS)], (name, curve)
+        yield SERIES[names.index(name) % len(SERIES)], (name, curve)
 
 
-def _line(name: str, curve: Curve, color: str, dotted: bool = False) -> go.Scatter:
-    """Return the means of a curve by epoch; hovering shows their range over the seeds."""
-    hover = []
+def _accuracy(plot: Plot, name: str, curve: Curve, color: str, dotted: bool = False) -> None:
+    """Draw a curve that should be high. Its best epoch is marked, and named beside the last."""
+    if not curve:
+        return
+    last = list(curve.values())[-1].mean
+    best = max(curve, key=lambda epoch: curve[epoch].mean)
+    top = curve[best].mean
+    _line(plot, f"{name}: {last:.2f}, best {top:.2f} at {best}", name, curve, color, dotted)
+    plot.lines(None, [[(best, top)]], color, linewidth=7, alpha=0.5 if dotted else 1)
+
+
+def _line(
+    plot: Plot, shown: str, name: str, curve: Curve, color: str, dotted: bool = False
+) -> None:
+    """Draw the means of a curve by epoch; hovering shows their range over the seeds."""
+    points = [(epoch, sample.mean) for epoch, sample in curve.items()]
+    plot.axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    style = {"linestyle": ":", "linewidth": 1.2} if dotted else {"linewidth": 1.6}
+    plot.lines(shown, [points], color, dots=3, **style)
     for epoch, sample in curve.items():
         values = sample.values
-        spread = f"<br>{min(values):.4g} to {max(values):.4g}, n={sample.n}" * (sample.n > 1)
-        hover.append(f"<b>{name}</b><br>epoch {epoch}: {sample.mean:.4g}{spread}")
-    return go.Scatter(
-        x=list(curve), y=[round(sample.mean, 5) for sample in curve.values()],
-        name=name, mode="lines+markers", marker={"size": 4},
-        line={"color": color, "width": 2, "dash": "dot" if dotted else "solid"},
-        hovertext=hover, hovertemplate="%{hovertext}<extra></extra>",
-    )  # fmt: skip
+        spread = f"\n{min(values):.4g} to {max(values):.4g}, n={sample.n}" * (sample.n > 1)
+        plot.say(epoch, sample.mean, f"{name}\nepoch {epoch}: {sample.mean:.4g}{spread}")

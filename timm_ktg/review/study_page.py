@@ -5,23 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import plotly.graph_objects as go
-
 from ..records.sample import Sample, gain
 from ..search.canonical import ALONE, EVERY, FROZEN, GraphEdge, describe, role_of
-from ..search.cost_plots import cost_plots
+from ..search.fronts import best_so_far, compared_costs
 from ..search.recipes import graph_section
 from ..search.trials import (
     COMPLETE,
     INFERENCE,
     PARAMETERS,
-    PRUNED,
     RUNNING,
     TRAINING,
     TrialRecord,
 )
-from .figures import epochs_figure, figure, importance_figure, parallel_figure, tested_figure
+from .figures import (
+    best_figure,
+    epochs_figure,
+    front_figure,
+    importance_figure,
+    parallel_figure,
+    samples_figure,
+)
 from .pictures import picture
+from .plot import Drawing
 from .stages import FEWEST
 from .study_data import StudyData
 
@@ -44,9 +49,8 @@ COLUMNS = (
     ("parameters", "number"),
     ("training GFLOPs", "number"),
 )
-COLORS = {COMPLETE: "var(--accent)", PRUNED: "var(--faint)", "front": "var(--best)"}
 
-Variants = Mapping[str, go.Figure]
+Variants = Mapping[str, Drawing]
 
 
 def study_page(study: StudyData) -> dict[str, Any]:
@@ -68,6 +72,7 @@ def study_page(study: StudyData) -> dict[str, Any]:
         "gains": bases,
         "trials": {"columns": COLUMNS, "rows": [_trial(trial) for trial in study.trials]},
         "stages": _stages(study),
+        "stage": str(_first_stage(study)),
         "few": FEWEST,
         "figures": _figures(study, samples),
     }
@@ -81,21 +86,28 @@ def _figures(study: StudyData, samples: Mapping[str, Sample]) -> dict[str, Varia
         found = importance_figure(trials, epoch)
         if found is not None:
             importance[str(epoch)] = found
-    figures: dict[str, Variants] = {"tested": {"": tested_figure(samples)}} if samples else {}
-    for name, plot in cost_plots(study.trials, lambda: figure(380), COLORS).items():
-        figures[name] = {"": plot}
-    epochs = {"": epochs_figure(study)}
-    return {**figures, "epochs": epochs, "parallel": parallel, "importance": importance}
+    whole = {"epochs": epochs_figure(study)}
+    if samples:
+        about = "Test accuracy of the best graphs and of the controls"
+        whole["tested"] = samples_figure(samples, "test top-1 %", about)
+    for name, (axis, points) in compared_costs(study.trials).items():
+        whole[name] = front_figure(points, axis)
+    best = best_so_far(study.trials)
+    if best:
+        whole["best-so-far"] = best_figure(best, study.trials)
+    figures: dict[str, Variants] = {name: {"": drawing} for name, drawing in whole.items()}
+    return {**figures, "parallel": parallel, "importance": importance}
 
 
 def _stages(study: StudyData) -> list[dict[str, Any]]:
-    """Return the epochs to choose from; at first the last that is not mostly noise is chosen."""
+    """Return the epochs to choose from."""
+    return [{"epoch": epoch, "count": len(trials)} for epoch, trials in study.stages.items()]
+
+
+def _first_stage(study: StudyData) -> int:
+    """Return the epoch that is chosen at first: the last that is not mostly noise."""
     telling = [epoch for epoch, trials in study.stages.items() if len(trials) >= MANY]
-    first = max(telling, default=min(study.stages))
-    return [
-        {"epoch": epoch, "count": len(trials), "first": epoch == first}
-        for epoch, trials in study.stages.items()
-    ]
+    return max(telling, default=min(study.stages))
 
 
 def _lead(study: StudyData) -> str:

@@ -1,11 +1,11 @@
-"""Plots of accuracy over cost, for the report and for Weights & Biases; they need plotly."""
+"""Plots of accuracy over cost for Weights & Biases; they need plotly."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .fronts import IN_TRAINING, PER_IMAGE, Axis, Point, best_so_far, front, points_of
+from .fronts import Axis, Point, best_so_far, compared_costs, front
 from .trials import COMPLETE, PRUNED, TrialRecord
 
 if TYPE_CHECKING:
@@ -13,57 +13,45 @@ if TYPE_CHECKING:
 
 COLORS = {COMPLETE: "#1763c6", PRUNED: "#97a1ae", "front": "#c04a00"}
 
-Make = Callable[[], "go.Figure"]
 
-
-def cost_plots(
-    trials: Sequence[TrialRecord],
-    make: Make | None = None,
-    colors: dict[str, str] = COLORS,
-) -> dict[str, go.Figure]:
+def cost_plots(trials: Sequence[TrialRecord]) -> dict[str, go.Figure]:
     """Return accuracy over inference cost, over training cost, and over the epochs spent, by name.
 
-    A plot without anything to compare is left out: trials of earlier versions have no cost, and a
-    target whose model is fixed has one inference cost.
+    A plot without anything to compare is left out.
 
     Args:
         trials: The trials of a study.
-        make: Makes an empty figure in the style of its place; None: plotly's.
-        colors: Color of complete and of pruned trials, and of the front.
     """
-    import plotly.graph_objects as go
-
-    make = make or go.Figure
-    found: dict[str, go.Figure] = {}
-    for name, axis in (("front-inference", PER_IMAGE), ("front-training", IN_TRAINING)):
-        points = points_of(trials, axis)
-        if len({point.cost for point in points}) > 1:
-            found[name] = _front_plot(make(), points, axis, colors)
+    found = {
+        name: _front_plot(points, axis) for name, (axis, points) in compared_costs(trials).items()
+    }
     best = best_so_far(trials)
     if best:
-        found["best-so-far"] = _best_plot(make(), best, trials, colors)
+        found["best-so-far"] = _best_plot(best, trials)
     return found
 
 
-def _front_plot(
-    plot: go.Figure, points: Sequence[Point], axis: Axis, colors: dict[str, str]
-) -> go.Figure:
+def _front_plot(points: Sequence[Point], axis: Axis) -> go.Figure:
+    import plotly.graph_objects as go
+
+    plot = go.Figure()
     for state in (PRUNED, COMPLETE):
         some = [point for point in points if point.trial.state == state]
         if some:
-            marker = {"color": colors[state], "size": 6, "opacity": 0.7}
+            marker = {"color": COLORS[state], "size": 6, "opacity": 0.7}
             _add(plot, state, some, mode="markers", marker=marker)
-    _add(plot, "no cheaper trial is better", front(points), **_steps(colors["front"]))
+    _add(plot, "no cheaper trial is better", front(points), **_steps(COLORS["front"]))
     plot.update_layout(xaxis_title=axis.title, yaxis_title="validation top-1 %")
     plot.update_xaxes(type="log")
     return plot
 
 
-def _best_plot(
-    plot: go.Figure, best: list[Point], trials: Iterable[TrialRecord], colors: dict[str, str]
-) -> go.Figure:
+def _best_plot(best: list[Point], trials: Iterable[TrialRecord]) -> go.Figure:
+    import plotly.graph_objects as go
+
+    plot = go.Figure()
     last = best[-1]._replace(cost=sum(trial.epochs for trial in trials))
-    _add(plot, "best so far", [*best, last], **_steps(colors["front"]))
+    _add(plot, "best so far", [*best, last], **_steps(COLORS["front"]))
     plot.update_layout(xaxis_title="epochs of all trials", yaxis_title="validation top-1 %")
     return plot
 

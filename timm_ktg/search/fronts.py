@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from .trials import COMPLETE, INFERENCE, PRUNED, TRAINING, TrialRecord
@@ -38,6 +38,7 @@ class Point(NamedTuple):
 
 PER_IMAGE = Axis("inference, MFLOPs an image", INFERENCE, 1e6)
 IN_TRAINING = Axis("training, GFLOPs in all", TRAINING, 1e9)
+AXES = {"front-inference": PER_IMAGE, "front-training": IN_TRAINING}  # by the name of the plot
 
 
 def points_of(trials: Iterable[TrialRecord], axis: Axis) -> list[Point]:
@@ -49,6 +50,20 @@ def points_of(trials: Iterable[TrialRecord], axis: Axis) -> list[Point]:
         and trial.last is not None
         and (cost := trial.cost.get(axis.name)) is not None
     ]
+
+
+def compared_costs(trials: Sequence[TrialRecord]) -> dict[str, tuple[Axis, list[Point]]]:
+    """Return what there is to plot over each cost, by the name of the plot.
+
+    A cost that is the same for all trials is left out: trials of earlier versions have none, and a
+    target whose model is fixed has one inference cost.
+    """
+    found = {name: (axis, points_of(trials, axis)) for name, axis in AXES.items()}
+    return {
+        name: (axis, points)
+        for name, (axis, points) in found.items()
+        if len({point.cost for point in points}) > 1
+    }
 
 
 def front(points: Iterable[Point]) -> list[Point]:

@@ -1,5 +1,5 @@
 "use strict";
-// The page: a table that sorts and filters, and plotly's figures, drawn when they come into view.
+// The page: a table that sorts and filters, and figures that say more where the pointer is.
 
 const SHOWN = 100; // rows at first, and with every click for more
 
@@ -115,61 +115,65 @@ class Table {
   }
 }
 
-// ---- The figures
+// ---- The figures are there; a hover says what the nearest point is
 
-const hovers = new Map(); // what a hover says of a trial, by its number
+const NEAR = 24; // pixels
+const trialTexts = new Map(); // what a hover says of a trial, by its number
 
 function describe({ rows }) {
   for (const [number, state, last, , , , auxiliaries, edges] of rows) {
-    const lines = [`<b>trial ${number}</b>, ${state}, ${last === null ? "-" : last.toFixed(2)} %`, auxiliaries];
-    hovers.set(number, [...lines, ...edges.split("; ")].filter(Boolean).join("<br>"));
+    const lines = [`trial ${number}, ${state}, ${last === null ? "-" : last.toFixed(2)} %`, auxiliaries];
+    trialTexts.set(number, [...lines, ...edges.split("; ")].filter(Boolean).join("\n"));
   }
 }
 
-// Colours are written as var(--name), for the style knows them in light and in dark.
-function coloured(value, style) {
-  if (typeof value === "string") {
-    return value.startsWith("var(") ? style.getPropertyValue(value.slice(4, -1)).trim() : value;
+class Hover {
+  constructor(plot) {
+    this.svg = plot.querySelector("svg");
+    this.points = JSON.parse(plot.querySelector("script").textContent);
+    this.note = element("div", { class: "note", role: "status", hidden: "" });
+    this.ring = document.createElementNS("http://www.w3.org/2000/svg", "circle");
+    this.ring.setAttribute("r", 5);
+    this.ring.setAttribute("class", "ring");
+    plot.append(this.note);
+    for (const event of ["pointermove", "pointerdown"]) {
+      plot.addEventListener(event, ({ clientX, clientY }) => this.show(clientX, clientY));
+    }
+    plot.addEventListener("pointerleave", () => this.hide());
   }
-  if (Array.isArray(value)) return value.map((each) => coloured(each, style));
-  if (value === null || typeof value !== "object") return value;
-  return Object.fromEntries(Object.entries(value).map(([key, each]) => [key, coloured(each, style)]));
+
+  show(x, y) {
+    const toPage = this.svg.getScreenCTM();
+    const place = new DOMPoint(x, y).matrixTransform(toPage.inverse());
+    let [nearest, least] = [null, NEAR / toPage.a];
+    for (const point of this.points) {
+      const distance = Math.hypot(point[0] - place.x, point[1] - place.y);
+      if (distance < least) [nearest, least] = [point, distance];
+    }
+    if (!nearest) return this.hide();
+    const [left, top, what] = nearest;
+    this.note.textContent = typeof what === "number" ? trialTexts.get(what) : what;
+    this.note.hidden = false;
+    this.ring.setAttribute("cx", left);
+    this.ring.setAttribute("cy", top);
+    this.svg.append(this.ring);
+    const at = new DOMPoint(left, top).matrixTransform(toPage);
+    const { width, height } = this.note.getBoundingClientRect();
+    this.note.style.left = `${Math.max(4, Math.min(at.x + 12, innerWidth - width - 16))}px`;
+    this.note.style.top = `${at.y + 12 + height > innerHeight ? at.y - 12 - height : at.y + 12}px`;
+  }
+
+  hide() {
+    this.note.hidden = true;
+    this.ring.remove();
+  }
 }
 
-function load() { // plotly's own code, as late as it can be: reading it takes the browser a while
-  if (window.Plotly) return;
-  document.head.append(element("script", {}, byId("plotly").textContent));
-}
-
-const TOUCH = matchMedia("(pointer: coarse)").matches; // a finger scrolls the page, and does not zoom
-const CONFIG = {
-  responsive: true,
-  displaylogo: false,
-  displayModeBar: TOUCH ? false : "hover",
-  modeBarButtons: [["zoom2d", "pan2d", "resetScale2d"]],
-};
-const drawn = new Set();
-
-function draw(plot) {
-  load();
-  drawn.add(plot);
-  const variants = data(`${plot.id}-figure`);
-  const figure = variants[byId("stage") && !("" in variants) ? byId("stage").value : ""];
-  const few = byId(`${plot.id}-few`);
-  if (few) few.hidden = Boolean(figure);
-  plot.hidden = !figure;
-  if (!figure) return;
-  const style = getComputedStyle(document.documentElement);
-  for (const trace of figure.data) {
-    if (trace.customdata) trace.text = trace.customdata.map((number) => hovers.get(number) ?? "");
+function choose(stage) {
+  for (const plot of document.querySelectorAll(".plot")) {
+    if (plot.dataset.stage) plot.hidden = plot.dataset.stage !== stage;
   }
-  const { data: traces, layout } = coloured(figure, style);
-  layout.font.family = getComputedStyle(document.body).fontFamily;
-  layout.dragmode = TOUCH ? false : "zoom";
-  plot.style.minHeight = `${layout.height}px`; // plotly forgets its height when the window changes
-  const axes = (layout.xaxis.tickvals ?? []).length;
-  plot.style.minWidth = plot.id === "parallel" ? `${110 * axes}px` : "";
-  return window.Plotly.react(plot, traces, layout, CONFIG);
+  byId("importance-few").hidden = byId("importance").querySelector(`[data-stage="${stage}"]`) !== null;
 }
 
 function start() {
@@ -178,17 +182,9 @@ function start() {
     describe(trials);
     new Table(byId("trials"), trials);
   }
-  const seen = new IntersectionObserver((entries) => {
-    for (const { target, isIntersecting } of entries) {
-      if (isIntersecting && !drawn.has(target)) draw(target);
-    }
-  }, { rootMargin: "300px" });
-  const plots = [...document.querySelectorAll(".plot")];
-  const again = (wanted) => plots.filter((plot) => drawn.has(plot) && wanted(plot)).forEach(draw);
-  byId("stage")?.addEventListener("change", () => again((plot) => ["parallel", "importance"].includes(plot.id)));
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => again(() => true));
+  byId("stage")?.addEventListener("change", ({ target }) => choose(target.value));
+  document.querySelectorAll(".plot").forEach((plot) => new Hover(plot));
   performance.mark("interactive");
-  requestAnimationFrame(() => setTimeout(() => plots.forEach((plot) => seen.observe(plot)))); // the text first
 }
 
 start();
