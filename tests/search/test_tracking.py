@@ -62,6 +62,8 @@ def test_config_of_a_trial_is_its_graph_in_flat_keys(shown: Path) -> None:
     trials = [log.config for log in logs_in(shown) if log.run.job_type == "trial"]
     gates = [f"gate/{pair}" for pair in ("label->target", "aux1->target", "target->aux1")]
     for config in trials:
+        assert config["train.epochs"] > 0 and config["train.opt"] == "sgd"
+        assert config["data.dataset"] and "train.seed" in config
         assert {"model/target", "model/aux1", *gates} <= config.keys()
         drawn = [value for key, value in config.items() if key.startswith("gate/")]
         assert config["edges"] == 4 - drawn.count("cutoff")

@@ -238,6 +238,9 @@ def test_tensorboard_shows_every_epoch(tmp_path: Path) -> None:
         assert found == [(step, pytest.approx(value, rel=1e-6)) for step, value in expected]
     (last,) = shown.Scalars("test/top1/target")
     assert last.value == pytest.approx(summary_of(path)["nodes"]["a"]["top1"])
+    for name in ("graph", "curves"):
+        (picture,) = shown.Images(name)
+        assert picture.step == 2 and min(picture.width, picture.height) > 100
     (hparams,) = path.rglob("hparams.yml")
     assert yaml.safe_load(hparams.read_text())["train.lr"] == 0.05
 

@@ -57,7 +57,7 @@ class GraphObjective:
             with self.tracking.trial(this, graph) as run:
                 assert this.seed is not None  # it was noted when the graph was drawn
                 recipe = with_seed(self.builder.recipe_of(graph), this.seed)
-                run.draw(recipe.graph)
+                run.begin(recipe)
                 return self._trained(trial, *self.method.training(recipe, this), run)
         except TrialPruned:
             raise

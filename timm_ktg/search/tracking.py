@@ -16,13 +16,14 @@ from optuna import Study, TrialPruned
 from ..draw.picture import draw_graph
 from ..errors import one_line
 from ..graph.topology import CUTOFF, EMA
-from ..recipe.graph_config import GraphConfig
+from ..recipe.recipe import Recipe
 from ..recipe.tracking_config import TrackingConfig
 from ..records.metrics import EPOCH, Metrics, top1_name
 from ..tracking.wandb_run import (
     CONNECT_TIMEOUT,
     RunInfo,
     WandbRun,
+    flat,
     wait_for_server,
     wandb_problems,
 )
@@ -160,10 +161,12 @@ class TrialRun:
         self._epochs = self._rung = 0
         self._costs: dict[str, int] = {}
 
-    def draw(self, graph: GraphConfig) -> None:
-        """Show the trial's graph."""
+    def begin(self, recipe: Recipe) -> None:
+        """Show what the trial trains: its graph, and how and on what it is trained."""
         if self._run is not None:
-            self._run.picture("graph", lambda path: draw_graph(graph, path))
+            values = recipe.model_dump(mode="json", include={"train", "data"})
+            self._run.configure(flat(values))
+            self._run.picture("graph", lambda path: draw_graph(recipe.graph, path))
 
     def log(self, metrics: Metrics) -> None:
         """Show an epoch's metrics."""

@@ -7,13 +7,23 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+import numpy as np
+from accelerate.tracking import (
+    LOGGER_TYPE_TO_CLASS,
+    GeneralTracker,
+    TensorBoardTracker,
+    get_available_trackers,
+)
+from PIL import Image
 
+from ..draw.curves import draw_curves
 from ..draw.picture import draw_graph
-from ..draw.reading import results_of
+from ..draw.reading import load_graph, results_of
 from ..draw.scene import Results
 from ..errors import RecipeError, located, one_line
 from ..recipe.recipe import Recipe
@@ -153,6 +163,7 @@ class AccelerateTracker:
             self._tracker = kind(run_name(directory), str(directory.trackers / name))
         else:
             self._tracker = kind(project)
+        self._directory = directory
         self._tracker.start()
         self._tracker.store_init_configuration({key: _plain(config[key]) for key in config})
 
@@ -174,7 +185,26 @@ class AccelerateTracker:
                 top_name(5, result.split, "target"): accuracy.top5,
             }
             self._tracker.log(figures, step=result.epochs)
+            self._show_pictures(result.epochs)
         self._tracker.finish()
+
+    def _show_pictures(self, step: int) -> None:
+        """Show the graph with its results, and the curves.
+
+        Only in TensorBoard, because each tracker of accelerate takes images in a form of its own.
+        """
+        if not isinstance(self._tracker, TensorBoardTracker):
+            return
+        path, show = self._directory.path, cast(Any, self._tracker).log_images
+        graph = load_graph(self._directory.recipe)
+        with TemporaryDirectory() as folder:
+            files = {name: Path(folder, f"{name}.png") for name in ("graph", "curves")}
+            draw_graph(graph, files["graph"], results_of(path))
+            draw_curves(path, files["curves"])
+            for name, file in files.items():
+                with Image.open(file) as image:
+                    pixels = np.asarray(image.convert("RGB"))[None]
+                show({name: pixels}, step=step, dataformats="NHWC")
 
 
 class WandbTracker:

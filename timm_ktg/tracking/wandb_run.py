@@ -142,6 +142,16 @@ class WandbRun:
         values = dict(values)
         self._do(lambda run: run.log(values))
 
+    def configure(self, config: Mapping[str, Any]) -> None:
+        """Add settings, with flat keys, that were not yet known when the run began."""
+        config = dict(config)
+
+        def update(run: wandb.Run) -> None:
+            known: Any = run.config  # untyped
+            known.update(config, allow_val_change=True)  # as a resumed trial does
+
+        self._do(update)
+
     def picture(self, name: str, draw: Callable[[Path], None]) -> None:
         """Log a picture.
 
