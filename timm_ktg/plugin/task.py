@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 
 from ..graph.graph import KnowledgeTransferGraph
 from ..graph.predictor import predictor_of
-from .attach import _graph_around
 from .clock import Clock, check_optimizer
+from .preparation import graph_around
 
 if TYPE_CHECKING:
     from ..recipe.recipe import Recipe
@@ -60,7 +60,7 @@ class KnowledgeTransferTask(TrainingTask):
         if not isinstance(graph, KnowledgeTransferGraph):
             if model is None:
                 raise ValueError("A recipe should come with `model`, its target. Found none.")
-            graph = _graph_around(model, _normalized(graph, model))
+            graph = graph_around(model, _normalized(graph, model), mean=None, std=None)
         graph.to(device=device, dtype=dtype)
         owners = graph.parameter_owners()
         if optimizer is not None:
