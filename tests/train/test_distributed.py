@@ -43,7 +43,7 @@ OPTIONS: Values = {"grad_accum_steps": 2, "clip_grad": 1.0, "momentum": 0.9, "we
 
 
 def values() -> Values:
-    return recipe_values(data=NO_AUGMENTATION, epochs=3, **OPTIONS)
+    return recipe_values(data=NO_AUGMENTATION, epochs=3, eval_metric="loss", **OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,14 @@ def test_two_processes_train_to_the_weights_of_one(two: Path, tmp_path: Path) ->
     for name in ("a", "b"):
         file = Path("nodes", f"{name}.safetensors")
         assert furthest(load_file(one / file), load_file(two / file)) < 2e-6
+
+
+def test_two_processes_keep_the_best_epoch_of_one(two: Path, tmp_path: Path) -> None:
+    one = train_run(tmp_path / "one", values())
+    first, second = summary_of(one)["best"], summary_of(two)["best"]
+    assert second == {**first, "value": pytest.approx(first["value"], rel=1e-5)}
+    file = Path("best", "nodes", "a.safetensors")
+    assert furthest(load_file(one / file), load_file(two / file)) < 2e-6
 
 
 def test_two_processes_measure_what_one_measures(two: Path, tmp_path: Path) -> None:

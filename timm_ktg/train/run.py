@@ -177,9 +177,10 @@ def _finish(training: Training, directory: RunDirectory, start: float) -> RunRes
         return _result(training, metrics, split, time.perf_counter() - start)
 
     result, best = exported(directory), training.state.best
-    problem = best and load_best(training, directory.checkpoint)
-    if problem:
-        accelerator.print(f"Refused {problem} There is no {directory.best.path}.")
+    problem = load_best(training, directory.checkpoint) if best else None
+    problems = problems_everywhere([problem] if problem else [])
+    if problems:
+        accelerator.print(f"Refused {problems[0]} There is no {directory.best.path}.")
     elif best:
         result = replace(result, best=best)
         of_best = replace(exported(directory.best), best=best, epochs=best.epoch)
