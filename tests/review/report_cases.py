@@ -192,7 +192,7 @@ class Browser:
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
-    def theme(self, dark: bool, media: str = "screen") -> None:
+    def theme(self, dark: bool, media: str = "") -> None:
         value = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         emulated = {"features": [value], "media": media}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", emulated)

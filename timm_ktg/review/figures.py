@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from ..records.sample import Sample
 from ..search.fronts import Axis, Point, front
@@ -155,10 +155,13 @@ def front_figure(points: Sequence[Point], axis: Axis) -> Drawing:
     plot = Plot(270, axis.title, "validation top-1 %")
     for state, color in ((PRUNED, FAINT), (COMPLETE, ACCENT)):
         some = [[(each.cost, each.value)] for each in points if each.trial.state == state]
-        plot.lines(state, some, color, linewidth=4.5, alpha=0.7)
+        plot.lines(state, some, color, dots=4.5, linewidth=4.5, alpha=0.7)
     _steps(plot, "no cheaper trial is better", front(points))
     _say_all(plot, points)
     plot.axes.set_xscale("log")
+    plot.axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    plot.axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    plot.axes.xaxis.set_minor_formatter(NullFormatter())
     return plot.drawing(f"Accuracy of each trial over {axis.title}")
 
 

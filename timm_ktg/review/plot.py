@@ -88,6 +88,8 @@ class Plot:
     ) -> None:
         """Draw lines as one path, because thousands of elements would be slow and large.
 
+        A line of one point needs a dot to be seen.
+
         Args:
             name: Name in the legend; None: not there.
             lines: The points of each line.
@@ -120,6 +122,7 @@ class Plot:
         with matplotlib.rc_context(_STYLE):
             self._add_legend()
             self._figure.draw_without_rendering()
+            self._figure.set_layout_engine("none")  # or saving would move the points again
             points = self._points()
             buffer = BytesIO()
             nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

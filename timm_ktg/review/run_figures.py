@@ -83,7 +83,7 @@ def _accuracy(plot: Plot, name: str, curve: Curve, color: str, dotted: bool = Fa
     best = max(curve, key=lambda epoch: curve[epoch].mean)
     top = curve[best].mean
     _line(plot, f"{name}: {last:.2f}, best {top:.2f} at {best}", name, curve, color, dotted)
-    plot.lines(None, [[(best, top)]], color, linewidth=7, alpha=0.5 if dotted else 1)
+    plot.lines(None, [[(best, top)]], color, dots=7, alpha=0.5 if dotted else 1)
 
 
 def _line(
