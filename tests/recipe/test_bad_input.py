@@ -45,7 +45,7 @@ DEEP = "[" * 3000
         ("train.lr", "fast", "should be a number. Found 'fast'."),
         ("train.lr", 0, "should be above 0. Found 0."),
         ("train.sync_bn", "maybe", "should be true or false. Found 'maybe'."),
-        ("train.sched", "cosin", " or `constant`. Found 'cosin'. Did you mean `cosine`?"),
+        ("train.sched", "cosin", " or `plateau`. Found 'cosin'. Did you mean `cosine`?"),
         ("train.opt_kwargs", 5, "should be a mapping. Found 5."),
         ("train.decay_milestones", {}, "should be a list. Found {}."),
         ("data.holdout", -3, "should be 0 or more. Found -3."),

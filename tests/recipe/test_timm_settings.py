@@ -83,7 +83,8 @@ def test_plateau_has_timms_rates() -> None:
     theirs = torch.optim.SGD([dict(group) for group in groups], lr=0.4)
     plateau, epochs = build_scheduler(train, own, updates_per_epoch=3)
     with pytest.warns(FutureWarning, match="deprecated"):
-        timms, _ = create_scheduler_v2(theirs, **scheduler_kwargs(Namespace(**train.model_dump())))
+        arguments = {**train.model_dump(), "eval_metric": "top1"}
+        timms, _ = create_scheduler_v2(theirs, **scheduler_kwargs(Namespace(**arguments)))
     assert epochs == train.epochs
     for epoch, metric in enumerate([1, 2, 3, 4, 4, 4, 5, 5, 5, 5, 4, 3, 9, 9, 9, 9], start=1):
         found.append([group["lr"] for group in own.param_groups])
