@@ -1,6 +1,8 @@
 """Decoding: one tensor from images of any kind."""
 
 import ast
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -100,3 +102,90 @@ def test_import_costs_neither_datasets_nor_sklearn() -> None:
     ]
     assert "torch" in names
     assert not {"datasets", "sklearn"} & {name.partition(".")[0] for name in names}
+
+
+@pytest.fixture
+def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    """So many images, it is pretended, that workers decode them and they are kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("timm_ktg.data.images._MANY", 100)
+    monkeypatch.setattr("timm_ktg.data.images._CHUNK", 13 * 90)  # 13 images
+    return dataset([picture(row) for row in range(100)])
+
+
+def kept(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache" / "timm_ktg" / "images").glob("*.npy"))
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_workers_decode_the_same_pixels(many: Dataset, cache: bool) -> None:
+    before = torch.get_rng_state()
+    images, labels = decode(many, "image", "label", cache=cache)
+    assert torch.equal(images, torch.stack([pixels_of(picture(row)) for row in range(100)]))
+    assert labels.tolist() == [0, 1] * 50 and torch.equal(before, torch.get_rng_state())
+
+
+def test_decoded_images_are_kept_and_not_decoded_again(
+    many: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, _ = decode(many, "image", "label", cache=True)
+    assert len(kept(tmp_path)) == 1
+    monkeypatch.setattr("timm_ktg.data.images.Chunks.fill", lambda *each: pytest.fail("decoded"))
+    again, labels = decode(many, "image", "label", cache=True)
+    assert torch.equal(images, again) and labels.tolist() == [0, 1] * 50
+    again[:] = 0  # a copy of this process
+    assert torch.equal(images, decode(many, "image", "label", cache=True)[0])
+
+
+def test_other_images_columns_or_sizes_are_kept_beside(many: Dataset, tmp_path: Path) -> None:
+    decode(many, "image", "label", cache=True)
+    decode(many, "image", "label", img_size=4, cache=True)
+    decode(many.rename_column("image", "other"), "other", "label", cache=True)
+    decode(dataset([picture(row) for row in range(1, 101)]), "image", "label", cache=True)
+    decode(many.select(range(99, -1, -1)), "image", "label", cache=True)
+    assert len(kept(tmp_path)) == 5
+    decode(dataset([picture(row) for row in range(100)]), "image", "label", cache=True)
+    assert len(kept(tmp_path)) == 5  # the same content, read anew
+
+
+def test_damaged_file_is_written_again(many: Dataset, tmp_path: Path) -> None:
+    images, _ = decode(many, "image", "label", cache=True)
+    (path,) = kept(tmp_path)
+    path.write_bytes(path.read_bytes()[:500])
+    again, _ = decode(many, "image", "label", cache=True)
+    assert torch.equal(again, torch.stack([pixels_of(picture(row)) for row in range(100)]))
+
+
+def test_image_that_cannot_be_read_leaves_no_file(many: Dataset, tmp_path: Path) -> None:
+    bad = dataset([picture(row) for row in range(99)] + [picture(0, width=9)])
+    with pytest.raises(ValueError, match="found 6x5 and, at row 99, 9x5") as error:
+        decode(bad, "image", "label", cache=True)
+    assert "\n" not in str(error.value)
+    folder = tmp_path / "cache" / "timm_ktg" / "images"
+    assert [path.suffix for path in folder.iterdir()] == [".lock"]
+
+
+def test_images_that_cannot_be_kept_are_decoded_with_a_line(
+    many: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted, _ = decode(many, "image", "label")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert torch.equal(wanted, decode(many, "image", "label", cache=True)[0])
+    assert "Decoded images are not kept (data.cache): NotADirectoryError" in caplog.text
+    monkeypatch.setattr("timm_ktg.data.cache.SHARE", 0.0)
+    assert torch.equal(wanted, decode(many, "image", "label", cache=True)[0])
+    assert "they take 0.0 GiB of 0.0 GiB for the cache" in caplog.text
+
+
+def _decoded_sum(number: int) -> int:
+    many = dataset([picture(row) for row in range(100)])
+    return int(decode(many, "image", "label", cache=True)[0].long().sum())
+
+
+def test_processes_that_start_together_write_one_file(many: Dataset, tmp_path: Path) -> None:
+    wanted = int(decode(many, "image", "label")[0].long().sum())
+    with ProcessPoolExecutor(4, get_context("fork")) as pool:
+        assert list(pool.map(_decoded_sum, range(8))) == [wanted] * 8
+    folder = tmp_path / "cache" / "timm_ktg" / "images"
+    assert sorted(path.suffix for path in folder.iterdir()) == [".lock", ".npy"]

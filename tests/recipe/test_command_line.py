@@ -42,6 +42,7 @@ MEMORY_DATA = {
     "std": ("1,1,0.5", (1.0, 1.0, 0.5)),
     "hflip": ("0", 0.0),
     "pad": ("2", 2),
+    "cache": ("false", False),
 }
 TIMM_DATA = {
     "pipeline": ("timm", "timm"),

@@ -22,8 +22,8 @@ from tests.training_cases import (
     stop_run,
     train_run,
 )
+from timm_ktg.data import cache as cached
 from timm_ktg.graph.weights import export_node
-from timm_ktg.train import tables
 from timm_ktg.train.loop import evaluate, start_epoch, train_epoch
 
 TEACHER = "teacher.safetensors"
@@ -157,7 +157,7 @@ def test_oldest_tables_make_room(cache: Path, monkeypatch: pytest.MonkeyPatch) -
     build(taught())
     (first,) = cache.iterdir()
     os.utime(first, (1, 1))
-    monkeypatch.setattr(tables, "SHARE", 1.5 * first.stat().st_size / _memory())
+    monkeypatch.setattr(cached, "SHARE", 1.5 * first.stat().st_size / _memory())
     torch.manual_seed(6)
     export_node(ktg_tiny(norm=True), Path(TEACHER))
     build(taught())
@@ -168,15 +168,15 @@ def test_oldest_tables_make_room(cache: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_table_that_does_not_fit_is_said(
     cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tables, "SHARE", 0.0)
+    monkeypatch.setattr(cached, "SHARE", 0.0)
     with caplog.at_level(logging.WARNING):
         assert build(taught()).graph.tables == {}
     assert "Frozen nodes are computed: tables take 0.0 GiB, above 0.0 GiB." in caplog.text
-    monkeypatch.setattr(tables, "SHARE", 0.25)
+    monkeypatch.setattr(cached, "SHARE", 0.25)
     monkeypatch.setenv("XDG_CACHE_HOME", TEACHER)
     assert build(taught()).graph.tables == {}
     assert "Frozen nodes are computed: no table. NotADirectoryError" in caplog.text
 
 
 def _memory() -> int:
-    return int(tables.psutil.virtual_memory().total)
+    return int(cached.psutil.virtual_memory().total)

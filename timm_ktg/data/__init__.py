@@ -7,6 +7,7 @@ transforms them as timm does.
 
 from __future__ import annotations
 
+from .cache import allowed_bytes, cache_folder, claim, make_room
 from .images import channel_stats, check_some, decode, decode_image
 from .memory import MemoryLoader
 from .mixup import MixupLoader
@@ -23,11 +24,15 @@ __all__ = [
     "Splits",
     "Transform",
     "TransformLoader",
+    "allowed_bytes",
+    "cache_folder",
     "channel_stats",
     "check_labels",
     "check_some",
+    "claim",
     "decode",
     "decode_image",
     "derive_seed",
     "load_splits",
+    "make_room",
 ]

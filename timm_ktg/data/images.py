@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
+import PIL
 import psutil
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from tqdm import tqdm
 
-from ..errors import first_line
+from ..errors import first_line, one_line
+from .cache import allowed_bytes, cache_folder, kept_bytes
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
+T = TypeVar("T")
 
 # Pillow's mode of an image by its number of channels.
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+_MANY = 4096  # images; fewer are decoded before workers have started
+_CHUNK = 2**22  # bytes
+
+_logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+D = TypeVar("D", "Dataset", "IterableDataset")
 
 
 def decode(
@@ -28,8 +46,9 @@ def decode(
     target_key: str,
     img_size: int | None = None,
     in_chans: int = 3,
+    cache: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Decode a whole split into memory.
+    """Decode a whole split into memory, many images by all cores.
 
     Args:
         dataset: The split.
@@ -38,6 +57,8 @@ def decode(
         img_size: Resize every image to this height and width (bicubic, antialiased; the aspect
             ratio is not kept); None: images keep the one size that they share.
         in_chans: Channels of the images, which become gray (1), RGB (3) or RGBA (4).
+        cache: Keep many images in `timm_ktg/images` of the user's cache folder (XDG_CACHE_HOME).
+            The next run, and other processes of this host, map that file into their memory.
 
     Returns:
         Images, uint8 [N, in_chans, H, W], and labels, int64 [N].
@@ -46,22 +67,126 @@ def decode(
         ValueError: An image cannot be read, sizes differ and `img_size` is None, or the images do
             not fit into memory.
     """
-    pixels = np.empty((0, in_chans, 0, 0), dtype=np.uint8)
-    for row, image in enumerate(_read(dataset, input_key, in_chans)):
-        if row == 0:
-            width, height = image.size if img_size is None else (img_size, img_size)
-            pixels = _room_for(len(dataset), in_chans, height, width)
-        if img_size is not None and image.size != (img_size, img_size):
-            image = image.resize((img_size, img_size), Image.Resampling.BICUBIC)
-        if (image.height, image.width) != pixels.shape[2:]:
-            raise ValueError(
-                f"data.img_size: images should be of one size, found {pixels.shape[3]}x"
-                f"{pixels.shape[2]} and, at row {row}, {image.width}x{image.height}. "
-                "Set data.img_size, or data.pipeline timm."
-            )
-        pixels[row] = np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
+    stored = undecoded(dataset, input_key)
+    first = read_image(stored[0][input_key], input_key, 0, in_chans)
+    width, height = first.size if img_size is None else (img_size, img_size)
+    chunks = Chunks(stored, input_key, img_size, in_chans, height, width)
+    shape = (len(dataset), in_chans, height, width)
+    pixels = _kept(chunks, shape) if cache and len(dataset) >= _MANY else None
+    if pixels is None:
+        pixels = _room_for(len(dataset), in_chans, height, width)
+        chunks.fill(pixels)
     labels = dataset.with_format("numpy", columns=[target_key])[:][target_key]
     return torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64))
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """The images of a split, decoded some at a time.
+
+    Args:
+        stored: The split, its images undecoded.
+        input_key: The column of images.
+        img_size: Resize images to this height and width; None: they are of one size.
+        in_chans: Channels of the images, C.
+        height: Height of the images.
+        width: Width of the images.
+    """
+
+    stored: Dataset
+    input_key: str
+    img_size: int | None
+    in_chans: int
+    height: int
+    width: int
+
+    @property
+    def rows(self) -> int:
+        """The number of images in a chunk, which travels through shared memory."""
+        return max(1, _CHUNK // (self.in_chans * self.height * self.width))
+
+    def __len__(self) -> int:
+        """Return the number of chunks."""
+        return -(-len(self.stored) // self.rows)
+
+    def __getitem__(self, number: int) -> NDArray[np.uint8]:
+        """Return a chunk, uint8 [n, C, H, W].
+
+        Raises:
+            ValueError: An image cannot be read, or is of another size.
+        """
+        start = number * self.rows
+        values = self.stored[start : start + self.rows][self.input_key]
+        pixels = np.empty((len(values), self.in_chans, self.height, self.width), np.uint8)
+        for row, value in enumerate(values):
+            image = read_image(value, self.input_key, start + row, self.in_chans)
+            if self.img_size is not None and image.size != (self.img_size, self.img_size):
+                image = image.resize((self.img_size, self.img_size), Image.Resampling.BICUBIC)
+            if image.size != (self.width, self.height):
+                raise ValueError(
+                    f"data.img_size: images should be of one size, found {self.width}x"
+                    f"{self.height} and, at row {start + row}, {image.width}x{image.height}. "
+                    "Set data.img_size, or data.pipeline timm."
+                )
+            pixels[row] = np.asarray(image).reshape(self.height, self.width, -1).transpose(2, 0, 1)
+        return pixels
+
+    def fill(self, pixels: NDArray[np.uint8]) -> None:
+        """Decode all images into an array [N, C, H, W], many of them by all cores.
+
+        Raises:
+            ValueError: As `__getitem__`.
+        """
+        start, total = 0, len(self.stored)
+        loader = DataLoader(
+            cast("TorchDataset[NDArray[np.uint8]]", self),
+            batch_size=None,
+            num_workers=_cores() if total >= _MANY else 0,
+            generator=torch.Generator(),  # the global one is left alone
+        )
+        with tqdm(total=total, desc="Decoding", unit="image", leave=False, disable=None) as bar:
+            for chunk in without_tracebacks(loader):
+                pixels[start : start + len(chunk)] = chunk
+                start += len(chunk)
+                bar.update(len(chunk))
+
+
+def without_tracebacks(batches: Iterable[T]) -> Iterator[T]:
+    """Yield the batches of a loader.
+
+    Raises:
+        ValueError: A worker raised it. torch gives the error with a traceback, whose last line is
+            the error.
+    """
+    try:
+        yield from batches
+    except ValueError as error:
+        line = str(error).strip().splitlines()[-1]
+        raise ValueError(line.removeprefix("ValueError: ")) from error
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _kept(chunks: Chunks, shape: tuple[int, int, int, int]) -> NDArray[np.uint8] | None:
+    """Return decoded images in a file of the cache; None if they cannot be kept there.
+
+    The file's name is a hash of what was decoded, and how.
+    """
+    stored = chunks.stored
+    facts = (stored._fingerprint, chunks.input_key, chunks.img_size, shape, PIL.__version__)
+    name = hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
+    size, allowed = math.prod(shape), allowed_bytes()
+    if size > allowed:
+        sizes = " of ".join(f"{each / 2**30:.1f} GiB" for each in (size, allowed))
+        _logger.warning("Decoded images are not kept: they take %s for the cache.", sizes)
+        return None
+    try:
+        return kept_bytes(cache_folder("images") / f"{name}.npy", shape, chunks.fill)
+    except OSError as error:
+        _logger.warning("Decoded images are not kept (data.cache): %s", one_line(error))
+        return None
 
 
 def _room_for(count: int, in_chans: int, height: int, width: int) -> NDArray[np.uint8]:
@@ -121,15 +246,16 @@ def check_some(dataset: Dataset, input_key: str, count: int = 64) -> None:
         read_image(stored[row][input_key], input_key, row)
 
 
-def undecoded(dataset: Dataset, input_key: str, *others: str) -> Dataset:
+def undecoded(dataset: D, input_key: str, *others: str) -> D:
     """Return some columns of a split, with images as they are stored, for `read_image`."""
     from datasets import Image as ImageFeature
 
     columns = dataset.select_columns([input_key, *others])
-    return columns.cast_column(input_key, ImageFeature(decode=False))
+    stored: D = columns.cast_column(input_key, ImageFeature(decode=False))
+    return stored
 
 
-def read_image(stored: Any, input_key: str, row: int, in_chans: int = 3) -> Image.Image:
+def read_image(stored: Any, input_key: str, row: int | str, in_chans: int = 3) -> Image.Image:
     """Decode one image of an `undecoded` column.
 
     Args:
@@ -178,11 +304,5 @@ def _with_channels(image: Image.Image, in_chans: int) -> Image.Image:
         raise ValueError(f"should have 8 bits a channel, found mode {image.mode}")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns about converting directly
-    return image.convert(MODES[in_chans])
-
-
-def _read(dataset: Dataset, input_key: str, in_chans: int) -> Iterator[Image.Image]:
-    """Yield every image, with only a few encoded ones in memory at a time."""
-    batches = undecoded(dataset, input_key).iter(256)
-    values = (value for batch in batches for value in batch[input_key])
-    return (read_image(value, input_key, row, in_chans) for row, value in enumerate(values))
+    mode = MODES[in_chans]
+    return image if image.mode == mode else image.convert(mode)

@@ -12,7 +12,7 @@ from ..data.images import MODES
 from .section import Channels, Section, Share, changed, checked, problem
 
 _ONLY_IN: dict[str, tuple[str, ...]] = {
-    "memory": ("pad",),
+    "memory": ("pad", "cache"),
     "timm": (
         *("train_crop_mode", "scale", "ratio", "vflip", "color_jitter", "color_jitter_prob"),
         *("grayscale_prob", "gaussian_blur_prob", "aa", "reprob", "remode", "recount"),
@@ -80,6 +80,8 @@ class DataConfig(Section):
     """Training images to keep per class, for small experiments; null: all."""
     pipeline: Literal["memory", "timm"] = "memory"
     """`memory`: small images, decoded once, augmented on the device. `timm`: timm's transforms."""
+    cache: bool = True
+    """Keep decoded images in timm_ktg/images of the user's cache folder (memory)."""
     img_size: Annotated[int, Field(ge=1, le=8192)] | None = None
     """Height and width of the images; null: unchanged (memory), or the target's (timm)."""
     mean: Channels | None = None

@@ -148,7 +148,8 @@ def _in_memory(recipe: Recipe, splits: Splits, target: nn.Module, process: Proce
     data = recipe.data
 
     def decoded(split: Dataset) -> tuple[Tensor, Tensor]:
-        return decode(split, splits.input_key, splits.target_key, data.img_size, data.in_chans)
+        keys = splits.input_key, splits.target_key
+        return decode(split, *keys, data.img_size, data.in_chans, data.cache)
 
     every = {role: _checked(role, decoded, split) for role, split in _roles(splits).items()}
     _check_sizes({role: images for role, (images, _) in every.items()})

@@ -26,7 +26,7 @@ S = TypeVar("S", bound=Section)
 
 # Fields that depend on the machine and change the result of a run by rounding at most.
 PLACE = {
-    "data": {"dataset", "workers"},
+    "data": {"dataset", "workers", "cache"},
     # Earlier versions wrote the last two; see `_FORMER`.
     "train": {
         "torchcompile",

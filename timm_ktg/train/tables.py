@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-import psutil
 import timm
 import torch
 from torch import Tensor, nn
 
-from ..data import MemoryLoader
+from ..data import MemoryLoader, allowed_bytes, cache_folder, claim, make_room
 from ..errors import one_line
 from ..graph.graph import KnowledgeTransferGraph
 from ..graph.table import LogitTable
 
 _logger = logging.getLogger(__name__)
 
-SHARE = 0.25  # of the machine's memory, for all tables together; the oldest make room for new ones
 BYTES = 2  # of a number in float16
 VERSIONS = (torch.__version__, timm.__version__)  # others may compute other last bits
 
@@ -44,7 +41,7 @@ def tables_of(
     """
     names = [name for name in graph.frozen if name in graph.untapped]
     rows = len(loader.images) * loader.views
-    size, allowed = rows * num_classes * BYTES, int(SHARE * psutil.virtual_memory().total)
+    size, allowed = rows * num_classes * BYTES, allowed_bytes()
     if names and size * len(names) > allowed:
         needed, given = (f"{each / 2**30:.1f} GiB" for each in (size * len(names), allowed))
         _logger.warning("Frozen nodes are computed: tables take %s, above %s.", needed, given)
@@ -57,15 +54,13 @@ def tables_of(
         own = (network.mean, network.std, network.size, _contents(network.model))
         key = sha256(repr((*facts, *own)).encode()).hexdigest()[:24]
         try:
-            tables[name] = LogitTable(_opened(_folder() / key, rows, num_classes, allowed - size))
+            tables[name] = LogitTable(
+                _opened(cache_folder("tables") / key, rows, num_classes, allowed - size)
+            )
         except OSError as error:
             _logger.warning("Frozen nodes are computed: no table. %s", one_line(error))
             return {}
     return tables
-
-
-def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "timm_ktg" / "tables"
 
 
 def _opened(path: Path, rows: int, num_classes: int, others: int) -> Tensor:
@@ -83,27 +78,11 @@ def _opened(path: Path, rows: int, num_classes: int, others: int) -> Tensor:
     path.parent.mkdir(parents=True, exist_ok=True)
     size = rows * num_classes * BYTES
     with path.open("a+b") as file:
-        if hasattr(os, "posix_fallocate"):
-            # All of it is claimed now: a full disk would kill the process that writes later.
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.truncate(size)
+        claim(file, size)
         os.utime(path)
-    _make_room(path, others)
+    make_room(path, others)
     table = np.memmap(path, np.float16, "r+", shape=(rows, num_classes))
     return torch.from_numpy(table)
-
-
-def _make_room(kept: Path, others: int) -> None:
-    """Remove the tables that were opened longest ago; runs that use them keep what they have."""
-    found = []
-    for table in kept.parent.iterdir():
-        with suppress(FileNotFoundError):  # another process makes room, too
-            found += [(table.stat().st_mtime, table.stat().st_size, table)] * (table != kept)
-    for _, size, table in sorted(found, reverse=True):
-        others -= size
-        if others < 0:
-            table.unlink(missing_ok=True)
 
 
 def _contents(model: nn.Module) -> str:
