@@ -336,6 +336,7 @@ def test_timm_workers_leave_the_global_generators_alone() -> None:
     seed_globals()
     before = global_states()
     first = epoch(timm_loader(workers=1, augment=True))
+    assert same(first, epoch(timm_loader(workers=0, augment=True)))
     assert before == global_states()
     torch.manual_seed(1)
     assert same(first, epoch(timm_loader(workers=1, augment=True)))
@@ -361,6 +362,28 @@ def test_timm_workers_augment_anew_for_every_epoch_rank_and_seed(number: str) ->
     assert not torch.equal(images(0), images(1))
 
 
+def test_timm_augmentation_is_the_same_with_any_number_of_workers_and_processes() -> None:
+    def images(number: int, **arguments: Any) -> list[Tensor]:
+        return [batch for batch, _ in epoch(timm_loader(augment=True, **arguments), number)]
+
+    for number in (0, 3):
+        alone = images(number)
+        assert all(map(torch.equal, alone, images(number, workers=2)))
+        parts = [images(number, workers=1, rank=rank, world_size=2) for rank in (0, 1)]
+        assert all(map(torch.equal, alone, map(torch.cat, zip(*parts, strict=True))))
+
+
+def test_timm_workers_stay_for_all_epochs_and_draw_anew() -> None:
+    loader = timm_loader(workers=2, augment=True)
+    kept = [epoch(loader, number) for number in (0, 1, 0)]
+    workers = loader._loader._iterator._workers
+    next(iter(loader))  # broken off
+    kept.append(epoch(loader, 2))
+    assert loader._loader._iterator._workers is workers
+    fresh = [epoch(timm_loader(augment=True), number) for number in (0, 1, 0, 2)]
+    assert all(map(same, kept, fresh))
+
+
 def test_timm_evaluation_is_exact_over_ranks() -> None:
     found = [epoch(timm_loader(train=False, rank=rank, world_size=3)) for rank in range(3)]
     rows = [label for batches in found for _, labels in batches for label in labels.tolist()]
@@ -370,8 +393,8 @@ def test_timm_evaluation_is_exact_over_ranks() -> None:
 
 def test_timm_samples_survive_the_way_to_a_spawned_worker() -> None:
     samples = timm_loader(train=False)._loader.dataset
-    image, label = pickle.loads(pickle.dumps(samples))[3]
-    assert label == 3 and torch.equal(image, samples[3][0])
+    image, label = pickle.loads(pickle.dumps(samples))[0, 3]
+    assert label == 3 and torch.equal(image, samples[0, 3][0])
 
 
 def test_timm_batches_can_be_mixed() -> None:

@@ -11,7 +11,10 @@ from torch import Tensor
 
 import timm_ktg  # noqa: F401 registers the models
 from tests.recipe_cases import recipe
+from timm_ktg.data import moved_to
 from timm_ktg.errors import RecipeError
+from timm_ktg.recipe.data_config import DataConfig
+from timm_ktg.recipe.delivery import Delivery, prefetched
 from timm_ktg.recipe.images import Images, ProcessInfo, build_images, build_splits
 from timm_ktg.recipe.recipe import check_recipe
 
@@ -87,3 +90,20 @@ def test_what_timm_does_not_know_is_refused() -> None:
     ):
         with pytest.raises(RecipeError, match=message):
             images(**changed)
+
+
+def plainly(data: DataConfig, mean: Any, std: Any, device: torch.device, train: bool) -> Delivery:
+    return Delivery(False, moved_to(device))
+
+
+@pytest.mark.parametrize("reprob", [0.0, 1.0])
+def test_prefetcher_makes_the_same_batches(reprob: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"reprob": reprob}
+    made = {}
+    for way in (prefetched, plainly):
+        monkeypatch.setattr("timm_ktg.recipe.images.delivery", way)
+        made[way] = evaluated_images(**data), train_images(**data)
+    (evaluated, plain), (expected, found) = made[plainly], made[prefetched]
+    torch.testing.assert_close(evaluated, expected)
+    unlike = ((found - plain).abs() > 1e-5).flatten(1).any(1)
+    assert unlike.all() if reprob else not unlike.any()

@@ -13,7 +13,7 @@ from .memory import MemoryLoader
 from .mixup import MixupLoader
 from .sampling import EpochSampler, EvalSampler, Loader, derive_seed
 from .splits import Splits, check_labels, load_splits
-from .transforms import Transform, TransformLoader
+from .transforms import ToDevice, Transform, TransformLoader, moved_to
 
 __all__ = [
     "EpochSampler",
@@ -22,6 +22,7 @@ __all__ = [
     "MemoryLoader",
     "MixupLoader",
     "Splits",
+    "ToDevice",
     "Transform",
     "TransformLoader",
     "allowed_bytes",
@@ -35,4 +36,5 @@ __all__ = [
     "derive_seed",
     "load_splits",
     "make_room",
+    "moved_to",
 ]

@@ -139,6 +139,7 @@ class EvalSampler:
 
     def __init__(self, size: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
         self.own = range(rank, size, world_size)
+        self.rank, self.world_size = rank, world_size
         self.share = max(1, batch_size // world_size)
 
     def set_epoch(self, epoch: int) -> None:

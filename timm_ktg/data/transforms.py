@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from itertools import count
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import DataError
-from .images import read_image, undecoded
-from .sampling import create_sampler, derive_seed
+from .images import read_image, undecoded, without_tracebacks
+from .sampling import EpochSampler, EvalSampler, create_sampler, derive_seed
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Transform = Callable[[Image.Image], Tensor]
-_Sample = tuple[Tensor, int]
+Transform = Callable[[Image.Image], Any]
+_Sample = tuple[Any, int]
+ToDevice = Callable[[Iterable[tuple[Tensor, Tensor]]], Iterable[tuple[Tensor, Tensor]]]
 
 
 class TransformLoader:
@@ -29,24 +34,26 @@ class TransformLoader:
     `timm.data.create_loader` will not do: it drops the last partial training batch, and pads an
     evaluation on several processes until counts are no longer exact.
 
-    Workers start anew for every epoch, seeded by (seed, epoch, rank), so that an epoch can be
-    repeated with the same number of workers. With `workers=0` the transform draws from the global
-    generators of Python, NumPy and PyTorch, which the training loop seeds at the start of an epoch.
+    The transform draws from the global generators of Python, NumPy and PyTorch, which are seeded
+    for each image by (seed, epoch, its row, how often it came before). So an image is augmented in
+    the same way with any number of workers and processes. Outside workers, the generators are put
+    back afterwards.
 
     Args:
         dataset: The split.
         input_key: The column of images.
         target_key: The column of class indices.
-        transform: Maps an image to a normalized float32 [in_chans, H, W].
+        transform: Maps an image to a float32 [in_chans, H, W], or to what `to_device` takes.
         batch_size: Images per step, over all ranks together.
         device: Where batches are moved.
         train: Shuffle.
         in_chans: Channels of the images; see `decode`.
         repeats: How often a training image comes in succession; see `EpochSampler`.
-        workers: Processes that read and transform; 0: this one does.
-        seed: Determines every draw, together with epoch and rank.
+        workers: Processes that read and transform, and stay for all epochs; 0: this one does.
+        seed: Determines every draw, together with the epoch.
         rank: This process, 0 .. world_size - 1.
         world_size: The number of processes.
+        to_device: Moves batches to the device in a way of its own; None: plainly.
 
     Raises:
         ValueError: In training, `batch_size` is not a multiple of `world_size`.
@@ -68,8 +75,10 @@ class TransformLoader:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        to_device: ToDevice | None = None,
     ) -> None:
-        self.device, self.seed, self.rank, self.epoch = torch.device(device), seed, rank, 0
+        device = torch.device(device)
+        self._to_device = to_device or moved_to(device)
         self._sampler = create_sampler(
             len(dataset),
             batch_size,
@@ -79,22 +88,22 @@ class TransformLoader:
             world_size=world_size,
             repeats=repeats,
         )
+        self._batches = _Batches(self._sampler, seed, repeats if train else 1)
         stored = undecoded(dataset, input_key, target_key)
-        self._generator = torch.Generator()
+        samples = _Samples(stored, input_key, target_key, transform, in_chans)
         self._loader = DataLoader(
-            cast(
-                "TorchDataset[_Sample]",
-                _Samples(stored, input_key, target_key, transform, in_chans),
-            ),
-            batch_sampler=self._sampler,
+            cast("TorchDataset[_Sample]", samples),
+            batch_sampler=cast("BatchSampler", self._batches),
             num_workers=workers,
-            pin_memory=self.device.type == "cuda",
-            generator=self._generator,
+            pin_memory=device.type == "cuda",
+            persistent_workers=workers > 0,
+            # The workers' seeds are of no account, and the global generator is left alone.
+            generator=torch.Generator(),
         )
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, from 0, whose order and augmentation the next iteration has."""
-        self.epoch = epoch
+        self._batches.epoch = epoch
         self._sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
@@ -103,26 +112,78 @@ class TransformLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield normalized float32 [B, 3, H, W] and int64 [B], this rank's share of each batch."""
-        # The loader seeds its workers with what it draws from here.
-        self._generator.manual_seed(derive_seed("workers", self.seed, self.epoch, self.rank))
-        for images, labels in self._read():
-            yield (
-                images.to(self.device, non_blocking=True),
-                labels.to(self.device, non_blocking=True),
-            )
+        return iter(self._to_device(read_batches(self._loader)))
 
-    def _read(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches as the workers make them.
 
-        Raises:
-            DataError: An image cannot be read. torch gives the error of a worker with a traceback,
-                whose last line is the error.
-        """
-        try:
-            yield from self._loader
-        except ValueError as error:
-            line = str(error).strip().splitlines()[-1]
-            raise DataError(line.removeprefix("ValueError: ")) from error
+def moved_to(device: torch.device) -> ToDevice:
+    """Return a function that moves batches to a device as they are."""
+
+    def moved(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in batches:
+            yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+    return moved
+
+
+def read_batches(loader: Iterable[Any]) -> Iterator[Any]:
+    """Yield the batches as the workers make them.
+
+    Raises:
+        DataError: An image cannot be read.
+    """
+    try:
+        yield from without_tracebacks(loader)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators of Python, NumPy and PyTorch, and put them back outside workers.
+
+    Args:
+        seed: 64 bits.
+    """
+    if get_worker_info() is not None:  # nothing else draws there
+        _seed(seed)
+        yield
+        return
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    _seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)  # `torch.manual_seed` takes longer, for GPUs too
+
+
+@dataclass
+class _Batches:
+    """The rows of each batch, each beside its seed, because workers that stay know no epoch."""
+
+    sampler: EpochSampler | EvalSampler
+    seed: int
+    repeats: int
+    epoch: int = 0
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        # An image that is repeated lies at successive places, which the ranks take in turn.
+        sampler, repeats = self.sampler, self.repeats
+        turns = [derive_seed("augment", self.seed, self.epoch, turn) for turn in range(repeats)]
+        places = count(sampler.rank, sampler.world_size)
+        for rows in sampler:
+            first = [turns[next(places) % repeats] for _ in rows]
+            yield [((each + row) % 2**64, row) for each, row in zip(first, rows, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -138,7 +199,9 @@ class _Samples:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> _Sample:
+    def __getitem__(self, at: tuple[int, int]) -> _Sample:
+        seed, index = at
         row = self.dataset[index]
         image = read_image(row[self.input_key], self.input_key, index, self.in_chans)
-        return self.transform(image), row[self.target_key]
+        with seeded(seed):
+            return self.transform(image), row[self.target_key]

@@ -29,6 +29,7 @@ from ..graph.node import Channels
 from ..records.result import Preparation
 from .build import fitted
 from .data_config import DataConfig
+from .delivery import delivery
 from .recipe import Recipe
 from .transform import build_transform
 
@@ -206,11 +207,12 @@ def _by_timm(recipe: Recipe, splits: Splits, target: nn.Module, process: Process
     )
 
     def loader(split: Dataset, train: bool = False, seed: int = 0) -> Loader:
+        way = delivery(data, mean, std, process.device, train)
         return TransformLoader(
             split,
             splits.input_key,
             splits.target_key,
-            build_transform(data, preparation, mean, std, train),
+            build_transform(data, preparation, mean, std, train, way.as_bytes),
             batch_size=recipe.train.batch_size if train else recipe.train.evaluation_batch_size,
             device=process.device,
             train=train,
@@ -220,6 +222,7 @@ def _by_timm(recipe: Recipe, splits: Splits, target: nn.Module, process: Process
             seed=seed,
             rank=process.rank,
             world_size=process.world_size,
+            to_device=way.to_device,
         )
 
     def train_from(seed: int) -> Loader:

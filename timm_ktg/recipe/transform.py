@@ -15,7 +15,12 @@ _BLUR = 23  # pixels of the kernel, in timm
 
 
 def build_transform(
-    data: DataConfig, preparation: Preparation, mean: Channels, std: Channels, train: bool
+    data: DataConfig,
+    preparation: Preparation,
+    mean: Channels,
+    std: Channels,
+    train: bool,
+    as_bytes: bool = False,
 ) -> Transform:
     """Return timm's transform.
 
@@ -25,6 +30,7 @@ def build_transform(
         mean: [3] means of the channels, in 0..1.
         std: [3] standard deviations of the channels, in 0..1.
         train: Whether to augment.
+        as_bytes: Whether to return uint8, neither normalized nor erased.
 
     Raises:
         ValueError: timm does not know the interpolation or the augmentation policy.
@@ -63,6 +69,7 @@ def build_transform(
             re_count=data.recount,
             crop_pct=preparation.crop_pct,
             crop_mode=preparation.crop_mode,
+            use_prefetcher=as_bytes,
         )
     except AssertionError as error:  # timm's error for an unknown policy
         raise ValueError(f"data.aa: `{data.aa}`: {error}.") from error

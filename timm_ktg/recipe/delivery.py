@@ -1,0 +1,73 @@
+"""How batches of timm's pipeline get from its workers to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from timm.data.loader import PrefetchLoader
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..data import ToDevice, moved_to
+from ..graph.node import Channels
+from .data_config import DataConfig
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How batches get to the device.
+
+    Args:
+        as_bytes: Whether workers make uint8, to be normalized on the device.
+        to_device: Moves batches to the device.
+    """
+
+    as_bytes: bool
+    to_device: ToDevice
+
+
+def delivery(
+    data: DataConfig, mean: Channels, std: Channels, device: torch.device, train: bool
+) -> Delivery:
+    """Return how batches get to a device: by timm's prefetcher.
+
+    Workers make bytes, which are normalized on the device. On CUDA the next batch is copied while
+    the device computes, and random erasing happens there, too: where an image is erased depends on
+    the batch that it is in. On a CPU, workers erase, so they normalize as well.
+
+    Args:
+        data: The section of the recipe.
+        mean: [3] means of the channels, in 0..1.
+        std: [3] standard deviations of the channels, in 0..1.
+        device: The device.
+        train: Whether to augment.
+    """
+    erases = train and data.reprob > 0 and not data.no_aug
+    if erases and device.type != "cuda":
+        return Delivery(False, moved_to(device))
+    return prefetched(data, mean, std, device, train)
+
+
+def prefetched(
+    data: DataConfig, mean: Channels, std: Channels, device: torch.device, train: bool
+) -> Delivery:
+    """Return how timm's prefetcher delivers batches, to any device; see `delivery`."""
+    prefetcher = PrefetchLoader(
+        cast("DataLoader[Any]", ()),
+        mean=mean,
+        std=std,
+        channels=len(mean),
+        device=device,
+        re_prob=data.reprob if train and not data.no_aug else 0.0,
+        re_mode=data.remode,
+        re_count=data.recount,
+    )
+
+    def to_device(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, Tensor]]:
+        prefetcher.loader = cast("DataLoader[Any]", batches)
+        return prefetcher
+
+    return Delivery(True, to_device)
