@@ -74,6 +74,15 @@ TIMM_DATA = {
     "mixup_mode": ("elem", "elem"),
     "mixup_off_epoch": ("3", 3),
 }
+STREAMED_DATA = {
+    "pipeline": ("timm", "timm"),
+    "pad": ("4", 4),
+    "holdout": ("0", 0),
+    "streaming": ("true", True),
+    "train_num_samples": ("1000", 1000),
+    "num_classes": ("12", 12),
+    "shuffle_buffer": ("64", 64),
+}
 TRAIN = {
     "epochs": ("3", 3),
     "batch_size": ("128", 128),
@@ -168,7 +177,8 @@ def refusal(*argv: str) -> str:
 
 
 def test_tables_name_every_field() -> None:
-    assert MEMORY_DATA.keys() | TIMM_DATA.keys() == DataConfig.model_fields.keys()
+    data = MEMORY_DATA.keys() | TIMM_DATA.keys() | STREAMED_DATA.keys()
+    assert data == DataConfig.model_fields.keys()
     # The recipe below has another schedule.
     assert TRAIN.keys() | {"patience_epochs"} == TrainConfig.model_fields.keys()
     assert NODE.keys() | {"learns_from"} == NodeConfig.model_fields.keys()
@@ -181,11 +191,12 @@ def test_tables_name_every_field() -> None:
     [
         ("data", MEMORY_DATA),
         ("data", TIMM_DATA),
+        ("data", STREAMED_DATA),
         ("train", TRAIN),
         ("graph.nodes.student", NODE),
         ("graph.nodes.student.learns_from.helper", EDGE),
     ],
-    ids=["data in memory", "data by timm", "train", "node", "edge"],
+    ids=["data in memory", "data by timm", "data streamed", "train", "node", "edge"],
 )
 def test_any_field_can_be_overridden(
     where: str, fields: dict[str, tuple[str, Any]], timms_style: bool

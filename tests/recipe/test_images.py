@@ -15,8 +15,9 @@ from timm_ktg.data import moved_to
 from timm_ktg.errors import RecipeError
 from timm_ktg.recipe.data_config import DataConfig
 from timm_ktg.recipe.delivery import Delivery, prefetched
-from timm_ktg.recipe.images import Images, ProcessInfo, build_images, build_splits
+from timm_ktg.recipe.images import Images, ProcessInfo, build_images
 from timm_ktg.recipe.recipe import check_recipe
+from timm_ktg.recipe.splits import build_splits
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -97,8 +98,11 @@ def plainly(data: DataConfig, mean: Any, std: Any, device: torch.device, train: 
 
 
 @pytest.mark.parametrize("reprob", [0.0, 1.0])
-def test_prefetcher_makes_the_same_batches(reprob: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = {"reprob": reprob}
+@pytest.mark.parametrize("streaming", [False, True])
+def test_prefetcher_makes_the_same_batches(
+    reprob: float, streaming: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"streaming": streaming, "reprob": reprob}
     made = {}
     for way in (prefetched, plainly):
         monkeypatch.setattr("timm_ktg.recipe.images.delivery", way)

@@ -8,8 +8,8 @@ import pytest
 from tests.recipe_cases import Values, write_recipe
 from tests.search_cases import result_in, run_search, search_values, study_in
 from timm_ktg.recipe.data_config import DataConfig
-from timm_ktg.recipe.images import build_splits
 from timm_ktg.recipe.recipe import Recipe, read_recipe
+from timm_ktg.recipe.splits import build_splits
 from timm_ktg.review.study_data import read_study
 from timm_ktg.search.canonical import CanonicalGraph
 from timm_ktg.search.recipes import RecipeBuilder

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from ..errors import did_you_mean, first_line
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
 DIGITS = "digits"
 # Only for suggestions: the user who writes `cifar100` is told the full id.
@@ -36,25 +36,65 @@ def load_source(dataset: str, dataset_config: str | None = None) -> Mapping[str,
     Raises:
         ValueError: There is no such data set or configuration, or it cannot be read.
     """
-    try:
-        folder = Path(dataset).expanduser()
-        is_saved, is_folder = _is_saved(folder), folder.is_dir()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, or ~nobody
-        what = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"data.dataset: `{dataset[:100]}` is no path: {what}") from error
-    if dataset == DIGITS or is_saved:
+    if is_in_files(dataset):
         if dataset_config is not None:
             raise ValueError(
                 f"data.dataset_config: should be left out, `{dataset}` has no configurations. "
                 f"Found `{dataset_config}`."
             )
-        return _load_digits() if dataset == DIGITS else _load_saved(folder)
-    if is_folder:
+        return _load_digits() if dataset == DIGITS else _load_saved(Path(dataset).expanduser())
+    return _load(dataset, _path_of(dataset), dataset_config)
+
+
+def load_streamed(
+    dataset: str, dataset_config: str | None = None, columns: Sequence[str] | None = None
+) -> Mapping[str, IterableDataset]:
+    """Open every split of a folder or of a data set on the hub to read it in order.
+
+    Args:
+        dataset: A folder or a hub id.
+        dataset_config: The configuration of a data set that has several.
+        columns: The only columns to read, where the files are parquet; None: all.
+
+    Returns:
+        The splits by name; their images are not decoded.
+
+    Raises:
+        ValueError: There is no such data set or configuration, or it cannot be read.
+    """
+    options = {} if columns is None else {"columns": list(columns)}
+    path = _path_of(dataset)
+    return _load(dataset, path, dataset_config, streaming=True, **options)
+
+
+def is_in_files(dataset: str) -> bool:
+    """Return whether a data set is `digits` or what `save_to_disk` wrote.
+
+    Raises:
+        ValueError: The name is no path.
+    """
+    try:
+        return dataset == DIGITS or _is_saved(Path(dataset).expanduser())
+    except (OSError, RuntimeError, ValueError) as error:  # too long, or ~nobody
+        what = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"data.dataset: `{dataset[:100]}` is no path: {what}") from error
+
+
+def is_image_folder(dataset: str, splits: Mapping[str, IterableDataset]) -> bool:
+    """Return whether a data set is a local folder of image files."""
+    is_local = Path(dataset).expanduser().is_dir()
+    return is_local and all(split.info.builder_name == "imagefolder" for split in splits.values())
+
+
+def _path_of(dataset: str) -> str:
+    """Return what Datasets knows a folder or a data set on the hub by."""
+    folder = Path(dataset).expanduser()
+    if folder.is_dir():
         # The path is absolute because Datasets takes a folder named like a builder for the builder.
-        return _load(dataset, str(folder.resolve()), dataset_config)
+        return str(folder.resolve())
     if not HUB_ID.fullmatch(dataset):
         _refuse(dataset, "is no folder and no hub id")
-    return _load(dataset, dataset, dataset_config)
+    return dataset
 
 
 @cache  # a search reads them several times, and scikit-learn parses text
@@ -93,14 +133,14 @@ def _load_saved(folder: Path) -> dict[str, Dataset]:
     return {str(saved.split or "train"): saved} if isinstance(saved, Dataset) else dict(saved)
 
 
-def _load(dataset: str, path: str, dataset_config: str | None) -> Mapping[str, Dataset]:
+def _load(dataset: str, path: str, dataset_config: str | None, **options: Any) -> Mapping[str, Any]:
     """Let Datasets read a folder or a hub id, and turn its many errors into one line."""
     from datasets import config, load_dataset
     from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 
     try:
-        splits: Mapping[str, Dataset] = load_dataset(path, dataset_config)
+        splits: Mapping[str, Any] = load_dataset(path, dataset_config, **options)
     except (EmptyDatasetError, DataFilesNotFoundError) as error:
         _refuse(dataset, "holds no parquet, arrow or image files", error)
     except DatasetNotFoundError as error:

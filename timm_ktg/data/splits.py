@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,14 @@ from .sources import load_source
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from .streams import Stream
+
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Splits:
-    """The splits of one data set, with undecoded images.
+    """The splits of one data set, with undecoded images; all are streams, or none.
 
     Args:
         train: The training images, without those held out.
@@ -35,9 +39,9 @@ class Splits:
         without_test: The same without the size of the test split, which a resumed run may change.
     """
 
-    train: Dataset
-    val: Dataset | None
-    test: Dataset | None
+    train: Dataset | Stream
+    val: Dataset | Stream | None
+    test: Dataset | Stream | None
     input_key: str
     target_key: str
     num_classes: int
@@ -84,16 +88,17 @@ def load_splits(
     """
     fields = {"train_split": train_split, "val_split": val_split, "test_split": test_split}
     names = {field: name for field, name in fields.items() if name is not None}
-    _check_roles(names, holdout)
-    chosen = _choose(load_source(dataset, dataset_config), names)
-    _check_columns(chosen, input_key, target_key)
+    check_roles(names, holdout)
+    chosen = choose(load_source(dataset, dataset_config), names)
+    check_columns(chosen, input_key, target_key)
     if class_map is not None:
         listed = read_class_map(class_map)
         chosen = {
             field: relabel(split, target_key, listed, f"data.{field}")
             for field, split in chosen.items()
         }
-    classes = _find_classes(chosen, names, target_key)
+    classes = stated_classes(chosen, names, target_key)
+    classes = classes or _count_classes(chosen["train_split"], target_key)
     train, val, record = _divide(
         chosen, target_key, len(classes), holdout, split_seed, images_per_class
     )
@@ -141,7 +146,7 @@ def check_labels(
     return labels
 
 
-def _check_roles(names: Mapping[str, str], holdout: int) -> None:
+def check_roles(names: Mapping[str, str], holdout: int) -> None:
     """Refuse a split with two purposes, such as training and validation."""
     if holdout and "val_split" in names:
         raise ValueError(
@@ -163,7 +168,7 @@ _NO_TEST = (
 )
 
 
-def _choose(source: Mapping[str, Dataset], names: Mapping[str, str]) -> dict[str, Dataset]:
+def choose(source: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
     """Return the chosen splits by the field that names them."""
     for field, name in names.items():
         if name not in source:
@@ -172,12 +177,13 @@ def _choose(source: Mapping[str, Dataset], names: Mapping[str, str]) -> dict[str
                 f"data.{field}: `{name}` is no split. Splits: {', '.join(source)}."
                 f"{did_you_mean(name, source)}{_NO_TEST if alone else ''}"
             )
-        if not len(source[name]):
+        split = source[name]
+        if isinstance(split, Sized) and not len(split):
             raise ValueError(f"data.{field}: `{name}` should hold images, it is empty.")
     return {field: source[name] for field, name in names.items()}
 
 
-def _check_columns(chosen: Mapping[str, Dataset], input_key: str, target_key: str) -> None:
+def check_columns(chosen: Mapping[str, Any], input_key: str, target_key: str) -> None:
     """Raise ValueError with all that is wrong with the two columns in any split."""
     problems: dict[str, None] = {}
     for split in chosen.values():
@@ -194,9 +200,9 @@ def _check_columns(chosen: Mapping[str, Dataset], input_key: str, target_key: st
 
 
 def _check_column(
-    split: Dataset, field: str, key: str, wants: str, fits: Callable[[Any], bool]
+    split: Any, field: str, key: str, wants: str, fits: Callable[[Any], bool]
 ) -> None:
-    columns = split.features
+    columns = split.features or {}
     if key not in columns:
         raise ValueError(
             f"data.{field}: `{key}` is no column. Columns: {', '.join(columns)}."
@@ -224,17 +230,17 @@ def _is_class(feature: Any) -> bool:
     return is_integer or isinstance(feature, ClassLabel)
 
 
-def _find_classes(
-    chosen: Mapping[str, Dataset], names: Mapping[str, str], target_key: str
+def stated_classes(
+    chosen: Mapping[str, Any], names: Mapping[str, str], target_key: str
 ) -> tuple[str, ...]:
-    """Return the names of the ClassLabel, or the numbers 0 .. C - 1 if there is none."""
+    """Return the names of the ClassLabel; none, if the labels are plain numbers."""
     stated = {
         field: tuple(split.features[target_key].names)
         for field, split in chosen.items()
         if hasattr(split.features[target_key], "names")
     }
     if "train_split" not in stated:
-        return _count_classes(chosen["train_split"], target_key)
+        return ()
     classes = stated["train_split"]
     for field, others in stated.items():
         if others != classes:

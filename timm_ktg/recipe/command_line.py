@@ -14,7 +14,6 @@ from ..graph.topology import LABEL
 from ..records.run_directory import read_seeds
 from .flags import COMMON, Group, Options, Program, below, overridden, section_groups
 from .graph_flags import restructured
-from .images import data_problems
 from .node_config import KINDS, EdgeConfig, NodeConfig, from_word, kind_of
 from .recipe import (
     Recipe,
@@ -24,6 +23,7 @@ from .recipe import (
     read_recipe,
 )
 from .resume import resumed_recipe
+from .splits import data_problems
 from .trained import values_to_start_from
 
 

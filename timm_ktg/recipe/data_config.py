@@ -14,11 +14,14 @@ from .section import Channels, Section, Share, changed, checked, problem
 _ONLY_IN: dict[str, tuple[str, ...]] = {
     "memory": ("pad", "cache"),
     "timm": (
+        "streaming",
         *("train_crop_mode", "scale", "ratio", "vflip", "color_jitter", "color_jitter_prob"),
         *("grayscale_prob", "gaussian_blur_prob", "aa", "reprob", "remode", "recount"),
         *("interpolation", "crop_pct", "no_aug", "workers"),
     ),
 }
+_ONLY_STREAMED = ("train_num_samples", "num_classes", "shuffle_buffer")
+_NOT_STREAMED = ("holdout", "images_per_class", "split_seed", "class_map", "aug_repeats")
 
 
 def _range_problem(ends: tuple[float, float] | None) -> str | None:
@@ -80,6 +83,14 @@ class DataConfig(Section):
     """Training images to keep per class, for small experiments; null: all."""
     pipeline: Literal["memory", "timm"] = "memory"
     """`memory`: small images, decoded once, augmented on the device. `timm`: timm's transforms."""
+    streaming: bool = False
+    """Read images in order, shard by shard, for data too large to prepare (timm)."""
+    train_num_samples: PositiveInt | None = None
+    """Images of an epoch; null: as many as there are, counted if not stated (streaming)."""
+    num_classes: Annotated[int, Field(ge=2, le=10**6)] | None = None
+    """Number of classes; null: stated by the data, or counted (streaming)."""
+    shuffle_buffer: Annotated[int, Field(ge=1, le=10**6)] = 1000
+    """Images that each worker holds, undecoded, to mix them (streaming)."""
     cache: bool = True
     """Keep decoded images in timm_ktg/images of the user's cache folder (memory)."""
     img_size: Annotated[int, Field(ge=1, le=8192)] | None = None
@@ -155,6 +166,11 @@ class DataConfig(Section):
             if pipeline != data.get("pipeline", cls.model_fields["pipeline"].default):
                 for name in changed(cls, data, fields):
                     yield problem((name,), f"has no effect unless data.pipeline is {pipeline}.")
+        streamed = bool(changed(cls, data, ("streaming",)))
+        for name in changed(cls, data, () if streamed else _ONLY_STREAMED):
+            yield problem((name,), "has no effect unless data.streaming is true.")
+        for name in changed(cls, data, _NOT_STREAMED if streamed else ()):
+            yield problem((name,), "has no effect on images that are streamed. Leave it out.")
         if (data.get("mean") is None) != (data.get("std") is None):
             yield problem(("mean",), "mean and std should be given together.")
         yield from _channel_problems(cls, data)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from pydantic import ValidationError
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
@@ -17,18 +15,19 @@ from ..data import (
     MemoryLoader,
     MixupLoader,
     Splits,
+    Stream,
+    StreamLoader,
     TransformLoader,
     channel_stats,
+    check_first,
     check_labels,
     check_some,
     decode,
-    load_splits,
 )
 from ..errors import RecipeError
 from ..graph.node import Channels
 from ..records.result import Preparation
 from .build import fitted
-from .data_config import DataConfig
 from .delivery import delivery
 from .recipe import Recipe
 from .transform import build_transform
@@ -81,49 +80,6 @@ class Images:
     def with_seed(self, seed: int) -> Images:
         """Return the same images in the order and with the augmentation of another seed."""
         return replace(self, train=self.train_from(seed))
-
-
-def build_splits(data: DataConfig) -> Splits:
-    """Return the splits of the data set.
-
-    Raises:
-        RecipeError: The data set or its splits are wrong.
-    """
-    try:
-        return load_splits(
-            data.dataset,
-            dataset_config=data.dataset_config,
-            input_key=data.input_key,
-            target_key=data.target_key,
-            train_split=data.train_split,
-            val_split=data.val_split,
-            test_split=data.test_split,
-            holdout=data.holdout,
-            split_seed=data.split_seed,
-            images_per_class=data.images_per_class,
-            class_map=data.class_map,
-        )
-    except ValueError as error:
-        raise RecipeError(str(error).splitlines()) from error
-
-
-def data_problems(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the problems of a local data set, for a recipe that has other problems.
-
-    Args:
-        values: An unchecked recipe.
-    """
-    try:
-        data = DataConfig.model_validate(values.get("data", {}))
-    except ValidationError:  # already reported with the rest of the recipe
-        return ()
-    if "/" in data.dataset and not Path(data.dataset).exists():
-        return ()  # on the hub: a recipe that cannot run downloads nothing
-    try:
-        build_splits(data)
-    except RecipeError as error:
-        return error.problems
-    return ()
 
 
 def build_images(recipe: Recipe, splits: Splits, target: nn.Module, process: ProcessInfo) -> Images:
@@ -197,7 +153,7 @@ def _in_memory(recipe: Recipe, splits: Splits, target: nn.Module, process: Proce
 def _by_timm(recipe: Recipe, splits: Splits, target: nn.Module, process: ProcessInfo) -> Images:
     data, config, test = recipe.data, resolve_model_data_config(target), splits.test
     for role, split in _roles(splits).items():
-        _checked(role, lambda split: check_some(split, splits.input_key), split)
+        _checked(role, lambda split: _check_readable(split, splits.input_key), split)
     mean = data.mean or fitted(config["mean"], data.in_chans)
     std = data.std or fitted(config["std"], data.in_chans)
     size = data.img_size or int(config["input_size"][-1])
@@ -206,24 +162,27 @@ def _by_timm(recipe: Recipe, splits: Splits, target: nn.Module, process: Process
         (data.in_chans, size, size), config["interpolation"], crop_pct, "center"
     )
 
-    def loader(split: Dataset, train: bool = False, seed: int = 0) -> Loader:
+    def loader(split: Dataset | Stream, train: bool = False, seed: int = 0) -> Loader:
         way = delivery(data, mean, std, process.device, train)
-        return TransformLoader(
-            split,
-            splits.input_key,
-            splits.target_key,
-            build_transform(data, preparation, mean, std, train, way.as_bytes),
-            batch_size=recipe.train.batch_size if train else recipe.train.evaluation_batch_size,
-            device=process.device,
-            train=train,
-            in_chans=data.in_chans,
-            repeats=max(1, data.aug_repeats),
-            workers=data.workers,
-            seed=seed,
-            rank=process.rank,
-            world_size=process.world_size,
-            to_device=way.to_device,
-        )
+        keys = splits.input_key, splits.target_key
+        transform = build_transform(data, preparation, mean, std, train, way.as_bytes)
+        batch_size = recipe.train.batch_size if train else recipe.train.evaluation_batch_size
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "device": process.device,
+            "train": train,
+            "in_chans": data.in_chans,
+            "workers": data.workers,
+            "seed": seed,
+            "rank": process.rank,
+            "world_size": process.world_size,
+            "to_device": way.to_device,
+        }
+        if not isinstance(split, Stream):
+            options["repeats"] = max(1, data.aug_repeats)
+            return TransformLoader(split, *keys, transform, **options)
+        options |= {"num_classes": splits.num_classes, "buffer": data.shuffle_buffer}
+        return StreamLoader(split, *keys, transform, **options)
 
     def train_from(seed: int) -> Loader:
         return _mixed(recipe, splits, loader(splits.train, True, seed), process, seed, (size, size))
@@ -240,24 +199,34 @@ def _by_timm(recipe: Recipe, splits: Splits, target: nn.Module, process: Process
     )
 
 
-def _roles(splits: Splits) -> dict[str, Dataset]:
+def _roles(splits: Splits) -> dict[str, Any]:
     """Return the splits by what they are for; the labels of the test split are checked here.
+
+    Those of streams are checked as they are read.
 
     Raises:
         ValueError: A label of the test split is missing or is not a class.
     """
-    if splits.test is not None:
+    if splits.test is not None and not isinstance(splits.test, Stream):
         check_labels(splits.test, splits.target_key, splits.num_classes)
     roles = {"training": splits.train, "validation": splits.val, "test": splits.test}
     return {role: split for role, split in roles.items() if split is not None}
 
 
-def _checked(role: str, read: Callable[[Dataset], T], split: Dataset) -> T:
+def _checked(role: str, read: Callable[[Any], T], split: Any) -> T:
     """Read a split; an error says whose images are wrong."""
     try:
         return read(split)
     except ValueError as error:
         raise ValueError(f"{error} Found in the {role} images.") from error
+
+
+def _check_readable(split: Dataset | Stream, input_key: str) -> None:
+    """Raise ValueError if one of some images cannot be read."""
+    if isinstance(split, Stream):
+        check_first(split, input_key)
+    else:
+        check_some(split, input_key)
 
 
 def _check_sizes(images: Mapping[str, Tensor]) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 from optuna import Trial
 
 from ..errors import RecipeError
-from ..recipe.images import build_splits
 from ..recipe.recipe import save_recipe
 from ..recipe.schedule import epochs_of
+from ..recipe.splits import build_splits
 from ..records.files import write_whole
 from ..records.sample import Sample
 from ..tracking.wandb_run import mode_of

@@ -10,9 +10,9 @@ from typing import Any
 from ..graph.gates import create_gate
 from ..graph.losses import create_loss
 from ..graph.registry import Bound
-from ..recipe.images import build_splits
 from ..recipe.recipe import PLACE
 from ..recipe.search_config import PRETRAINED, GateConfig, LossConfig, SearchRecipe
+from ..recipe.splits import build_splits
 from ..train.checks import code_of
 
 # Fields that may differ between the workers of a study.

@@ -28,6 +28,10 @@ READY = "ready"
 IDENTITY = "identity"
 # What studies of versions without such a field were made with.
 LATER: dict[str, Any] = {
+    "data.streaming": False,
+    "data.train_num_samples": None,
+    "data.num_classes": None,
+    "data.shuffle_buffer": 1000,
     "train.sync_bn": False,
     "train.model_ema": False,
     "train.model_ema_decay": 0.9998,

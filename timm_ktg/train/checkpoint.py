@@ -31,6 +31,7 @@ from ..recipe.schedule import Plateau
 from ..records.files import writing
 from ..records.result import Best
 from .identity import Identity
+from .stream_state import load_stream, save_stream
 from .training import Training, together
 
 _MANIFEST = "manifest.json"
@@ -86,6 +87,7 @@ def save_state(training: Training, folder: Path, identity: Identity) -> None:
             partial.mkdir()
     with together(), writing(partial):
         accelerator.save_state(str(partial))
+        save_stream(training, partial)
     with together(), writing(final):
         if accelerator.is_main_process:
             _finish(partial, final, training, identity)
@@ -174,6 +176,7 @@ def load_state(training: Training, state: Path) -> None:
         if isinstance(training.scheduler, Plateau):
             assert manifest.plateau is not None
             training.scheduler.load(manifest.plateau)
+        load_stream(training, state)
         seconds = _former_seconds(state) if manifest.seconds is None else manifest.seconds
     progress = training.state
     progress.epochs, progress.seconds, progress.best = manifest.epoch, seconds, manifest.best

@@ -22,9 +22,10 @@ from ..graph.graph import KnowledgeTransferGraph
 from ..graph.losses import NodeOutput
 from ..graph.node import GraphNode, Node
 from ..recipe.build import build_edges, build_nodes, build_optimizer, connect
-from ..recipe.images import Images, ProcessInfo, build_images, build_splits
+from ..recipe.images import Images, ProcessInfo, build_images
 from ..recipe.recipe import Recipe
 from ..recipe.schedule import Schedule, build_scheduler
+from ..recipe.splits import build_splits
 from ..recipe.train_config import TrainConfig
 from ..records.result import Best, Cost
 from .checks import (

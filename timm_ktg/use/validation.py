@@ -5,17 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data import Loader, Splits, TransformLoader, check_labels
+from ..data import (
+    Loader,
+    Splits,
+    Stream,
+    StreamLoader,
+    TransformLoader,
+    check_labels,
+)
 from ..errors import RecipeError, located
 from ..graph.losses import NodeOutput
 from ..recipe.data_config import DataConfig
-from ..recipe.images import build_splits
+from ..recipe.splits import build_splits
 from ..recipe.trained import TrainedRun
 from ..records.metrics import ALL_NETWORKS
 from .tally import Measured, Tally
@@ -76,17 +83,7 @@ def validate(
     images = _images(splits, split)
     class_names = run.result.data.class_names
     _check_classes(splits.class_names, class_names)
-    loader = TransformLoader(
-        images,
-        splits.input_key,
-        splits.target_key,
-        run.transform(),
-        batch_size=run.recipe.train.evaluation_batch_size,
-        device=device,
-        train=False,
-        in_chans=run.preparation().input_size[0],
-        workers=data.workers if data.pipeline == "timm" else 0,
-    )
+    loader = _loader(images, splits, run, data, device)
     topology = run.recipe.graph.topology
     networks = (*topology.learning, *topology.frozen) if node is None else ()
     tallies, agreement = _predict_all(loader, members, names, networks, len(class_names))
@@ -132,8 +129,28 @@ def _shares(names: Sequence[str], counts: Tensor, images: int) -> dict[str, dict
     }
 
 
-def _images(splits: Splits, split: str) -> Dataset:
-    """Return the images of a split, whose labels are checked.
+def _loader(
+    images: Dataset | Stream,
+    splits: Splits,
+    run: TrainedRun,
+    data: DataConfig,
+    device: torch.device,
+) -> Loader:
+    options: dict[str, Any] = {
+        "batch_size": run.recipe.train.evaluation_batch_size,
+        "device": device,
+        "train": False,
+        "in_chans": run.preparation().input_size[0],
+        "workers": data.workers if data.pipeline == "timm" else 0,
+    }
+    given = (splits.input_key, splits.target_key, run.transform())
+    if isinstance(images, Stream):
+        return StreamLoader(images, *given, num_classes=splits.num_classes, **options)
+    return TransformLoader(images, *given, **options)
+
+
+def _images(splits: Splits, split: str) -> Dataset | Stream:
+    """Return the images of a split, whose labels are checked; a stream's as they are read.
 
     Raises:
         RecipeError: There are none, or a label is not a class.
@@ -143,6 +160,8 @@ def _images(splits: Splits, split: str) -> Dataset:
     if images is None:
         found = ", ".join(name for name, each in there.items() if each is not None)
         raise RecipeError([f"--split: the data have no {split} images. Found {found}."])
+    if isinstance(images, Stream):
+        return images
     with located(f"--split {split}"):
         check_labels(images, splits.target_key, splits.num_classes, field=f"data.{split}_split")
     return images
