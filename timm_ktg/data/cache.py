@@ -14,9 +14,8 @@ import psutil
 from filelock import FileLock
 from numpy.typing import NDArray
 
-SHARE = (
-    0.25  # of the machine's memory, for all files of a folder; the oldest make room for new ones
-)
+# Of the machine's memory, for all files of a folder; the oldest make room for new ones.
+SHARE = 0.25
 
 
 def cache_folder(kind: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -43,7 +44,9 @@ def load_source(dataset: str, dataset_config: str | None = None) -> Mapping[str,
                 f"Found `{dataset_config}`."
             )
         return _load_digits() if dataset == DIGITS else _load_saved(Path(dataset).expanduser())
-    return _load(dataset, _path_of(dataset), dataset_config)
+    path = _path_of(dataset)
+    own = {"cache_dir": _own_cache(Path(path))} if (Path(path) / "README.md").is_file() else {}
+    return _load(dataset, path, dataset_config, **own)
 
 
 def load_streamed(
@@ -95,6 +98,20 @@ def _path_of(dataset: str) -> str:
     if not HUB_ID.fullmatch(dataset):
         _refuse(dataset, "is no folder and no hub id")
     return dataset
+
+
+def _own_cache(folder: Path) -> str:
+    """Return where Datasets keeps what it makes of a folder with a card.
+
+    Datasets knows such a folder by its name and the card alone. Another folder of that name, or the
+    same one with other files, would give the images that were there before.
+    """
+    from datasets import config
+
+    files = [(str(each), each.stat()) for each in sorted(folder.rglob("*")) if each.is_file()]
+    state = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in files]
+    digest = hashlib.sha256(repr(state).encode()).hexdigest()[:16]
+    return str(Path(config.HF_DATASETS_CACHE) / f"timm_ktg-{digest}")
 
 
 @cache  # a search reads them several times, and scikit-learn parses text
