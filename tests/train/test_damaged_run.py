@@ -24,6 +24,7 @@ from tests.training_cases import (
 )
 from timm_ktg.errors import StorageError
 from timm_ktg.train.checkpoint import save_state
+from timm_ktg.train.identity import Identity
 
 pytestmark = pytest.mark.slow
 
@@ -241,6 +242,7 @@ def test_overwrite_replaces_what_a_killed_run_left(tmp_path: Path) -> None:
 
 def test_run_that_is_gone_is_not_made_again_by_its_states(tmp_path: Path) -> None:
     training = build(recipe_values(PLAIN, epochs=1))
+    identity = Identity(training.recipe, {}, training.splits.without_test, ())
     with pytest.raises(StorageError, match="cannot be written"):
-        save_state(training, tmp_path / "run" / "checkpoint", "id")
+        save_state(training, tmp_path / "run" / "checkpoint", identity)
     assert not (tmp_path / "run").exists()

@@ -22,6 +22,7 @@ from tests.training_cases import (
 )
 from timm_ktg.errors import StorageError
 from timm_ktg.train.checkpoint import newest_state, save_state
+from timm_ktg.train.identity import Identity
 
 __all__ = ["disk"]
 pytestmark = pytest.mark.slow
@@ -120,14 +121,15 @@ def test_nodes_for_which_there_is_no_room_are_exported_when_there_is(
 
 def test_state_whose_manifest_has_no_room_is_named(disk: Disk) -> None:
     training = build(recipe_values(WIDE))
+    identity = Identity(training.recipe, {}, training.splits.without_test, ())
     training.state.epochs, folder = 1, disk.path / "checkpoint"
-    save_state(training, folder, "id")
+    save_state(training, folder, identity)
     disk.fill()
     shutil.rmtree(folder)
     disk.resize(f"{disk.size - 4096}")  # a page less
     with pytest.raises(StorageError, match=r"epoch-0001: cannot be written: .*No space left"):
-        save_state(training, folder, "id")
+        save_state(training, folder, identity)
     assert not (folder / "epoch-0001").exists()
     disk.resize("8m")
-    save_state(training, folder, "id")
-    assert newest_state(folder, "id") == (folder / "epoch-0001", [])
+    save_state(training, folder, identity)
+    assert newest_state(folder, identity) == (folder / "epoch-0001", [])
