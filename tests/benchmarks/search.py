@@ -1,11 +1,13 @@
 """What a search costs beside its training, and what early stopping and more workers save.
 
     python -m tests.benchmarks.search [--seeds 0 1 2 ...] [--workers 1 2 4 8]
-        [--only cost pruning workers]
+        [--only cost share pruning workers]
 
 - `cost`: one worker, the digits data, graphs of two tiny models, so that training takes little: the
   seconds of a trial that are neither building models nor training nor evaluating, and the process's
   memory after each trial.
+- `share`: one worker, 30 trials of `digits-search`: the part of their CPU time, and of that of the
+  whole program without its imports, that is neither training nor evaluating.
 - `pruning`: the recipe `digits-search` on two workers of one thread, with ASHA and without. A seed
   draws the same graphs in the same order in both, and trains them alike. Without ASHA there are 24
   trials; with it 72, which take some more epochs than those. Shown for each seed: the best accuracy
@@ -24,6 +26,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import math
 import os
@@ -56,17 +59,22 @@ COST = [
 
 
 @contextmanager
-def timed(spent: dict[str, float], module: Any, *names: str) -> Iterator[None]:
+def timed(
+    spent: dict[str, float],
+    module: Any,
+    *names: str,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[None]:
     """Add up what functions of a module take."""
     kept = {name: getattr(module, name) for name in names}
 
     def wrapped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            start = time.perf_counter()
+            start = clock()
             try:
                 return function(*arguments, **options)
             finally:
-                spent[name] = spent.get(name, 0.0) + time.perf_counter() - start
+                spent[name] = spent.get(name, 0.0) + clock() - start
 
         return call
 
@@ -110,6 +118,26 @@ def cost(folder: Path) -> str:
         f"fixed cost a trial: {median:.3f} s ({spread}; goal 0.5)\n"
         f"memory after trial 2, 10, 20, {len(memory)}: "
         f"{', '.join(f'{memory[i]:.0f}' for i in (1, 9, 19, -1))} MiB"
+    )
+
+
+def share(folder: Path) -> str:
+    """Search in this process, and return what part of it neither trains nor evaluates."""
+    for module in ("datasets", "matplotlib.figure", "sklearn.datasets", "scipy.stats"):
+        importlib.import_module(module)  # a search imports them when it needs them
+    spent: dict[str, float] = {}
+    with (
+        timed(spent, worker_processes, "train_epoch", "evaluate", clock=time.process_time),
+        timed(spent, optuna.Study, "optimize", clock=time.process_time),
+    ):
+        start = time.process_time()
+        flags = ["--search.trials", "30", "--search.top_k", "0", "--output-dir", str(folder)]
+        assert search(["digits-search", *flags]) == 0
+        whole = time.process_time() - start
+    useful, trials = spent["train_epoch"] + spent["evaluate"], spent["optimize"]
+    return (
+        f"neither training nor evaluating: {1 - useful / trials:.1%} of the trials, "
+        f"{1 - useful / whole:.1%} of the program (goal 8 %)"
     )
 
 
@@ -187,18 +215,23 @@ def throughput(folder: Path, workers: int) -> str:
     return f"{workers} workers: {3600 * count / (over - begun).total_seconds():,.0f} trials an hour"
 
 
+PARTS = ["cost", "share", "pruning", "workers"]
+
+
 def main() -> None:
     """Measure, and print a line for each figure."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.search")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--only", nargs="+", choices=["cost", "pruning", "workers"])
+    parser.add_argument("--only", nargs="+", choices=PARTS)
     arguments = parser.parse_args()
-    chosen = arguments.only or ["cost", "pruning", "workers"]
+    chosen = arguments.only or PARTS
     print(provenance(), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         if "cost" in chosen:
             print(cost(Path(folder, "cost")), flush=True)
+        if "share" in chosen:
+            print(share(Path(folder, "share")), flush=True)
         for workers in arguments.workers if "workers" in chosen else []:
             print(throughput(Path(folder, f"workers-{workers}"), workers), flush=True)
         ratios = []
