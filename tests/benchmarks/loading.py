@@ -15,6 +15,7 @@ images and one of 1,281,167, streamed from parquet files, each in a process of i
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import subprocess
 import sys
@@ -130,6 +131,7 @@ def used() -> float:
 
 def peak(folder: str) -> None:
     """Read an epoch of a stream, and print the images, and the peak in MiB."""
+    gc.freeze()  # as a training does
     stream = load_streams(folder, test_split=None).train
     assert isinstance(stream, Stream)
     loader = StreamLoader(

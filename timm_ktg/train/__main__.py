@@ -28,7 +28,13 @@ from ..records.run_directory import (
 from ..tracking.trackers import check_tracking
 from .checkpoint import epochs_done
 from .metrics import TrainingError
-from .program import choose_device, create_accelerator, resolved, run_program
+from .program import (
+    choose_device,
+    create_accelerator,
+    resolved,
+    run_program,
+    share_imports,
+)
 from .run import run_training
 from .seeds import Ready, first_to_run, run_seeds, with_seed
 from .show import show_graph, show_result, show_seeds
@@ -47,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 if a run cannot go on, 2 if the recipe or the command line is wrong, 130
         if interrupted.
     """
+    if argv is None:
+        share_imports()
     return run_program(
         lambda: _parsed(sys.argv[1:] if argv is None else argv),
         run,

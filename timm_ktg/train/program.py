@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -32,6 +34,17 @@ PATIENCE = timedelta(days=30)
 
 C = TypeVar("C")
 R = TypeVar("R", Recipe, SearchRecipe)
+
+
+def share_imports() -> None:
+    """Let this process share what it has imported with the workers that load images.
+
+    They are forked, so they share all memory until one writes into it. A garbage collection writes
+    into every object that it looks at: after one, a process that streams images held 130 MiB more
+    (n=1, torch 2.15.0, commit 19ad456). Call it in a program only: garbage that is there now stays.
+    """
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # nanobind, at the end, complains of what is still there
 
 
 def run_program(
