@@ -10,6 +10,10 @@ prefetcher; `ours` is the loader of `pipeline: timm` on the same folder; `stream
 
 With `--memory`: the peak of what a process and its workers hold (PSS), for an epoch of 10,000 small
 images and one of 1,281,167, streamed from parquet files, each in a process of its own.
+
+Measured on 2 cores of an AMD EPYC, torch 2.15.0, timm 1.0.31, commit 8ad60cf: timm over ours 0.985
+(quartiles 0.945 to 0.997), timm over stream 1.030 (0.977 to 1.076), n=9; peaks 649 and 750 MiB, n=1
+each (before programs froze what they had imported: 622 and 967).
 """
 
 from __future__ import annotations
