@@ -17,58 +17,16 @@ from optuna.storages import BaseStorage
 from optuna.storages._heartbeat import is_heartbeat_enabled
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from pydantic_core import to_jsonable_python
 
 from ..errors import DataError, RecipeError, one_line
-from ..recipe.search_config import kinds_of
+from ..recipe.search_config import SearchRecipe, kinds_of
 from .liveness import doubtful, fail_dead, sign
 from .storage import making
 from .trials import note
 
 READY = "ready"
 IDENTITY = "identity"
-# What studies of versions without such a field were made with.
-LATER: dict[str, Any] = {
-    "data.streaming": False,
-    "data.train_num_samples": None,
-    "data.num_classes": None,
-    "data.shuffle_buffer": 1000,
-    "train.sync_bn": False,
-    "train.model_ema": False,
-    "train.model_ema_decay": 0.9998,
-    "train.model_ema_warmup": False,
-    "train.layer_decay": None,
-    "train.eval_metric": None,
-    "train.eval_interval": 1,
-    "train.layer_decay_min_scale": 0.0,
-    "train.validation_batch_size": None,
-    "train.lr_base": 0.1,
-    "train.lr_base_size": 256,
-    "train.lr_base_scale": None,
-    "train.patience_epochs": 10,
-    "train.lr_cycle_limit": 1,
-    "train.lr_cycle_mul": 1.0,
-    "train.lr_cycle_decay": 0.5,
-    "train.lr_k_decay": 1.0,
-    "train.lr_noise": None,
-    "train.lr_noise_pct": 0.67,
-    "train.lr_noise_std": 1.0,
-    "train.head_init_scale": None,
-    "train.head_init_bias": None,
-    "train.grad_checkpointing": False,
-    "data.in_chans": 3,
-    "data.class_map": None,
-    "data.aug_repeats": 0,
-    "data.train_crop_mode": None,
-    "data.color_jitter_prob": None,
-    "data.grayscale_prob": 0.0,
-    "data.gaussian_blur_prob": 0.0,
-    "search.method": "asha",
-    "search.rungs": [0.25, 0.5, 1.0],
-    "search.losses": [],
-    "search.label_losses": [],
-    "search.objective": "target",
-    "search.ema_decay": 0.999,
-}
 
 # A full disk, say, or an image that cannot be read: no fault of the trial, which is done again.
 STOPS = (OSError, DataError)
@@ -242,13 +200,27 @@ class _GivenAway(BaseException):
 def _check_identity(study: Study, identity: Identity) -> None:
     stored: Identity = study.user_attrs[IDENTITY]
     kinds = list(kinds_of(stored.get("search.frozen", False)))
-    made = {**LATER, "search.kinds": kinds, **stored}
+    made = {"search.kinds": kinds, **stored}
     raised = [
         f"{where}: study `{study.study_name}` was made with {before}. Found {found}."
         for where, found in identity.items()
-        if (before := made.get(where)) != found
+        if (before := made[where] if where in made else _default(where)) != found
     ]
     if raised:
         raise RecipeError(
             [*raised, "Go on with the same choices, or make another study (--search.study)."]
         )
+
+
+def _default(where: str) -> Any:
+    """Return the default of a field that a study's version did not have, so it did the same.
+
+    Who changes a default, or adds a field whose default does something else than before, has to
+    give what such studies were made with.
+
+    Args:
+        where: The field by its place in the recipe, such as `train.lr`.
+    """
+    section, _, name = where.partition(".")
+    fields: Any = SearchRecipe.model_fields[section].annotation
+    return to_jsonable_python(fields.model_fields[name].default)
