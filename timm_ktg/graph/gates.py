@@ -138,13 +138,10 @@ def stops_samples(gate: Gate, num_classes: int = 10) -> bool:
         gate: The gate, with its arguments bound, or a module.
         num_classes: C of the made-up logits, at least 2.
     """
-    generator = torch.Generator().manual_seed(0)
-    logits = 3 * torch.randn(2, 64, num_classes, generator=generator)
-    labels = torch.randint(num_classes, (64,), generator=generator)
-    context = EdgeContext(NodeOutput(logits[0]), NodeOutput(logits[1]), labels, 0.5)
+    losses, context = _made_up(num_classes)
     try:
         with torch.no_grad():
-            stopped = gate(1 + torch.rand(64, generator=generator), context) == 0
+            stopped = gate(losses, context) == 0
             return bool(stopped.any()) and not bool(stopped.all())
     except Exception:  # somebody else's gate may raise anything
         return True
@@ -159,21 +156,26 @@ def follows_progress(gate: Gate, num_classes: int = 10) -> bool:
         gate: The gate, with its arguments bound, or a module.
         num_classes: C of the made-up logits, at least 2.
     """
-    generator = torch.Generator().manual_seed(0)
-    logits = 3 * torch.randn(2, 64, num_classes, generator=generator)
-    labels = torch.randint(num_classes, (64,), generator=generator)
-    losses = 1 + torch.rand(64, generator=generator)
-    ends = NodeOutput(logits[0]), NodeOutput(logits[1])
+    losses, context = _made_up(num_classes)
     try:
         if isinstance(gate, Bound):
-            gate = gate.built(*ends)
+            gate = gate.built(context.source, context.destination)
         with torch.no_grad():
             first, *others = (
-                gate(losses, EdgeContext(*ends, labels, step / 100)) for step in range(1, 101)
+                gate(losses, context._replace(progress=step / 100)) for step in range(1, 101)
             )
         return not all(torch.equal(first, other) for other in others)
     except Exception:  # somebody else's gate may raise anything
         return True
+
+
+def _made_up(num_classes: int) -> tuple[Tensor, EdgeContext]:
+    """Return losses of 64 samples and what a gate sees of them, in the middle of a run."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, 64, num_classes, generator=generator)
+    labels = torch.randint(num_classes, (64,), generator=generator)
+    context = EdgeContext(NodeOutput(logits[0]), NodeOutput(logits[1]), labels, 0.5)
+    return 1 + torch.rand(64, generator=generator), context
 
 
 def _check_gate_once(gate: Gate, values: Tensor, context: EdgeContext) -> None:
