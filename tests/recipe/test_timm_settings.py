@@ -235,7 +235,9 @@ def test_head_of_a_frozen_node_stays_as_it_is() -> None:
 
 def test_model_without_what_is_asked_for_is_refused() -> None:
     node = Node("a", timm.create_model("inception_v3", num_classes=4))
-    with pytest.raises(RecipeError, match=r"^train\.grad_checkpointing: .*`a` has none\.$"):
+    with pytest.raises(
+        RecipeError, match=r"^train\.grad_checkpointing: .*`a` does not support it\.$"
+    ):
         prepare_to_learn(node, TrainConfig(grad_checkpointing=True))
     node = Node("a", vit(global_pool="avg"))
     node.model.head.bias = None

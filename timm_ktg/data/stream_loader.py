@@ -181,7 +181,7 @@ class StreamLoader:
         places = TypeAdapter(tuple[Place, ...]).validate_python(state["places"])
         if len(places) != self._readers:
             raise ValueError(
-                f"data.workers should be {len(places)}, as where the run stopped. "
+                f"data.workers should be {len(places)}, as when the run stopped. "
                 f"Found {self._workers}"
             )
         self._places = {int(state["epoch"]): places}

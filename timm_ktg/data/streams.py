@@ -171,7 +171,7 @@ class _Counter:
         if len(gaps):
             raise ValueError(
                 f"data.target_key: the labels in `{self._key}` should be 0 .. C - 1 without a gap. "
-                f"Found none that is {gaps[0]}. Say data.num_classes if that is right."
+                f"Found none that is {gaps[0]}. Set data.num_classes if that is right."
             )
         return len(self._count(field))
 

@@ -48,8 +48,8 @@ def attach(
 
     Clip with `handle.parameters()`, or node by node: `clip_grad_norm_(model.parameters(), ...)`
     leaves the other nodes' gradients as they are. `model.zero_grad()` clears theirs, too, unless it
-    is told to set zeros. Copies of the model, such as timm's `ModelEmaV3`,
-    and pickles of it carry nothing of the graph.
+    is told to set zeros. Copies of the model, such as timm's `ModelEmaV3`, and pickles of it carry
+    nothing of the graph.
 
     Args:
         model: The target, as the loop calls it.

@@ -215,16 +215,14 @@ def build_network(
         classes = getattr(model, "num_classes", num_classes)
         if classes != num_classes:
             raise ValueError(f"should give the data's {num_classes} classes. Found {classes}.")
-    own: dict[str, Any] = {}
+    own, channels = dict[str, Any](), arguments.get("in_chans", 3)
     if node.pretrained:
-        own = _expected(model, arguments.get("in_chans", 3))
+        own = _expected(model, channels)
         with located(f"{where}.pretrained"):
             _check_teacher(node, learns, model, num_classes)
     if node.checkpoint_path is not None:
         with located(f"{where}.checkpoint_path"):
-            own = _expected(model, arguments.get("in_chans", 3)) | load_weights(
-                model, node.checkpoint_path
-            )
+            own = _expected(model, channels) | load_weights(model, node.checkpoint_path)
     with located(f"{where}.taps"):
         Taps(model, node.taps).remove()
     return Node(

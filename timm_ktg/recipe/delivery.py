@@ -40,8 +40,8 @@ def delivery(
 
     Args:
         data: The section of the recipe.
-        mean: [3] means of the channels, in 0..1.
-        std: [3] standard deviations of the channels, in 0..1.
+        mean: [C] means of the channels, in 0..1.
+        std: [C] standard deviations of the channels, in 0..1.
         device: The device.
         train: Whether to augment.
     """

@@ -66,7 +66,9 @@ def checkpoint(node: Node) -> None:
     try:
         model.set_grad_checkpointing(enable=True)
     except (AttributeError, AssertionError):  # timm asserts
-        raise ValueError(f"should be false, because the model of `{node.name}` has none.") from None
+        raise ValueError(
+            f"should be false, because the model of `{node.name}` does not support it."
+        ) from None
 
 
 def _heads(node: Node) -> tuple[nn.Module, ...]:

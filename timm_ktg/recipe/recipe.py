@@ -75,13 +75,14 @@ class Recipe(Section):
         said = model_ema_problem(data)
         if said:
             yield problem(("train", "model_ema"), said)
-        said = "needs validation images: data.holdout or data.val_split"
-        for field in ("eval_metric", "sched") if not _has_validation(data) else ():
-            wanted = _value(data, "train", field)
-            if wanted and (field != "sched" or wanted == PLATEAU):
-                yield problem(("train", field), f"{said}. Found {wanted}.")
+        schedule, metric = _value(data, "train", "sched"), _value(data, "train", "eval_metric")
+        watching = {"eval_metric": metric, "sched": schedule if schedule == PLATEAU else None}
+        for field, value in watching.items():
+            if value and not _has_validation(data):
+                said = f"needs validation images: data.holdout or data.val_split. Found {value}."
+                yield problem(("train", field), said)
         interval = _value(data, "train", "eval_interval") or 1
-        if _value(data, "train", "sched") == PLATEAU and str(interval) != "1":
+        if schedule == PLATEAU and str(interval) != "1":
             said = f"should be 1: the schedule plateau looks at every epoch. Found {interval}."
             yield problem(("train", "eval_interval"), said)
 

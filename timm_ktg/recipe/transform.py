@@ -27,8 +27,8 @@ def build_transform(
     Args:
         data: The section of the recipe.
         preparation: How evaluation prepares an image.
-        mean: [3] means of the channels, in 0..1.
-        std: [3] standard deviations of the channels, in 0..1.
+        mean: [C] means of the channels, in 0..1.
+        std: [C] standard deviations of the channels, in 0..1.
         train: Whether to augment.
         as_bytes: Whether to return uint8, neither normalized nor erased.
 

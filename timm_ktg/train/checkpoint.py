@@ -1,10 +1,9 @@
 """Saves and loads the state of a run.
 
 A state holds the weights, the optimizer and the number of epochs done. Nothing more is needed,
-because timm's schedules and all generators depend on the epoch alone; `plateau` adds two numbers.
-Loading a state never runs
-code from its files: weights are safetensors, and the rest is JSON or is read by
-`torch.load(weights_only=True)`.
+because timm's schedules and all generators depend on the epoch alone; `plateau` adds two numbers,
+and a stream the place of each reader. Loading a state never runs code from its files: weights are
+safetensors, and the rest is JSON or is read by `torch.load(weights_only=True)`.
 """
 
 from __future__ import annotations
