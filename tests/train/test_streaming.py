@@ -79,7 +79,7 @@ def test_two_processes_stream_and_resume_only_as_two(
     (again / "summary.json").unlink()
     assert run_main("--resume", again) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "a stream goes on with as many processes as before, 2. Found 1" in said
+    assert "a stream can only go on with as many processes as before, 2. Found 1" in said
     assert finish(*start_two(tmp_path, program, "--resume", again)) == [0, 0]
     assert_same_run(two, again)
 

@@ -56,7 +56,9 @@ def relabel(split: Dataset, target_key: str, classes: Sequence[str], field: str)
     labels = [places.get(names.get(old, str(old)), -1) for old in column.to_pylist()]
     rows = np.flatnonzero(np.array(labels) >= 0)
     if not len(rows):
-        raise ValueError(f"{field}: should have images of the classes in data.class_map, has none.")
+        raise ValueError(
+            f"{field}: should have images of the classes in data.class_map. Found none."
+        )
     # All rows get a label before some are selected, because a column cannot be added afterwards
     # without a copy of the images.
     others = split.remove_columns([target_key])

@@ -150,7 +150,7 @@ def stops_samples(gate: Gate, num_classes: int = 10) -> bool:
 def follows_progress(gate: Gate, num_classes: int = 10) -> bool:
     """Say whether a gate does something else early in a run than late, as `linear` does.
 
-    Found out on made-up outputs. A gate that cannot be called on them is taken for one that does.
+    It is tried on made-up outputs. A gate that cannot be called on them is taken for one that does.
 
     Args:
         gate: The gate, with its arguments bound, or a module.

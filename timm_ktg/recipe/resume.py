@@ -55,8 +55,7 @@ def change_recipe(path: Path, recipe: Recipe) -> bool:
         recipe: The recipe with the new values.
 
     Returns:
-        Whether the run's result no longer is that of its recipe: the test split or the epochs
-        changed.
+        Whether the test split or the epochs changed, so that the run's result is out of date.
     """
     old, new = read_recipe(path), read_recipe(path)
     for section, values in recipe.model_dump(mode="json").items():

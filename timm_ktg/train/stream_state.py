@@ -36,7 +36,7 @@ def load_stream(training: Training, folder: Path) -> None:
     accelerator = training.accelerator
     if len(states) != accelerator.num_processes:
         raise ValueError(
-            f"a stream goes on with as many processes as before, {len(states)}. "
+            f"a stream can only go on with as many processes as before, {len(states)}. "
             f"Found {accelerator.num_processes}"
         )
     stream.load_state_dict(states[accelerator.process_index])
