@@ -60,7 +60,7 @@ class MadeUpProcesses:
     Args:
         pause: Seconds that a trial takes at most.
         failing: Whether one trial in nine fails.
-        hangs: File for the number of this process, which hangs in its first trial on `rung`.
+        hangs: File for the number of the first process that has a trial on `rung`: it hangs there.
         rung: See `hangs`.
     """
 
@@ -73,10 +73,7 @@ class MadeUpProcesses:
     def trial(self, recipe: Recipe, rungs: tuple[int, ...], *, report: Report, log: Log) -> float:
         (epochs,) = rungs
         assert epochs == recipe.train.epochs
-        if self.hangs is not None and epochs == EPOCHS[self.rung]:
-            partial = self.hangs.with_suffix(".partial")
-            partial.write_text(str(os.getpid()))
-            partial.rename(self.hangs)
+        if self.hangs is not None and epochs == EPOCHS[self.rung] and self._is_first(self.hangs):
             threading.Event().wait()
         time.sleep(self.pause * random.random())
         self.spent = {"epochs": epochs // 2}
@@ -86,6 +83,16 @@ class MadeUpProcesses:
         value = float(random.Random(recipe.train.seed).randrange(60))
         assert not report(epochs, value, True)
         return value
+
+    @staticmethod
+    def _is_first(file: Path) -> bool:
+        own = file.with_suffix(f".{os.getpid()}")
+        own.write_text(str(os.getpid()))
+        try:
+            file.hardlink_to(own)
+        except FileExistsError:
+            return False
+        return True
 
 
 @dataclass(frozen=True)
