@@ -131,6 +131,22 @@ def test_mistakes_take_a_line(workplace: Path, capsys: pytest.CaptureFixture[str
     assert not (workplace / "runs").exists()
 
 
+def test_methods_of_one_precision_at_a_time(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = suite_values()
+    values["methods"]["alone"]["train"] = {"mixed_precision": "bf16"}
+    suite = write_suite(workplace / "s.yml", values)
+    assert suite_main(suite, "--seeds", "0") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train.mixed_precision: should be one for all methods of a command")
+    assert "Found None, bf16." in line and "--methods" in line
+    assert suite_main(suite, "--seeds", "0", "--methods", "alone") == 0
+    assert suite_main(suite, "--seeds", "0", "--methods", "kd") == 0
+    rows = table(workplace / "runs" / "s")
+    assert set(rows) == {("alone", "0"), ("teacher", "0"), ("kd", "0")}
+
+
 def test_dry_run_says_what_would_be_trained(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

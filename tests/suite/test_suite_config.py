@@ -88,15 +88,6 @@ def test_digest_leaves_out_what_has_its_default(tmp_path: Path) -> None:
     )
 
 
-def test_one_precision_serves_all(tmp_path: Path) -> None:
-    methods = copy.deepcopy(METHODS)
-    methods["alone"]["train"] = {"mixed_precision": "bf16"}
-    assert problems(tmp_path, methods=methods) == [
-        "train.mixed_precision: should be one for the whole suite, as for a process of accelerate. "
-        "Found None, bf16."
-    ]
-
-
 def test_weights_of_another_model_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
     methods = copy.deepcopy(METHODS)
     methods["kd"]["graph"]["nodes"]["t"]["model"] = "resnet8_cifar"

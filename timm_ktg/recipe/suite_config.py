@@ -182,19 +182,13 @@ def load_suite(path: Path, places: Mapping[str, str] | None = None) -> SuiteConf
         values = {**values, "datasets": {**datasets, name: dataset}}
     suite = check_section(SuiteConfig, values)
     problems: list[str] = []
-    precisions = set()
     for name in suite.datasets:
         for method in suite.methods_of(name):
             try:
                 recipe = suite.recipe(name, method, 0, {})
-                precisions.add(recipe.train.mixed_precision)
                 problems += _weights_problems(suite, name, method, recipe)
             except RecipeError as error:
                 problems += error.problems
-    if len(precisions) > 1:
-        found = ", ".join(sorted(map(str, precisions)))
-        said = f"should be one for the whole suite, as for a process of accelerate. Found {found}."
-        problems.append(f"train.mixed_precision: {said}")
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
     return suite

@@ -17,6 +17,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from ..errors import RecipeError, did_you_mean
+from ..recipe.recipe import Recipe
 from ..recipe.suite_config import SuiteConfig, load_suite
 from ..records.run_directory import RUNS
 from ..search.processes import WorkerProcesses
@@ -157,9 +158,7 @@ def run(command: SuiteCommand) -> None:
 def _work(command: SuiteCommand) -> dict[str, str]:
     """Train; return what the runs that failed said, by name."""
     suite, processes = command.suite, WorkerProcesses()
-    dataset = command.datasets[0]
-    recipe = suite.recipe(dataset, suite.methods_of(dataset)[0], 0, {})
-    accelerator = create_accelerator(recipe)
+    accelerator = create_accelerator(_example(command))
     logging.getLogger("timm_ktg.graph").setLevel(logging.ERROR)
     if not accelerator.is_main_process:
         processes.follow()
@@ -173,6 +172,28 @@ def _work(command: SuiteCommand) -> dict[str, str]:
     processes.dismiss()
     accelerator.end_training()
     return worker.missing
+
+
+def _example(command: SuiteCommand) -> Recipe:
+    """Return the recipe of one of the chosen methods, which have one precision.
+
+    Raises:
+        RecipeError: They have several.
+    """
+    suite, examples = command.suite, dict[str | None, Recipe]()
+    for dataset in command.datasets:
+        for method in suite.methods_of(dataset):
+            if not command.methods or method in command.methods:
+                recipe = suite.recipe(dataset, method, 0, {})
+                examples.setdefault(recipe.train.mixed_precision, recipe)
+    if len(examples) > 1:
+        found = ", ".join(sorted(map(str, examples)))
+        said = "should be one for all methods of a command, as for a process of accelerate."
+        how = f"Found {found}. Name the methods of one of them (--methods)."
+        raise RecipeError([f"train.mixed_precision: {said} {how}"])
+    if not examples:
+        raise RecipeError(["methods: none of them belongs to these data sets."])
+    return next(iter(examples.values()))
 
 
 def _say_plan(command: SuiteCommand) -> None:
