@@ -4,7 +4,8 @@
 
 Every method of the suite is a graph. Its truth is the mean test top-1 of its whole trainings, those
 of the seed that a cheap trial has left out, because both see the same images in the same order. The
-cheap trials are judged by what a search sees, which is validation top-1:
+cheap trials are judged by what a search sees, which is validation top-1 (for complete trainings
+validation loss, too):
 
 - an epoch of the whole schedule (pruning), and a curve fitted to the epochs up to there;
 - a whole training on a shorter schedule, on the same with a fixed warm-up, or on fewer images;
@@ -49,6 +50,7 @@ CHEAP = {  # data sets of the suite, and their costs in whole trainings
     "cifar100-mini-quarter": 12 / 50,
     "cifar100-mini-20": 20 / 40,
 }
+BY_LOSS = ", by loss"
 BUDGETS = (2, 5, 10)  # whole trainings
 ORDERS = 1_000
 BOOTSTRAP = 2_000
@@ -127,11 +129,14 @@ def predictors(suite: SuiteConfig, rows: Sequence[Run], truth: Truth) -> Iterato
             _over_curves(truth, partial(_fitted, epochs=epoch)),
         )
     for dataset, cost in CHEAP.items():
-        runs = results_of(suite, dataset, rows).runs
-        scores = {name: _validation(runs.get(name, {})) for name in truth.graphs}
-        if all(scores.values()):
+        results = results_of(suite, dataset, rows)
+        of = {name: results.runs.get(name, {}) for name in truth.graphs}
+        if all(of.values()):
             title = (suite.datasets[dataset].title or dataset).removeprefix("the same with ")
-            yield Predictor(title, cost, scores)
+            yield Predictor(title, cost, {name: _validation(of[name]) for name in of})
+            scores = {name: _minus_loss(results, of[name]) for name in of}
+            if all(scores.values()):
+                yield Predictor(f"{title}{BY_LOSS}", cost, scores)
     yield Predictor("a whole training", 1.0, _over_curves(truth, itemgetter(-1)))
 
 
@@ -179,10 +184,11 @@ def _log(results: Results, run: Run) -> Path:
     return EVIDENCE / "logs" / results.dataset / name
 
 
-def _curve(results: Results, run: Run) -> list[float]:
-    """Return the target's validation top-1 after each epoch."""
+def _curve(results: Results, run: Run, figure: str = "top1") -> list[float]:
+    """Return the target's validation top-1, or another figure, wherever it was evaluated."""
     first, *epochs = map(json.loads, gzip.decompress(_log(results, run).read_bytes()).splitlines())
-    return [each[f"val/top1/{first['recipe']['graph']['target']}"] for each in epochs]
+    name = f"val/{figure}/{first['recipe']['graph']['target']}"
+    return [each[name] for each in epochs if name in each]
 
 
 def _over_curves(truth: Truth, score: Callable[[Sequence[float]], float]) -> Scores:
@@ -194,6 +200,12 @@ def _over_curves(truth: Truth, score: Callable[[Sequence[float]], float]) -> Sco
 
 def _validation(runs: Mapping[int, Run]) -> dict[int, float]:
     return {seed: run.val_top1 for seed, run in runs.items() if run.val_top1 is not None}
+
+
+def _minus_loss(results: Results, runs: Mapping[int, Run]) -> dict[int, float]:
+    """Return minus the target's last validation loss by seed, where it was logged."""
+    losses = {seed: _curve(results, run, "loss") for seed, run in runs.items()}
+    return {seed: -each[-1] for seed, each in losses.items() if each}
 
 
 def _fitted(curve: Sequence[float], epochs: int) -> float:
@@ -230,11 +242,12 @@ def _plot(path: Path, found: Sequence[Predictor], truth: Truth) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="cost, in whole trainings", ylabel="Spearman with the truth")
     axes.set_xscale("log")
+    shown = [each for each in found if not each.title.endswith(BY_LOSS)]
     kinds = {
         "an epoch of the whole schedule": [e for e in found if e.title.startswith("epoch ")],
         "a curve fitted to the epochs so far": [e for e in found if e.title.startswith("curve")],
-        "a complete short schedule": [e for e in found if e.title.startswith("complete")],
-        "a quarter of the images": [e for e in found if "quarter" in e.title],
+        "a complete short schedule": [e for e in shown if e.title.startswith("complete")],
+        "a quarter of the images": [e for e in shown if "quarter" in e.title],
         "a whole training": [e for e in found if e.cost == 1],
     }
     for shift, (kind, members) in enumerate(kinds.items()):
