@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.suite.suite_values import run_of, suite_of
+from tests.suite.suite_values import METHODS, run_of, suite_of
 from timm_ktg.errors import RecipeError
 from timm_ktg.recipe.suite_config import SuiteConfig
 from timm_ktg.suite.page import write_page
@@ -34,6 +34,16 @@ def test_page_says_means_differences_and_costs(suite: SuiteConfig, tmp_path: Pat
     assert "| teacher: teacher | 28.00 ± 1.00 (n=3) |" in text
     assert "Missing" not in text and "Left out" not in text
     assert (tmp_path / "r-digits.svg").read_text().startswith("<?xml")
+
+
+def test_page_names_what_it_cannot_tell_apart(tmp_path: Path) -> None:
+    twin = {**METHODS["alone"], "title": "twin"}
+    suite = suite_of(tmp_path, methods={**METHODS, "twin": twin})
+    table = filled(suite, tmp_path / "r.csv")
+    add_runs(table, [run_of(suite, "twin", s, v) for s, v in enumerate((28.2, 28.0, 28.3))])
+    text = write_page(suite, table, "s.yml").read_text()
+    said = "Clearly above labels alone: kd. Not told apart from labels alone: twin"
+    assert f"**{said}** (2 methods compared, Holm, 5 %)." in text
 
 
 def test_page_is_the_same_for_the_same_table(suite: SuiteConfig, tmp_path: Path) -> None:

@@ -175,14 +175,16 @@ def _section(results: Results, picture: Path) -> Iterator[str]:
 
 
 def _verdict(results: Results, base: str) -> str:
-    """Return which methods are clearly above and below one."""
+    """Return which methods are clearly above and below one, and which are neither."""
     found = results.comparisons[base]
     above = [name for name, each in found.items() if each.is_clear and each.welch.gap > 0]
     below = [name for name, each in found.items() if each.is_clear and each.welch.gap < 0]
+    neither = [name for name, each in found.items() if each.p is not None and not each.is_clear]
+    words = {"Clearly above": above, "Clearly below": below, "Not told apart from": neither}
     said = [
-        f"{word} {results.name_of(base)}: " + "; ".join(map(results.name_of, names))
-        for word, names in (("Clearly above", above), ("Clearly below", below))
-        if names
+        f"{word} {results.name_of(base)}: {'; '.join(map(results.name_of, names))}"
+        for word, names in words.items()
+        if names and above + below
     ]
     judged = sum(each.p is not None for each in found.values())
     if not judged:
