@@ -87,7 +87,7 @@ def test_distillation_is_six_lines(workplace: Path) -> None:
     values["data"] |= {"img_size": 32, "workers": 0}
     training = build({**values, "train": {"batch_size": 4}})
     edges = {edge.name: edge for edge in training.graph.edges}
-    assert edges["teacher->student"].weight == 0.9 and edges["label->student"].weight == 0.1
+    assert edges.keys() == {"label->student", "teacher->student"}
     assert training.graph.frozen == ("teacher",)
     assert train_epoch(training, start_epoch(training))["train/loss/teacher->student"] > 0
 

@@ -34,17 +34,17 @@ def kd(
     teacher: Model,
     *,
     loss: str | EdgeLoss = "kl_div",
-    temperature: float = 4.0,
-    weight: float = 0.9,
-    label_weight: float = 0.1,
+    temperature: float = 1.0,
+    weight: float = 1.0,
+    label_weight: float = 1.0,
 ) -> KnowledgeTransferGraph:
     """Return the graph of knowledge distillation: label_weight CE + weight L(teacher).
 
-    The target is `student`. The default weights and temperature are those of the usual comparison
-    on CIFAR-100.
+    The target is `student`. The defaults did best on a small part of CIFAR-100 (`recipes/evidence`:
+    32.6 against 30.3 %). Usual for the whole of it are temperature 4, weight 0.9, label_weight 0.1.
 
     Example:
-        graph = ktg.presets.kd(student, teacher, loss="dkd")
+        graph = ktg.presets.kd(student, teacher, loss="dkd", temperature=4.0)
         losses = graph.losses(graph(images), labels)
         losses.total.backward()
 
@@ -73,14 +73,15 @@ def kd_multi(
     teachers: Sequence[Model],
     *,
     loss: str | EdgeLoss = "kl_div",
-    temperature: float = 4.0,
-    weight: float = 0.9,
-    label_weight: float = 0.1,
+    temperature: float = 1.0,
+    weight: float = 1.0,
+    label_weight: float = 1.0,
 ) -> KnowledgeTransferGraph:
-    """Return the graph of several teachers: label_weight CE + weight (1/M) sum_m L(teacher m).
+    """Return the graph of several teachers: label_weight CE + weight sum_m L(teacher m).
 
     The target is `student`. Hinton et al. average the predictions of the teachers instead of the
-    losses. With `kl_div`, the gradient is the same as from the mean of their probabilities at T.
+    losses. With `kl_div` and weight w / M, the gradient is that of w times the loss from the mean
+    of their probabilities at T. For the defaults, see `kd`.
 
     Example:
         graph = ktg.presets.kd_multi(student, [teacher, another])
@@ -93,7 +94,7 @@ def kd_multi(
         loss: The loss of the teachers' edges, one between logits: its name, or what `create_loss`
             returns. `hard` needs temperature 1.
         temperature: T > 0.
-        weight: Weight of all teachers together, at least 0; each gets an equal share.
+        weight: Weight of each teacher's loss, at least 0.
         label_weight: Weight of the label's loss, at least 0.
 
     Raises:
@@ -105,7 +106,7 @@ def kd_multi(
     """
     frozen = _numbered("teacher", teachers, least=1, trained=True)
     names = [node.name for node in frozen]
-    edges = _edges("student", names, weight / len(names), label_weight, temperature, loss)
+    edges = _edges("student", names, weight, label_weight, temperature, loss)
     return _graph([_node("student", student), *frozen], edges, "student")
 
 
@@ -252,9 +253,9 @@ def assistant(
     assistant: Model,
     teacher: Model,
     *,
-    temperature: float = 4.0,
-    weight: float = 0.9,
-    label_weight: float = 0.1,
+    temperature: float = 1.0,
+    weight: float = 1.0,
+    label_weight: float = 1.0,
 ) -> KnowledgeTransferGraph:
     """Return the graph of a teacher assistant: `kd` from teacher to assistant, and on to student.
 
