@@ -43,8 +43,8 @@ the labels, CE is the cross-entropy with the labels, and T is the temperature of
 
 Published figures are top-1 accuracies in %. Protocols differ between sources, so compare gains, not
 columns. "Measured" is what this code has reached. The commands train on scikit-learn's digits. The
-headers of the presets' recipes say what trains their teachers, and which flags name other models
-and images. A preset's graph serves any recipe: `{RUN} my-recipe.yaml --graph presets/kd`.
+headers of the presets' recipes say which flags name other models and images. A preset's graph
+serves any recipe: `{RUN} my-recipe.yaml --graph presets/kd`.
 
 `python -m tests.methods` writes this page from docstrings, recipes and `tests/methods.yaml`.
 """

@@ -10,15 +10,13 @@ from torch import Tensor
 
 import timm_ktg as ktg
 from tests import methods
-from tests.recipe_cases import save_weights
-from timm_ktg.recipe.build import build_graph
+from timm_ktg.recipe.build import build_edges, build_nodes, connect
 from timm_ktg.recipe.command_line import parse_command
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
 NAMES = [name for section in methods.sections().values() for name in section]
 KINDS = methods.sections()
-NORMALIZED = ("--data.mean", "[0, 0, 0]", "--data.std", "[1, 1, 1]")
 
 
 def command_of(name: str) -> list[str]:
@@ -26,16 +24,6 @@ def command_of(name: str) -> list[str]:
     text = methods.PAGE.read_text(encoding="utf-8").partition(f"\n### {name}\n")[2]
     (found,) = re.findall(r"^- Recipe: .*, `(.*)`$", text.partition("\n##")[0], re.MULTILINE)
     return shlex.split(found.removeprefix(methods.RUN))
-
-
-@pytest.fixture
-def teachers(workplace: Path) -> None:
-    for folder, model in (
-        ("teacher", "resnet20_cifar"),
-        ("teacher2", "resnet14_cifar"),
-        ("first-generation", "resnet8_cifar"),
-    ):
-        save_weights(f"runs/{folder}/nodes/student.safetensors", model)
 
 
 def test_page_is_what_the_script_writes() -> None:
@@ -58,10 +46,10 @@ def test_page_leaves_out_what_another_package_registers() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.usefixtures("teachers")
 def test_command_on_the_page_trains_with_the_method(name: str) -> None:
-    recipe = parse_command([*command_of(name), *NORMALIZED], "prog").recipe
-    graph = build_graph(recipe, 10)
+    recipe = parse_command(command_of(name), "prog").recipe
+    # Teachers would be trained first.
+    graph = connect(recipe, build_nodes(recipe, 10), build_edges(recipe), None, None)
     if name == "cutoff":
         assert "cutoff" in {edge.gate for edge in recipe.graph.edges.values()}
     elif name in KINDS["Gates"]:

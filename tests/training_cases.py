@@ -150,15 +150,16 @@ def train_run(path: Path, values: Values, *flags: str) -> Path:
 
 
 @contextmanager
-def interrupted_in(epoch: int) -> Iterator[None]:
-    """Press Ctrl-C after three batches of an epoch (from 1) of a run in this process."""
+def interrupted_in(epoch: int, target: str | None = None) -> Iterator[None]:
+    """Press Ctrl-C after three batches of an epoch (from 1) of a run (of this target), in here."""
     import timm_ktg.train.run
 
     start_epoch = timm_ktg.train.run.start_epoch
 
     def start(training: Training) -> Iterable[Any]:
         batches = start_epoch(training)
-        return batches if training.state.epochs + 1 < epoch else three(batches)
+        other = target not in (None, training.graph.target)
+        return batches if other or training.state.epochs + 1 < epoch else three(batches)
 
     def three(batches: Iterable[Any]) -> Iterator[Any]:
         yield from islice(batches, 3)

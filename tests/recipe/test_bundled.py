@@ -66,12 +66,11 @@ FIGURES = {
     "tiny-imagenet/label-only-resnet110": "55.49 % top-1 (Tab. 1)",
     "tiny-imagenet/label-only-wrn28_2": "58.60 % top-1 (Tab. 1)",
 }
-OWN = {"own-images": 3}  # classes in a folder of the test's
 # Flags that let own-images run on 32x32 images without a network or other processes, and change in
 # one update, because timm's random ResNet starts with residual branches that are zero.
 SMALL_AND_OFFLINE = [
     *("--data.dataset", "data/own", "--data.img-size", "32", "--data.workers", "0"),
-    *("--graph.nodes.student.pretrained", "false"),
+    *("--graph.nodes.student.pretrained", "false", "--graph.nodes.teacher.pretrained", "false"),
     *("--graph.nodes.student.model-kwargs", '{"zero_init_last": false}'),
 ]
 
@@ -90,7 +89,7 @@ def provided(tmp_path_factory: pytest.TempPathFactory) -> Path:
         values = read_recipe(FOLDER / f"{name}.yaml")
         for node in values["graph"]["nodes"].values():
             if "checkpoint_path" in node:
-                classes, *_ = HUB.get(values["data"]["dataset"], (OWN.get(name, 10),))
+                classes, *_ = HUB.get(values["data"]["dataset"], (10,))
                 model = timm.create_model(node["model"], num_classes=classes)
                 export_node(model, folder / node["checkpoint_path"])
     return folder

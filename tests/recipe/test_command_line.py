@@ -142,6 +142,7 @@ NODE = {
     "model_kwargs": ('{"stem_stride": 2}', {"stem_stride": 2}),
     "pretrained": ("true", True),
     "checkpoint_path": ("w.safetensors", "w.safetensors"),
+    "train_first": ("true", True),
     "seed": ("7", 7),
     "taps": ("[layer1,layer2]", ["layer1", "layer2"]),
     "img_size": ("16", 16),

@@ -285,10 +285,9 @@ class Topology:
             if node.name in self.frozen and not node.has_weights:
                 said = (
                     "learns from nothing, so it is frozen and should have weights: pretrained, or "
+                    "(in a recipe) checkpoint_path or train_first. Found none of them."
                 )
-                yield Problem(
-                    ("nodes", node.name), f"{said}(in a recipe) checkpoint_path. Found neither."
-                )
+                yield Problem(("nodes", node.name), said)
 
 
 def name_problem(name: str) -> str | None:

@@ -105,6 +105,14 @@ def build_graph(
     Raises:
         RecipeError: The nodes, the edges or the graph are wrong; lists all problems.
     """
+    problems = [
+        f"graph.nodes.{name}.train_first: only timm_ktg.train and suites train a node first. Give "
+        "its weights here (checkpoint_path)."
+        for name, node in recipe.graph.nodes.items()
+        if isinstance(node, NodeConfig) and node.is_trained_first and name not in (given or {})
+    ]
+    if problems:
+        raise RecipeError(problems)
     nodes = build_nodes(recipe, num_classes, given)
     edges = build_edges(recipe)
     mean, std = normalized or (recipe.data.mean, recipe.data.std)

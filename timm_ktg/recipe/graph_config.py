@@ -109,7 +109,8 @@ def _traits(name: str, node: Values) -> Traits:
         return Traits(name, has_weights=True)  # pydantic reports it
     if "ema" in node:
         return Traits(name, needs=(str(source),), kind=EMA)
-    return Traits(name, bool(node.get("pretrained") or node.get("checkpoint_path") or not node))
+    weights = ("pretrained", "checkpoint_path", "train_first")
+    return Traits(name, not node or any(node.get(each) for each in weights))
 
 
 def _link(key: str, destination: str, edge: Any) -> Link:

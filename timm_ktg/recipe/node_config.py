@@ -175,6 +175,9 @@ class NodeConfig(Section):
     """Start from timm's pretrained weights."""
     checkpoint_path: WeightsFile | None = None
     """Start from the weights in this file, such as a run's nodes/<name>.safetensors."""
+    train_first: bool = False
+    """Unless checkpoint_path gives its weights, train it on the labels alone before the run begins,
+    with the run's data and settings, from a seed of its own; then it is frozen."""
     seed: int | None = None
     """Seed of the initial weights; null: derived from train.seed and the node's name."""
     taps: list[str] = []
@@ -187,10 +190,24 @@ class NodeConfig(Section):
     """Sources by name (`label` or a node), each with its gate. Unlisted sources are cut off.
     For several edges from one source, give a list, or keys such as `teacher/attention`."""
 
+    @classmethod
+    def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
+        """Yield why a node cannot be trained first."""
+        if data.get("train_first") and data.get("learns_from"):
+            said = (
+                "should be off where a node learns from something: it is frozen once it is trained."
+            )
+            yield problem(("train_first",), said)
+
+    @property
+    def is_trained_first(self) -> bool:
+        """Whether the run trains it before it begins."""
+        return self.train_first and self.checkpoint_path is None
+
     @property
     def has_weights(self) -> bool:
         """Whether the node starts from trained weights."""
-        return self.pretrained or self.checkpoint_path is not None
+        return self.pretrained or self.checkpoint_path is not None or self.train_first
 
     @property
     def title(self) -> str:

@@ -55,6 +55,15 @@ class RunDirectory:
         return RunDirectory(self.path / "best")
 
     @property
+    def teachers(self) -> Path:
+        """The runs of the teachers that are trained first, each in a folder of its node's name."""
+        return self.path / "teachers"
+
+    def teacher(self, node: str) -> RunDirectory:
+        """The run of such a teacher."""
+        return RunDirectory(self.teachers / node)
+
+    @property
     def seeds(self) -> Path:
         """The result of several seeds; their runs are in `seed-<n>` beside it."""
         return self.path / "seeds.json"
@@ -104,7 +113,7 @@ class RunDirectory:
         """Everything that a run may write."""
         files = (self.recipe, self.metrics, self.summary, self.seeds, self.nodes, self.checkpoint)
         shown = (self.graph, self.curves, self.report, self.validation)
-        tracked = (self.best.path, self.wandb_id, self.wandb, self.trackers)
+        tracked = (self.best.path, self.teachers, self.wandb_id, self.wandb, self.trackers)
         return (*files, *shown, *tracked, *self.path.glob("seed-*"), *self.leftovers)
 
     @property

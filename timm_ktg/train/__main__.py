@@ -36,8 +36,9 @@ from .program import (
     share_imports,
 )
 from .run import run_training
-from .seeds import Ready, first_to_run, run_seeds, with_seed
+from .seeds import Ready, first_to_run, run_seeds, taught, with_seed
 from .show import show_graph, show_result, show_seeds
+from .teachers import teachers_of
 from .training import build_training, together
 
 PROGRAM = "accelerate launch -m timm_ktg.train"
@@ -114,13 +115,19 @@ def run(command: Command) -> None:
     if command.dry_run:
         accelerator.print("Dry run: everything was built and checked, nothing was trained.")
         return
+    if teachers_of(recipe):
+        ready = {}  # what was built lacks their weights
     directory = _open(command, recipe, accelerator)
     if command.seeds:
         seeds_result = run_seeds(recipe, command.seeds, directory, ready)
         if accelerator.is_main_process:
             show_seeds(seeds_result, directory)
     else:
-        (training,) = ready.values()
+        training = (
+            ready[recipe.train.seed]
+            if ready
+            else build_training(taught(recipe, directory), create_accelerator(recipe))
+        )
         result = run_training(training, directory, command.resume is not None, start)
         if accelerator.is_main_process:
             _show(result, directory)

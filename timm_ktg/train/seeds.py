@@ -16,6 +16,7 @@ from ..records.result import RunResult, SeedsResult
 from ..records.run_directory import RunDirectory
 from .program import create_accelerator, resolved
 from .run import run_training
+from .teachers import teacher_recipe, teachers_of, with_teachers
 from .training import Training, build_training, together
 
 # Trainings by seed that were built ahead; each is removed when it runs.
@@ -85,6 +86,7 @@ def run_seed(
         if accelerator.is_main_process and not begun:
             directory.path.mkdir(parents=True, exist_ok=True)
             save_recipe(recipe, directory.recipe)
+    recipe = taught(recipe, directory)
     try:
         # No variable keeps the training, so that its memory can be freed.
         return run_training(
@@ -95,6 +97,27 @@ def run_seed(
         )
     finally:
         accelerator.free_memory()
+
+
+def taught(recipe: Recipe, directory: RunDirectory) -> Recipe:
+    """Return the recipe with its teachers, once those to train first are trained.
+
+    A teacher that is complete is not trained again, and one that is not goes on.
+
+    Args:
+        recipe: The recipe.
+        directory: The directory of the run.
+
+    Raises:
+        RecipeError: A teacher's recipe or directory is wrong.
+        TrainingError: A teacher's loss is not finite.
+    """
+    for name in teachers_of(recipe):
+        if create_accelerator(recipe).is_main_process:
+            print(f"Training {name} first, on the labels alone: {directory.teacher(name).path}")
+        own = teacher_recipe(recipe, name)
+        run_seed(own, own.train.seed, directory.teacher(name))
+    return with_teachers(recipe, directory)
 
 
 def with_seed(recipe: Recipe, seed: int) -> Recipe:

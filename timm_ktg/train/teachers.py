@@ -1,0 +1,54 @@
+"""Teachers that a run trains first: `train_first: true` in a recipe."""
+
+from __future__ import annotations
+
+from ..data import derive_seed
+from ..graph.topology import LABEL
+from ..recipe.node_config import NodeConfig
+from ..recipe.recipe import Recipe, check_recipe
+from ..records.run_directory import RunDirectory
+
+
+def teachers_of(recipe: Recipe) -> list[str]:
+    """Return the nodes to train first, apart from those that cannot influence the target."""
+    nodes, frozen = recipe.graph.nodes, recipe.graph.topology.frozen
+    return [
+        name
+        for name, node in nodes.items()
+        if isinstance(node, NodeConfig) and node.is_trained_first and name in frozen
+    ]
+
+
+def teacher_recipe(recipe: Recipe, name: str) -> Recipe:
+    """Return the recipe that trains a teacher: the labels alone, the run's own data and settings.
+
+    Its seed derives from the run's and from the node's name, so that the teacher neither starts
+    from the student's weights nor sees the images in its order. Trackers do not see the training.
+
+    Args:
+        recipe: The run's recipe.
+        name: Name of the node.
+    """
+    values = recipe.model_dump(mode="json", exclude={"tracking"})
+    node = {**values["graph"]["nodes"][name], "train_first": False, "learns_from": {LABEL: {}}}
+    seed = derive_seed(f"teacher {name}", recipe.train.seed) % 2**32
+    train = {**values["train"], "seed": seed, "model_ema": False}
+    return check_recipe(
+        {**values, "graph": {"target": name, "nodes": {name: node}}, "train": train}
+    )
+
+
+def with_teachers(recipe: Recipe, directory: RunDirectory) -> Recipe:
+    """Return the recipe in which the nodes that are trained first have their weights.
+
+    Args:
+        recipe: The run's recipe.
+        directory: The run's directory, which holds the teachers' complete runs.
+    """
+    nodes = dict(recipe.graph.nodes)
+    for name in teachers_of(recipe):
+        weights = directory.teacher(name).nodes / f"{name}.safetensors"
+        own = {"checkpoint_path": str(weights), "pretrained": False}
+        nodes[name] = nodes[name].model_copy(update=own)
+    graph = recipe.graph.model_copy(update={"nodes": nodes})
+    return recipe.model_copy(update={"graph": graph})
