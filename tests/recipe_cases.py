@@ -34,11 +34,12 @@ LABEL_ONLY: Values = {"learns_from": {"label": "through"}}
 def recipe_values(
     nodes: Values = MUTUAL, data: Values | None = None, graph: Values | None = None, **train: Any
 ) -> dict[str, Values]:
-    """The values of a recipe that trains in a second."""
+    """The values of a recipe that trains in a second, in float32 on every CPU."""
+    own = {"epochs": 2, "batch_size": 64, "lr": 0.05, "sched": "cosine", "mixed_precision": "no"}
     return {
         "graph": {"target": "a", "nodes": copy.deepcopy(nodes), **(graph or {})},
         "data": {"dataset": small_digits(), "holdout": VAL, "pad": 1, **(data or {})},
-        "train": {"epochs": 2, "batch_size": 64, "lr": 0.05, "sched": "cosine", **train},
+        "train": {**own, **train},
     }
 
 

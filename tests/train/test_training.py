@@ -12,17 +12,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from tests import training_cases as cases
 from tests.nets import ce_reference, gradients, kl_reference, ktg_tiny, same
 from tests.recipe_cases import MUTUAL, PLAIN, recipe_values, write_recipe
 from tests.tiny_data import TRAIN, UPDATES, VAL
-from tests.training_cases import build, furthest, run_main, same_state, state_of
+from tests.training_cases import (
+    build,
+    furthest,
+    reset_accelerate,
+    run_main,
+    same_state,
+    state_of,
+)
 from timm_ktg import GraphLosses, NodeOutput
 from timm_ktg.graph.weights import export_node
+from timm_ktg.recipe.recipe import check_recipe
 from timm_ktg.records.metrics import Metrics
 from timm_ktg.train.loop import evaluate, start_epoch, train_epoch
+from timm_ktg.train.program import create_accelerator, resolved
 from timm_ktg.train.training import Training
 
 pytestmark = pytest.mark.slow
@@ -198,6 +208,53 @@ def test_bf16_computes_the_losses_in_float32(monkeypatch: pytest.MonkeyPatch) ->
         assert {each.dtype for each in every} == {torch.float32}
     assert {each.dtype for each in training.graph.parameters()} == {torch.float32}
     assert all(map(math.isfinite, metrics.values()))
+
+
+@pytest.mark.parametrize(
+    ("computes", "accelerates", "recipe", "expected"),
+    [
+        ("avx512_bf16", None, None, "bf16"),
+        ("amx_bf16", "no", None, "bf16"),  # what accelerate's launcher says if nobody chose
+        ("avx2", None, None, "no"),
+        ("avx2", "bf16", None, "bf16"),
+        ("avx512_bf16", None, "no", "no"),
+    ],
+)
+def test_open_precision_is_bf16_where_a_cpu_computes_it(
+    computes: str,
+    accelerates: str | None,
+    recipe: str | None,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {computes: True}, raising=False)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if accelerates is not None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", accelerates)
+    reset_accelerate()
+    open_recipe = check_recipe(recipe_values(mixed_precision=recipe))
+    accelerator = create_accelerator(open_recipe)
+    assert resolved(open_recipe, accelerator).train.mixed_precision == expected
+
+
+def test_open_precision_is_that_of_an_accelerator_that_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    reset_accelerate()
+    Accelerator(cpu=True)
+    accelerator = create_accelerator(check_recipe(recipe_values(mixed_precision=None)))
+    assert accelerator.mixed_precision == "no"
+
+
+@pytest.mark.parametrize(("precision", "word"), [("no", "float32"), ("bf16", "bf16")])
+def test_terminal_says_the_precision(
+    precision: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", recipe_values(mixed_precision=precision))
+    assert run_main(recipe, "--dry-run") == 0
+    assert f"building 2 nodes ({word})." in capsys.readouterr().out
 
 
 def test_fp16_without_a_gpu_is_refused_in_one_line(

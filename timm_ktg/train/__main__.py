@@ -147,7 +147,8 @@ def _build(command: Command, recipe: Recipe) -> Ready:
         recipe = with_seed(recipe, seed)
     accelerator = create_accelerator(recipe)  # a separate one, because it refers to the training
     dataset = masked(recipe.data.dataset)
-    accelerator.print(f"Reading {dataset}, building {len(recipe.graph.nodes)} nodes.")
+    precision = "float32" if recipe.train.mixed_precision == "no" else recipe.train.mixed_precision
+    accelerator.print(f"Reading {dataset}, building {len(recipe.graph.nodes)} nodes ({precision}).")
     training = build_training(recipe, accelerator)
     if accelerator.is_main_process:
         show_graph(training.graph, {name: n.title for name, n in recipe.graph.nodes.items()})
