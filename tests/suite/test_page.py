@@ -67,6 +67,13 @@ def test_missing_and_stale_runs_are_said_and_not_averaged(
     assert "Too few seeds to say what differs from labels alone." in text
 
 
+def test_rows_of_a_data_set_that_is_gone_are_said(suite: SuiteConfig, tmp_path: Path) -> None:
+    table = filled(suite, tmp_path / "r.csv")
+    add_runs(table, [run_of(suite, "alone", 0, 28.0, dataset="former")])
+    text = write_page(suite, table, "s.yml").read_text()
+    assert text.endswith("rows of data sets that the suite has no more: former.\n")
+
+
 def test_page_without_runs_says_not_yet(suite: SuiteConfig, tmp_path: Path) -> None:
     text = write_page(suite, tmp_path / "r.csv", "s.yml").read_text()
     assert "Not yet: the table has no run of it." in text
