@@ -142,7 +142,7 @@ NODE = {
     "model_kwargs": ('{"stem_stride": 2}', {"stem_stride": 2}),
     "pretrained": ("true", True),
     "checkpoint_path": ("w.safetensors", "w.safetensors"),
-    "train_first": ("true", True),
+    "train_first": ("false", False),  # a node that learns cannot be trained first
     "seed": ("7", 7),
     "taps": ("[layer1,layer2]", ["layer1", "layer2"]),
     "img_size": ("16", 16),
@@ -217,6 +217,13 @@ def test_any_field_can_be_overridden(
     assert {name: getattr(found, name) for name in fields} == {
         name: value for name, (_, value) in fields.items()
     }
+
+
+@pytest.mark.parametrize("field", ["pretrained", "train_first"])
+def test_off_on_a_command_line_gives_a_frozen_node_no_weights(field: str) -> None:
+    file = write(recipe(TWO, {field: True}))
+    with pytest.raises(RecipeError, match=r"graph\.nodes\.helper: learns from nothing"):
+        parse_command([file, f"--graph.nodes.helper.{field}", "false"], "prog")
 
 
 def test_structure_of_the_graph_can_be_overridden() -> None:

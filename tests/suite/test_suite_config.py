@@ -96,6 +96,14 @@ def test_weights_of_another_model_are_refused_before_anything_is_trained(tmp_pat
     ]
 
 
+def test_teachers_are_given_by_weights(tmp_path: Path) -> None:
+    methods = copy.deepcopy(METHODS)
+    del methods["kd"]["weights"]
+    methods["kd"]["graph"]["nodes"]["t"]["train_first"] = True
+    (line,) = problems(tmp_path, methods=methods)
+    assert line.startswith("methods.kd.graph.nodes.t.train_first: should be off in a suite")
+
+
 @pytest.mark.parametrize(
     "changes",
     [

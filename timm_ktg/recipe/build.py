@@ -106,8 +106,8 @@ def build_graph(
         RecipeError: The nodes, the edges or the graph are wrong; lists all problems.
     """
     problems = [
-        f"graph.nodes.{name}.train_first: only timm_ktg.train and suites train a node first. Give "
-        "its weights here (checkpoint_path)."
+        f"graph.nodes.{name}.train_first: only timm_ktg.train trains a node first. Give its "
+        "weights here (checkpoint_path)."
         for name, node in recipe.graph.nodes.items()
         if isinstance(node, NodeConfig) and node.is_trained_first and name not in (given or {})
     ]

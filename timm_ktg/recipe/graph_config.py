@@ -9,7 +9,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ..graph.problems import Reduction
 from ..graph.topology import EMA, ENSEMBLE, LABEL, NETWORK, Link, Topology, Traits
-from .node_config import AnyNode, EdgeConfig, kind_of, spread
+from .node_config import AnyNode, EdgeConfig, is_on, kind_of, spread
 from .section import Section, problem
 
 
@@ -109,8 +109,8 @@ def _traits(name: str, node: Values) -> Traits:
         return Traits(name, has_weights=True)  # pydantic reports it
     if "ema" in node:
         return Traits(name, needs=(str(source),), kind=EMA)
-    weights = ("pretrained", "checkpoint_path", "train_first")
-    return Traits(name, not node or any(node.get(each) for each in weights))
+    given = any(is_on(node.get(each)) for each in ("pretrained", "train_first"))
+    return Traits(name, given or bool(node.get("checkpoint_path") or not node))
 
 
 def _link(key: str, destination: str, edge: Any) -> Link:

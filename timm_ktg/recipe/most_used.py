@@ -5,7 +5,7 @@ from __future__ import annotations
 # Fields that the short help shows, by the first key of their section's path.
 MOST_USED = {
     "graph": {
-        *("target", "reduction", "model", "pretrained", "checkpoint_path", "train_first"),
+        *("target", "reduction", "model", "pretrained", "checkpoint_path"),
         *("gate", "loss", "temperature", "weight"),
     },
     "search": {

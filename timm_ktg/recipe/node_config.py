@@ -16,6 +16,8 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
+    TypeAdapter,
+    ValidationError,
     model_serializer,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -41,6 +43,14 @@ def file_problem(path: str) -> str | None:
     if Path(path).is_file():
         return None
     return f"should be a file of weights. Found nothing at `{path}`."
+
+
+def is_on(value: Any) -> bool:
+    """Return whether an unchecked value is a true one, such as `yes` on a command line."""
+    try:
+        return TypeAdapter(bool).validate_python(value)
+    except ValidationError:  # the field's own check reports it
+        return False
 
 
 def from_word(value: Any) -> Any:
@@ -193,7 +203,7 @@ class NodeConfig(Section):
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
         """Yield why a node cannot be trained first."""
-        if data.get("train_first") and data.get("learns_from"):
+        if is_on(data.get("train_first")) and data.get("learns_from"):
             said = (
                 "should be off where a node learns from something: it is frozen once it is trained."
             )
