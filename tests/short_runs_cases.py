@@ -45,6 +45,7 @@ def short_runs(graphs: int, **search: Any) -> SearchRecipe:
     """Return a search among 2,564 graphs."""
     values = {"nodes": 2, "target_model": MODELS[0], "models": MODELS, "gates": GATES}
     values |= {"method": "short_runs", "reduction_factor": FACTOR, "trials": graphs}
+    values |= {"rungs": [epochs / EPOCHS[-1] for epochs in EPOCHS]}
     return SearchRecipe.model_validate(
         {
             "search": {**values, **search},

@@ -2,7 +2,7 @@
 # Several workers of one search on this machine: as many as `WORKERS`, each of `THREADS` threads.
 # They find one another through the journal in the search's output directory.
 #   WORKERS=2 THREADS=1 sh recipes/cluster/local.sh digits-search [--search.field value ...]
-# The method is a flag like any other: --search.method short_runs --search.reduction_factor 4
+# The method is a flag like any other: --search.method short_runs
 set -eu
 pids=""
 trap 'kill $pids 2>/dev/null' INT TERM

@@ -239,14 +239,19 @@ def _plot(path: Path, found: Sequence[Predictor], truth: Truth) -> None:
     """Draw the correlation over the cost."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="cost, in whole trainings", ylabel="Spearman with the truth")
     axes.set_xscale("log")
+    axes.set_xticks(ticks := [0.025, 0.05, 0.1, 0.25, 0.5, 1], [f"{each:g}" for each in ticks])
+    axes.minorticks_off()
     shown = [each for each in found if not each.title.endswith(BY_LOSS)]
     kinds = {
         "an epoch of the whole schedule": [e for e in found if e.title.startswith("epoch ")],
         "a curve fitted to the epochs so far": [e for e in found if e.title.startswith("curve")],
         "a complete short schedule": [e for e in shown if e.title.startswith("complete")],
+        "the same, by loss": [
+            e for e in found if e.title.startswith("complete") and e not in shown
+        ],
         "a quarter of the images": [e for e in shown if "quarter" in e.title],
         "a whole training": [e for e in found if e.cost == 1],
     }
@@ -259,7 +264,7 @@ def _plot(path: Path, found: Sequence[Predictor], truth: Truth) -> None:
         errors = [means - lows, highs - means]
         axes.errorbar(costs, means, errors, fmt="o", capsize=3, label=kind)
     axes.axhline(0, color="gray", linewidth=0.5)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(path)
 
 
