@@ -104,10 +104,12 @@ def test_two_processes_train_the_teacher_together(tmp_path: Path) -> None:
     assert set(weights_of(tmp_path / "run")) == names
 
 
-def test_dry_run_trains_no_teacher(tmp_path: Path) -> None:
+def test_dry_run_trains_no_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     recipe = write_recipe(tmp_path / "r.yaml", taught())
     assert run_main(recipe, "--dry-run", "--output-dir", tmp_path / "run") == 0
     assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "cache" / "timm_ktg" / "tables").exists()  # untrained, it is of no use
 
 
 def test_run_with_teachers_can_be_replaced(tmp_path: Path) -> None:

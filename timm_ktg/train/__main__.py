@@ -145,6 +145,9 @@ def _build(command: Command, recipe: Recipe) -> Ready:
         if seed is None:
             return {}
         recipe = with_seed(recipe, seed)
+    if teachers_of(recipe):  # they lack their weights, so no table of their logits is of use
+        train = recipe.train.model_copy(update={"teacher_table": "never"})
+        recipe = recipe.model_copy(update={"train": train})
     accelerator = create_accelerator(recipe)  # a separate one, because it refers to the training
     dataset = masked(recipe.data.dataset)
     precision = "float32" if recipe.train.mixed_precision == "no" else recipe.train.mixed_precision

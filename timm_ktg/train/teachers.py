@@ -1,4 +1,8 @@
-"""Teachers that a run trains first: `train_first: true` in a recipe."""
+"""Teachers that a run trains first: `train_first: true` in a recipe.
+
+A frozen node otherwise names its weights. Here the run makes them, because what helped most in
+`recipes/evidence` is a trained teacher, and that should take one command.
+"""
 
 from __future__ import annotations
 
