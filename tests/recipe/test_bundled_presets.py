@@ -15,7 +15,6 @@ from timm_ktg.graph.ensemble import EnsembleModule
 from timm_ktg.recipe.build import build_graph
 from timm_ktg.recipe.command_line import parse_command
 from timm_ktg.recipe.recipe import bundled_recipes, read_recipe
-from timm_ktg.train.teachers import teachers_of
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -104,7 +103,7 @@ def test_recipe_has_the_graph_of_the_preset(name: str) -> None:
 @each_preset
 def test_frozen_nodes_are_trained_first(name: str) -> None:
     recipe = parse_command([f"presets/{name}"], "prog").recipe
-    assert teachers_of(recipe) == list(recipe.graph.topology.frozen)
+    assert recipe.graph.trained_first == list(recipe.graph.topology.frozen)
 
 
 @pytest.mark.parametrize(("name", "most"), [("kd", 6), ("kd-multi", 8), ("one", 9)])

@@ -66,6 +66,16 @@ def test_study_of_an_earlier_version_goes_on(frozen: bool) -> None:
             open_study("s", storage, RandomSampler(), NopPruner(), {**now, **changed})
 
 
+def test_study_without_short_runs_goes_on_whatever_the_default_rungs_were() -> None:
+    now = identity_of(recipe_of())
+    storage = InMemoryStorage()
+    study = optuna.create_study(study_name="s", storage=storage, direction="maximize")
+    study.set_user_attr(IDENTITY, {**now, "search.rungs": [0.25, 0.5, 1.0]})
+    open_study("s", storage, RandomSampler(), NopPruner(), now)
+    short = identity_of(recipe_of(method="short_runs"))
+    assert short["search.rungs"] == [0.1, 1.0]
+
+
 def test_slow_copy_has_neither_a_model_of_its_own_nor_incoming_edges() -> None:
     choices = build_choices(recipe_of(kinds=ALL).search)
     assert choices.size == 2 * 3 * 3**4

@@ -24,7 +24,6 @@ from tests.training_cases import (
 from timm_ktg.errors import RecipeError
 from timm_ktg.recipe.build import build_graph
 from timm_ktg.recipe.recipe import check_recipe, load_recipe
-from timm_ktg.train.teachers import teachers_of
 
 pytestmark = pytest.mark.slow
 
@@ -88,6 +87,29 @@ def test_interrupted_run_goes_on_bit_for_bit(run: Path, target: str, tmp_path: P
     assert target == "t" or teacher.stat().st_mtime_ns == before  # it was not trained again
 
 
+@pytest.mark.parametrize("target", ["t", "a"])
+def test_resumed_run_may_be_tested_on_other_images(target: str, tmp_path: Path) -> None:
+    recipe, path = write_recipe(tmp_path / "r.yaml", taught()), tmp_path / "run"
+    with interrupted_in(2, target):
+        assert run_main(recipe, "--output-dir", path) == 130
+    assert run_main("--resume", path, "--data.test_split", "null") == 0
+    assert summary_of(path)["split"] == "val"
+    assert load_recipe(str(path / "teachers" / "t")).data.test_split is None
+
+
+def test_run_whose_teachers_it_trained_does_not_get_longer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = train_run(tmp_path / "run", taught(epochs=1, sched="constant"))
+    capsys.readouterr()
+    assert run_main("--resume", path, "--train.epochs", "2") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "train.epochs: should stay 1, because the run trained teachers for as many"
+    )
+    assert "--from" in line
+
+
 def test_each_seed_has_a_teacher_of_its_own(run: Path, tmp_path: Path) -> None:
     seeds = train_run(tmp_path / "seeds", taught(), "--seeds", "0", "1")
     first, second = (seeds / f"seed-{seed}" / "teachers" / "t" for seed in (0, 1))
@@ -123,8 +145,8 @@ def test_run_with_teachers_can_be_replaced(tmp_path: Path) -> None:
 def test_teacher_that_cannot_influence_the_target_is_not_trained() -> None:
     values = taught()
     values["graph"]["nodes"]["a"]["learns_from"] = {"label": "through"}
-    assert teachers_of(check_recipe(values)) == []
-    assert teachers_of(check_recipe(taught())) == ["t"]
+    assert check_recipe(values).graph.trained_first == []
+    assert check_recipe(taught()).graph.trained_first == ["t"]
 
 
 def test_node_that_learns_is_not_trained_first() -> None:

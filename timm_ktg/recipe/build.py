@@ -108,8 +108,8 @@ def build_graph(
     problems = [
         f"graph.nodes.{name}.train_first: only timm_ktg.train trains a node first. Give its "
         "weights here (checkpoint_path)."
-        for name, node in recipe.graph.nodes.items()
-        if isinstance(node, NodeConfig) and node.is_trained_first and name not in (given or {})
+        for name in recipe.graph.trained_first
+        if name not in (given or {})
     ]
     if problems:
         raise RecipeError(problems)
@@ -223,7 +223,8 @@ def build_network(
         classes = getattr(model, "num_classes", num_classes)
         if classes != num_classes:
             raise ValueError(f"should give the data's {num_classes} classes. Found {classes}.")
-    own, channels = dict[str, Any](), arguments.get("in_chans", 3)
+    own: dict[str, Any] = {}
+    channels = arguments.get("in_chans", 3)
     if node.pretrained:
         own = _expected(model, channels)
         with located(f"{where}.pretrained"):

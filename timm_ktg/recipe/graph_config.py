@@ -9,7 +9,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ..graph.problems import Reduction
 from ..graph.topology import EMA, ENSEMBLE, LABEL, NETWORK, Link, Topology, Traits
-from .node_config import AnyNode, EdgeConfig, is_on, kind_of, spread
+from .node_config import AnyNode, EdgeConfig, NodeConfig, is_on, kind_of, spread
 from .section import Section, problem
 
 
@@ -39,6 +39,16 @@ class GraphConfig(Section):
         """The graph by name: which nodes learn, are frozen, or are left out."""
         traits = (node.traits(name) for name, node in self.nodes.items())
         return Topology(tuple(traits), tuple(self.edges), self.target, tuple(self.keep))
+
+    @property
+    def trained_first(self) -> list[str]:
+        """The frozen nodes that a run trains before it begins."""
+        frozen = self.topology.frozen
+        return [
+            name
+            for name, node in self.nodes.items()
+            if isinstance(node, NodeConfig) and node.is_trained_first and name in frozen
+        ]
 
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:

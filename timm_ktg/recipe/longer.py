@@ -26,6 +26,9 @@ def longer_problem(before: TrainConfig, recipe: Recipe, done: int) -> str | None
     train = recipe.train
     if epochs_of(train) < done:
         return f"should be {done} or more, the epochs done. Found {train.epochs}."
+    if recipe.graph.trained_first:
+        reason = "the run trained teachers for as many epochs first"
+        return f"should stay {before.epochs}, because {reason}. {OTHERWISE}"
     for link, edge in recipe.graph.edges.items():
         if follows_progress(create_gate(edge.gate, **edge.gate_kwargs)):
             reason = f"the gate `{edge.gate}` of {link.name} depends on how long the run is"

@@ -45,10 +45,13 @@ def file_problem(path: str) -> str | None:
     return f"should be a file of weights. Found nothing at `{path}`."
 
 
+_BOOL = TypeAdapter(bool)
+
+
 def is_on(value: Any) -> bool:
     """Return whether an unchecked value is a true one, such as `yes` on a command line."""
     try:
-        return TypeAdapter(bool).validate_python(value)
+        return _BOOL.validate_python(value)
     except ValidationError:  # the field's own check reports it
         return False
 

@@ -14,7 +14,6 @@ from pydantic_core import InitErrorDetails
 from ..data import derive_seed
 from ..errors import RecipeError, did_you_mean
 from .flags import below
-from .node_config import NodeConfig
 from .recipe import Recipe, check_section, read_recipe
 from .resume import training_values
 from .section import Location, Section, problem
@@ -199,12 +198,11 @@ def _weights_problems(
     suite: SuiteConfig, dataset: str, method: str, recipe: Recipe
 ) -> Iterator[str]:
     """Yield what cannot give a node its weights: an ensemble, say, or another model."""
-    for node, config in recipe.graph.nodes.items():
-        if isinstance(config, NodeConfig) and config.train_first:
-            yield (
-                f"methods.{method}.graph.nodes.{node}.train_first: should be off in a suite, whose "
-                "methods share teachers (weights), so that their cost is counted."
-            )
+    for node in recipe.graph.trained_first:
+        yield (
+            f"methods.{method}.graph.nodes.{node}.train_first: should be off in a suite, whose "
+            "methods share teachers (weights), so that their cost is counted."
+        )
     giver = suite.datasets[dataset].weights_from or dataset
     for node, name in suite.methods[method].weights.items():
         graph = suite.recipe(giver, name, 0, {}).graph

@@ -40,6 +40,8 @@ def identity_of(recipe: SearchRecipe) -> dict[str, Any]:
         for field, value in values[section].items()
         if field not in free
     }
+    if recipe.search.method != "short_runs":  # then they mean nothing
+        del fields["search.rungs"]
     return {
         **fields,
         "search.kinds": list(recipe.search.auxiliary_kinds),

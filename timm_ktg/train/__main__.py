@@ -38,7 +38,6 @@ from .program import (
 from .run import run_training
 from .seeds import Ready, first_to_run, run_seeds, taught, with_seed
 from .show import show_graph, show_result, show_seeds
-from .teachers import teachers_of
 from .training import build_training, together
 
 PROGRAM = "accelerate launch -m timm_ktg.train"
@@ -115,7 +114,7 @@ def run(command: Command) -> None:
     if command.dry_run:
         accelerator.print("Dry run: everything was built and checked, nothing was trained.")
         return
-    if teachers_of(recipe):
+    if recipe.graph.trained_first:
         ready = {}  # what was built lacks their weights
     directory = _open(command, recipe, accelerator)
     if command.seeds:
@@ -145,7 +144,7 @@ def _build(command: Command, recipe: Recipe) -> Ready:
         if seed is None:
             return {}
         recipe = with_seed(recipe, seed)
-    if teachers_of(recipe):  # they lack their weights, so no table of their logits is of use
+    if recipe.graph.trained_first:  # they lack their weights, so no table of their logits is of use
         train = recipe.train.model_copy(update={"teacher_table": "never"})
         recipe = recipe.model_copy(update={"train": train})
     accelerator = create_accelerator(recipe)  # a separate one, because it refers to the training

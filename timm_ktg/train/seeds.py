@@ -10,13 +10,14 @@ from typing import Any
 
 from ..errors import RecipeError
 from ..recipe.recipe import Recipe, check_recipe, read_recipe, same_run, save_recipe
+from ..recipe.resume import change_recipe
 from ..records.files import write_whole, writing
 from ..records.reader import read_result
 from ..records.result import RunResult, SeedsResult
 from ..records.run_directory import RunDirectory
 from .program import create_accelerator, resolved
 from .run import run_training
-from .teachers import teacher_recipe, teachers_of, with_teachers
+from .teachers import teacher_recipe, with_teachers
 from .training import Training, build_training, together
 
 # Trainings by seed that were built ahead; each is removed when it runs.
@@ -112,11 +113,15 @@ def taught(recipe: Recipe, directory: RunDirectory) -> Recipe:
         RecipeError: A teacher's recipe or directory is wrong.
         TrainingError: A teacher's loss is not finite.
     """
-    for name in teachers_of(recipe):
-        if create_accelerator(recipe).is_main_process:
-            print(f"Training {name} first, on the labels alone: {directory.teacher(name).path}")
-        own = teacher_recipe(recipe, name)
-        run_seed(own, own.train.seed, directory.teacher(name))
+    is_main = create_accelerator(recipe).is_main_process
+    for name in recipe.graph.trained_first:
+        run, own = directory.teacher(name), teacher_recipe(recipe, name)
+        with together():
+            if is_main and run.recipe.is_file():  # what a resumed run can change may have changed
+                change_recipe(run.recipe, own)
+        if is_main:
+            print(f"Training {name} first, on the labels alone: {run.path}")
+        run_seed(own, own.train.seed, run)
     return with_teachers(recipe, directory)
 
 

@@ -8,19 +8,8 @@ from __future__ import annotations
 
 from ..data import derive_seed
 from ..graph.topology import LABEL
-from ..recipe.node_config import NodeConfig
 from ..recipe.recipe import Recipe, check_recipe
 from ..records.run_directory import RunDirectory
-
-
-def teachers_of(recipe: Recipe) -> list[str]:
-    """Return the nodes to train first, apart from those that cannot influence the target."""
-    nodes, frozen = recipe.graph.nodes, recipe.graph.topology.frozen
-    return [
-        name
-        for name, node in nodes.items()
-        if isinstance(node, NodeConfig) and node.is_trained_first and name in frozen
-    ]
 
 
 def teacher_recipe(recipe: Recipe, name: str) -> Recipe:
@@ -50,7 +39,7 @@ def with_teachers(recipe: Recipe, directory: RunDirectory) -> Recipe:
         directory: The run's directory, which holds the teachers' complete runs.
     """
     nodes = dict(recipe.graph.nodes)
-    for name in teachers_of(recipe):
+    for name in recipe.graph.trained_first:
         weights = directory.teacher(name).nodes / f"{name}.safetensors"
         own = {"checkpoint_path": str(weights), "pretrained": False}
         nodes[name] = nodes[name].model_copy(update=own)
