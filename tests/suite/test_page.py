@@ -71,7 +71,7 @@ def test_rows_of_a_data_set_that_is_gone_are_said(suite: SuiteConfig, tmp_path: 
     table = filled(suite, tmp_path / "r.csv")
     add_runs(table, [run_of(suite, "alone", 0, 28.0, dataset="former")])
     text = write_page(suite, table, "s.yml").read_text()
-    assert text.endswith("rows of data sets that the suite has no more: former.\n")
+    assert text.endswith("rows of data sets that the suite no longer has: former.\n")
 
 
 def test_page_without_runs_says_not_yet(suite: SuiteConfig, tmp_path: Path) -> None:

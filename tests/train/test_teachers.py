@@ -1,6 +1,7 @@
 """Teachers that a run trains first: from which seed, once only, and also after an interruption."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -33,7 +34,7 @@ TAUGHT: Values = {
 }
 
 
-def taught(**train: object) -> Values:
+def taught(**train: Any) -> Values:
     return recipe_values(TAUGHT, **train)
 
 
@@ -153,7 +154,7 @@ def test_node_that_learns_is_not_trained_first() -> None:
     values = taught()
     values["graph"]["nodes"]["t"]["learns_from"] = {"label": "through"}
     (line,) = problems_of(values)
-    assert line.startswith("graph.nodes.t.train_first: should be off where a node learns")
+    assert line.startswith("graph.nodes.t.train_first: should be off for a node that learns")
 
 
 def test_graph_for_a_loop_of_ones_own_needs_weights() -> None:

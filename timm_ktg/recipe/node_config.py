@@ -49,7 +49,7 @@ _BOOL = TypeAdapter(bool)
 
 
 def is_on(value: Any) -> bool:
-    """Return whether an unchecked value is a true one, such as `yes` on a command line."""
+    """Return whether an unchecked value means true, as `yes` on a command line does."""
     try:
         return _BOOL.validate_python(value)
     except ValidationError:  # the field's own check reports it
@@ -207,9 +207,7 @@ class NodeConfig(Section):
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
         """Yield why a node cannot be trained first."""
         if is_on(data.get("train_first")) and data.get("learns_from"):
-            said = (
-                "should be off where a node learns from something: it is frozen once it is trained."
-            )
+            said = "should be off for a node that learns from something; it would be frozen."
             yield problem(("train_first",), said)
 
     @property

@@ -188,11 +188,11 @@ def _example(command: SuiteCommand) -> Recipe:
                 examples.setdefault(recipe.train.mixed_precision, recipe)
     if len(examples) > 1:
         found = ", ".join(sorted(map(str, examples)))
-        said = "should be one for all methods of a command, as for a process of accelerate."
-        how = f"Found {found}. Name the methods of one of them (--methods)."
+        said = "should be the same for all methods of a command, because accelerate sets it once."
+        how = f"Found {found}. Name the methods that share one (--methods)."
         raise RecipeError([f"train.mixed_precision: {said} {how}"])
     if not examples:
-        raise RecipeError(["methods: none of them belongs to these data sets."])
+        raise RecipeError(["methods: should belong to one of the data sets. Found none that does."])
     return next(iter(examples.values()))
 
 

@@ -154,7 +154,9 @@ def write_page(suite: SuiteConfig, table: Path, source: str) -> Path:
         lines += [*_section(results, picture), ""]
     gone = sorted({row.dataset for row in rows} - suite.datasets.keys())
     if gone:
-        lines += [f"**Left out**: rows of data sets that the suite has no more: {', '.join(gone)}."]
+        lines += [
+            f"**Left out**: rows of data sets that the suite no longer has: {', '.join(gone)}."
+        ]
     page = table.with_suffix(".md")
     write_whole(page, "\n".join(lines).rstrip() + "\n")
     return page
