@@ -226,6 +226,14 @@ def test_off_on_a_command_line_gives_a_frozen_node_no_weights(field: str) -> Non
         parse_command([file, f"--graph.nodes.helper.{field}", "false"], "prog")
 
 
+def test_what_is_neither_on_nor_off_costs_one_line() -> None:
+    file = write(recipe(TWO, {"train_first": True}))
+    with pytest.raises(RecipeError) as refused:
+        parse_command([file, "--graph.nodes.helper.train_first", "maybe"], "prog")
+    (line,) = refused.value.problems
+    assert line.endswith("train_first: should be true or false. Found 'maybe'.")
+
+
 def test_structure_of_the_graph_can_be_overridden() -> None:
     graph = parsed(
         *("--graph.target", "helper", "--graph.reduction=mean", "--graph.keep", "[student]"),

@@ -52,8 +52,8 @@ def is_on(value: Any) -> bool:
     """Return whether an unchecked value means true, as `yes` on a command line does."""
     try:
         return _BOOL.validate_python(value)
-    except ValidationError:  # the field's own check reports it
-        return False
+    except ValidationError:
+        return value is not None  # the field's own check reports what else it is
 
 
 def from_word(value: Any) -> Any:
