@@ -76,14 +76,18 @@ def test_run_can_be_used_and_started_from(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["t", "a"])
-def test_interrupted_run_goes_on_bit_for_bit(run: Path, target: str, tmp_path: Path) -> None:
+def test_interrupted_run_goes_on_bit_for_bit(
+    run: Path, target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe, path = write_recipe(tmp_path / "r.yaml", taught()), tmp_path / "run"
     with interrupted_in(2, target):
         assert run_main(recipe, "--output-dir", path) == 130
     teacher = path / "teachers" / "t" / "summary.json"
     assert teacher.exists() == (target == "a")
     before = teacher.stat().st_mtime_ns if target == "a" else 0
+    assert "Training t first, on the labels alone" in capsys.readouterr().out
     assert run_main("--resume", path) == 0
+    assert ("Training t first" in capsys.readouterr().out) == (target == "t")
     assert_same_run(run, path)
     assert target == "t" or teacher.stat().st_mtime_ns == before  # it was not trained again
 

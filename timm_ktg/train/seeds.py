@@ -119,7 +119,7 @@ def taught(recipe: Recipe, directory: RunDirectory) -> Recipe:
         with together():
             if is_main and run.recipe.is_file():  # what a resumed run can change may have changed
                 change_recipe(run.recipe, own)
-        if is_main:
+        if is_main and not run.summary.exists():
             print(f"Training {name} first, on the labels alone: {run.path}")
         run_seed(own, own.train.seed, run)
     return with_teachers(recipe, directory)
