@@ -153,11 +153,20 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "sampler": (
         {"sampler": "tpe"},
-        "search.sampler: should be random or brute_force: tpe would mix the values of all rungs.",
+        "search.sampler: should be random or brute_force with search.method `short_runs`, because "
+        "tpe would mix the values of all rungs. Found tpe.",
     ),
     "rungs of asha": (
         {"method": "asha", "rungs": [0.5, 1]},
         "search.rungs: is for search.method `short_runs`. Found method `asha`.",
+    ),
+    "rung of asha": (
+        {"min_resource": 5},
+        "search.min_resource: is for search.method `asha`. Found method `short_runs`.",
+    ),
+    "pruner of asha": (
+        {"pruner": "none"},
+        "search.pruner: is for search.method `asha`. Found method `short_runs`.",
     ),
 }
 

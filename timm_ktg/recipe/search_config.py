@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
-from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -20,55 +18,30 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from ..errors import did_you_mean, found
 from ..graph.problems import Reduction
 from ..graph.registry import with_arguments
 from .data_config import DataConfig
 from .node_config import (
     ModelName,
     Taps,
-    file_problem,
     from_word,
     gate_problems,
     loss_from_word,
     loss_problems,
 )
+from .search_problems import (
+    from_one,
+    search_problems,
+    storage_problem,
+    study_problem,
+    weights_problem,
+)
 from .section import Section, checked, problem
 from .tracking_config import TrackingConfig
 from .train_config import PLATEAU, Rungs, TrainConfig
 
-PRETRAINED = "pretrained"  # stands for timm's weights of a model
 Objective = Literal["target", "ensemble", "ensemble-all"]
 Kind = Literal["learns", "frozen", "ema"]
-
-# Also where slashes are missing: a journal of such a name would show a password to all who list it.
-_LOOKS_LIKE_A_URL = re.compile(r"postgres|(?!.:)[^/]*:/|[^/]*:.*[@:]|.*\bpassword\s*=")
-
-
-def _from_one(value: Any) -> Any:
-    return [value] if isinstance(value, int | str) else value
-
-
-def storage_problem(where: object) -> str | None:
-    """Return what is wrong with where a study is kept, which is not repeated: it may be a secret.
-
-    Args:
-        where: As `search.storage` says.
-    """
-    said = "should be null, the path of a journal, or postgresql://... ."
-    if where is not None and not isinstance(where, str):
-        return f"{said} Found a {type(where).__name__}."
-    if where is None or not _LOOKS_LIKE_A_URL.match(where):
-        return None
-    from sqlalchemy import make_url
-
-    try:
-        url = make_url(where)
-    except Exception:  # its message may repeat the password
-        return f"{said} Found a URL that cannot be read: user, password, host, port, name?"
-    if "@" in (url.host or ""):  # part of the password would be taken for the host, and shown
-        return f"{said} Found an @ too many: write those of a password as %40."
-    return f"{said} Did you mean `postgresql`?" if url.drivername == "postgres" else None
 
 
 def _checked_storage(where: Any) -> Any:
@@ -78,22 +51,8 @@ def _checked_storage(where: Any) -> Any:
     return where
 
 
-def _weights_problem(given: str) -> str | None:
-    said = None if given == PRETRAINED else file_problem(given)
-    near = did_you_mean(given, [PRETRAINED])
-    return said and f"{said}{near or f' `{PRETRAINED}` stands for those of timm.'}"
-
-
-def _study_problem(name: str) -> str | None:
-    """Return why a name cannot be that of a study, which is also a folder's below `runs`."""
-    parts = PurePath(name).parts
-    if not parts or ".." in parts or PurePath(name).is_absolute() or "\0" in name:
-        return f"should name a folder below runs, without `..`. Found {name!r}."
-    return None
-
-
-StudyName = Annotated[str, checked(_study_problem)]
-GivenWeights = Annotated[str, checked(_weights_problem)]
+StudyName = Annotated[str, checked(study_problem)]
+GivenWeights = Annotated[str, checked(weights_problem)]
 
 
 class GateConfig(Section):
@@ -163,7 +122,7 @@ PAPERS_GATES = [GateConfig(gate=name) for name in ("through", "cutoff", "linear"
 class SearchConfig(Section):
     """Which graphs to try, how, and what to do with the best. The defaults are the paper's."""
 
-    nodes: Annotated[list[PositiveInt], BeforeValidator(_from_one)]
+    nodes: Annotated[list[PositiveInt], BeforeValidator(from_one)]
     """Numbers of nodes to try, including the target; one number or a list."""
     target_model: ModelName
     """timm's name of the target's model."""
@@ -183,7 +142,7 @@ class SearchConfig(Section):
     frozen: bool = False
     """Let the search choose for each auxiliary whether it is frozen: short for kinds [learns,
     frozen]. Not in the paper."""
-    kinds: Annotated[list[Kind], BeforeValidator(_from_one)] = []
+    kinds: Annotated[list[Kind], BeforeValidator(from_one)] = []
     """Candidates for what every auxiliary is: learns; frozen; or ema, a slow copy of the target.
     None: learns, and frozen if `frozen` says so. Not in the paper."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
@@ -220,7 +179,7 @@ class SearchConfig(Section):
     reduction_factor: Annotated[int, Field(ge=2)] = 2
     """One in this many trials passes a rung, and the next rung has this many times the epochs
     (asha), or the share that `rungs` says (short_runs)."""
-    weights: dict[str, Annotated[list[GivenWeights], BeforeValidator(_from_one)]] = {}
+    weights: dict[str, Annotated[list[GivenWeights], BeforeValidator(from_one)]] = {}
     """Weights of frozen nodes by model: a file, `pretrained` (timm's own), or a list with one for
     each frozen node of the model in a graph; missing ones are trained on the labels, once per
     study."""
@@ -261,66 +220,14 @@ class SearchConfig(Section):
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
         """Yield the problems between fields."""
-        yield from _label_loss_problems(data.get("label_losses"))
-        default = cls.model_fields["rungs"].default
-        if data.get("method", "asha") == "asha" and data.get("rungs", default) != default:
-            yield problem(("rungs",), "is for search.method `short_runs`. Found method `asha`.")
-        nodes = _from_one(data.get("nodes", 1))
-        if nodes == []:
-            yield problem(("nodes",), "should be one or more numbers of nodes. Found none.")
-        if nodes != [1] and not data.get("models"):
-            yield problem(("models",), "should name a candidate for the auxiliaries. Found none.")
-        if data.get("objective", "target") != "target":
-            yield from _ensemble_problems(data, nodes)
-        kinds = _from_one(data.get("kinds"))
-        kinds = [str(each) for each in kinds] if isinstance(kinds, list) else []
-        if kinds and str(data.get("frozen", False)).lower() == "true" and "frozen" not in kinds:
-            said = f"needs `frozen` among kinds. Found {', '.join(kinds)}."
-            yield problem(("frozen",), said)
-        if data.get("method") == "short_runs" and data.get("sampler") == "tpe":
-            said = "should be random or brute_force: tpe would mix the values of all rungs."
-            yield problem(("sampler",), said)
-        yield from _given_problems(data.get("weights"), data.get("models"))
-        interval = data.get("heartbeat_interval", cls.model_fields["heartbeat_interval"].default)
-        grace = data.get("grace_period", cls.model_fields["grace_period"].default)
-        try:
-            if float(grace) <= float(interval):
-                said = f"should be above heartbeat_interval, {interval}. Found {found(grace)}."
-                yield problem(("grace_period",), said)
-        except (TypeError, ValueError, OverflowError):
-            pass  # pydantic reports it
+        yield from search_problems(
+            data, {name: field.default for name, field in cls.model_fields.items()}
+        )
 
 
 def kinds_of(frozen: bool) -> tuple[Kind, ...]:
     """Return the candidates for what an auxiliary is that `search.frozen` stands for."""
     return ("learns", "frozen") if frozen else ("learns",)
-
-
-def _given_problems(weights: Any, models: Any) -> Iterator[InitErrorDetails]:
-    names = _from_one(models) if isinstance(models, list | str) else []
-    for model in weights if isinstance(weights, Mapping) else ():
-        if names and model not in names:
-            said = f"should be a candidate model. Candidates: {', '.join(map(str, names))}."
-            yield problem(("weights", model), f"{said}{did_you_mean(str(model), names)}")
-
-
-def _ensemble_problems(data: Mapping[str, Any], nodes: Any) -> Iterator[InitErrorDetails]:
-    kinds = data.get("kinds")
-    kinds = list(map(str, kinds)) if isinstance(kinds, list) else []
-    if data["objective"] == "ensemble" and kinds and "learns" not in kinds:
-        said = f"should have `learns` where those that learn are judged. Found {', '.join(kinds)}."
-        yield problem(("kinds",), said)
-    for number in nodes if isinstance(nodes, list) else ():
-        if str(number) == "1":
-            yield problem(("nodes",), "should be 2 or more where an ensemble is judged. Found 1.")
-
-
-def _label_loss_problems(losses: Any) -> Iterator[InitErrorDetails]:
-    for number, loss in enumerate(losses if isinstance(losses, list) else ()):
-        temperature = loss.get("temperature", 1) if isinstance(loss, Mapping) else 1
-        if str(temperature) not in ("1", "1.0"):
-            said = f"should be 1 on an edge from the label. Found {temperature}."
-            yield problem(("label_losses", number, "temperature"), said)
 
 
 class SearchRecipe(Section):

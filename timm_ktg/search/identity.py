@@ -11,7 +11,8 @@ from ..graph.gates import create_gate
 from ..graph.losses import create_loss
 from ..graph.registry import Bound
 from ..recipe.recipe import PLACE
-from ..recipe.search_config import PRETRAINED, GateConfig, LossConfig, SearchRecipe
+from ..recipe.search_config import GateConfig, LossConfig, SearchRecipe
+from ..recipe.search_problems import PRETRAINED
 from ..recipe.splits import build_splits
 from ..train.checks import code_of
 

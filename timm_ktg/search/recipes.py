@@ -12,13 +12,8 @@ from typing import Any
 from ..graph.topology import EMA, ENSEMBLE, LABEL
 from ..recipe.node_config import from_word, loss_from_word
 from ..recipe.recipe import Recipe, check_section
-from ..recipe.search_config import (
-    PRETRAINED,
-    GateConfig,
-    LossConfig,
-    SearchConfig,
-    SearchRecipe,
-)
+from ..recipe.search_config import GateConfig, LossConfig, SearchConfig, SearchRecipe
+from ..recipe.search_problems import PRETRAINED
 from .canonical import (
     ALONE,
     CORRECT,

@@ -26,7 +26,8 @@ from sqlalchemy.exc import (
 )
 
 from ..errors import RecipeError, first_line, located
-from ..recipe.search_config import SearchConfig, storage_problem
+from ..recipe.search_config import SearchConfig
+from ..recipe.search_problems import storage_problem
 from .journal import JOURNAL, Journal, journal_of
 from .liveness import retry
 

@@ -11,7 +11,7 @@ from optuna import Trial
 from optuna.artifacts import download_artifact, upload_artifact
 from optuna.artifacts._protocol import ArtifactStore
 
-from ..recipe.search_config import PRETRAINED
+from ..recipe.search_problems import PRETRAINED
 from ..records.files import replace_whole
 from .jobs import Jobs
 from .study import say
