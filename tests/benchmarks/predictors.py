@@ -5,7 +5,7 @@
 Every method of the suite is a graph. Its truth is the mean test top-1 of its whole trainings, those
 of the seed that a cheap trial has left out, because both see the same images in the same order. The
 cheap trials are judged by what a search sees, which is validation top-1 (for complete trainings
-validation loss, too):
+validation loss, too, as it is and calibrated; see `tests.benchmarks.calibrated`):
 
 - an epoch of the whole schedule (pruning), and a curve fitted to the epochs up to there;
 - a whole training on a shorter schedule, on the same with a fixed warm-up, or on fewer images;
@@ -20,13 +20,14 @@ far the truth of the graph with the best trial is behind that of the best graph 
 from __future__ import annotations
 
 import argparse
+import csv
 import gzip
 import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from operator import itemgetter
 from pathlib import Path
 
@@ -40,6 +41,7 @@ from timm_ktg.suite.page import Results, results_of
 from timm_ktg.suite.table import Run, read_table
 
 EVIDENCE = ROOT / "recipes" / "evidence"
+CALIBRATED = EVIDENCE / "calibrated.csv"
 WHOLE, EPOCHS = "cifar100-mini", 40
 READ_AT = (1, 2, 4, 5, 8, 10, 16, 20, 30)  # epochs of the whole schedule
 FITTED_TO = (10, 20)
@@ -51,6 +53,7 @@ CHEAP = {  # data sets of the suite, and their costs in whole trainings
     "cifar100-mini-20": 20 / 40,
 }
 BY_LOSS = ", by loss"
+BY_CALIBRATED_LOSS = ", by calibrated loss"
 BUDGETS = (2, 5, 10)  # whole trainings
 ORDERS = 1_000
 BOOTSTRAP = 2_000
@@ -71,6 +74,11 @@ class Predictor:
     title: str
     cost: float
     scores: Scores
+
+    @property
+    def seeds(self) -> int:
+        """Seeds that all graphs have a score of."""
+        return len(set.intersection(*map(set, self.scores.values())))
 
 
 @dataclass(frozen=True)
@@ -134,9 +142,10 @@ def predictors(suite: SuiteConfig, rows: Sequence[Run], truth: Truth) -> Iterato
         if all(of.values()):
             title = (suite.datasets[dataset].title or dataset).removeprefix("the same with ")
             yield Predictor(title, cost, {name: _validation(of[name]) for name in of})
-            scores = {name: _minus_loss(results, of[name]) for name in of}
-            if all(scores.values()):
-                yield Predictor(f"{title}{BY_LOSS}", cost, scores)
+            for by, score in ((BY_LOSS, _minus_loss), (BY_CALIBRATED_LOSS, _minus_calibrated)):
+                scores = {name: score(results, of[name]) for name in of}
+                if all(scores.values()):
+                    yield Predictor(f"{title}{by}", cost, scores)
     yield Predictor("a whole training", 1.0, _over_curves(truth, itemgetter(-1)))
 
 
@@ -208,6 +217,22 @@ def _minus_loss(results: Results, runs: Mapping[int, Run]) -> dict[int, float]:
     return {seed: -each[-1] for seed, each in losses.items() if each}
 
 
+def _minus_calibrated(_: Results, runs: Mapping[int, Run]) -> dict[int, float]:
+    """Return minus the target's calibrated validation loss by seed, where it was measured."""
+    losses = _calibrated()
+    keys = {seed: (run.dataset, run.method, str(seed), run.recipe) for seed, run in runs.items()}
+    return {seed: -losses[key] for seed, key in keys.items() if key in losses}
+
+
+@cache
+def _calibrated() -> dict[tuple[str, str, str, str], float]:
+    with CALIBRATED.open(encoding="utf-8", newline="") as file:
+        return {
+            (row["dataset"], row["method"], row["seed"], row["recipe"]): float(row["val_loss"])
+            for row in csv.DictReader(file)
+        }
+
+
 def _fitted(curve: Sequence[float], epochs: int) -> float:
     """Return what a power law through the first epochs says of the last one of all."""
     seen = curve[:epochs]
@@ -224,10 +249,10 @@ def _power(epoch: np.ndarray | float, end: float, scale: float, power: float) ->
 def _table(found: Sequence[Predictor], truth: Truth) -> Iterator[str]:
     half = truth.graphs[: math.ceil(len(truth.graphs) / 2)]
     budgets = " | ".join(f"regret at {budget}" for budget in BUDGETS)
-    yield f"| trial | cost | Spearman, all | Spearman, better half | {budgets} |"
-    yield "|---" * (4 + len(BUDGETS)) + "|"
+    yield f"| trial | cost | seeds | Spearman, all | Spearman, better half | {budgets} |"
+    yield "|---" * (5 + len(BUDGETS)) + "|"
     for each in found:
-        cells = [f"{each.title}", f"{each.cost:.3g}"]
+        cells = [each.title, f"{each.cost:.3g}", f"{each.seeds}"]
         for graphs in (truth.graphs, half):
             mean, low, high = correlation(each, truth, graphs)
             cells.append(f"{mean:.2f} [{low:.2f}, {high:.2f}]")
@@ -244,13 +269,15 @@ def _plot(path: Path, found: Sequence[Predictor], truth: Truth) -> None:
     axes.set_xscale("log")
     axes.set_xticks(ticks := [0.025, 0.05, 0.1, 0.25, 0.5, 1], [f"{each:g}" for each in ticks])
     axes.minorticks_off()
-    shown = [each for each in found if not each.title.endswith(BY_LOSS)]
+    shown = [each for each in found if not each.title.endswith((BY_LOSS, BY_CALIBRATED_LOSS))]
+    complete = [each for each in found if each.title.startswith("complete")]
     kinds = {
         "an epoch of the whole schedule": [e for e in found if e.title.startswith("epoch ")],
         "a curve fitted to the epochs so far": [e for e in found if e.title.startswith("curve")],
         "a complete short schedule": [e for e in shown if e.title.startswith("complete")],
-        "the same, by loss": [
-            e for e in found if e.title.startswith("complete") and e not in shown
+        "the same, by loss": [e for e in complete if e.title.endswith(BY_LOSS)],
+        "the same, by calibrated loss": [
+            e for e in complete if e.title.endswith(BY_CALIBRATED_LOSS)
         ],
         "a quarter of the images": [e for e in shown if "quarter" in e.title],
         "a whole training": [e for e in found if e.cost == 1],

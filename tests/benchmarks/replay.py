@@ -5,10 +5,11 @@
 A search draws the graphs of the tables in a random order, and each of its trainings gets the result
 of a random seed, as stored: an epoch's validation top-1 of a whole training, or a short training's.
 What decides is the search's own code: Optuna's pruner for ASHA, with the rungs of the paper and a
-first rung further up, and `Ladder` for short runs. A budget is in whole trainings. The graph with
-the best whole training (validation) is chosen. Shown is its regret: how far the truth of the graph,
-the mean test top-1 of its trainings from other seeds, is behind that of the best graph in the
-tables; the mean of 1,000 orders, with the interval of that mean.
+first rung further up, and `Ladder` for short runs. Paused runs, which no search of ours has, are
+promoted by `Ladder`, too, but go on with the training that they paused. A budget is in whole
+trainings. The graph with the best whole training (validation) is chosen. Shown is its regret: how
+far the truth of the graph, the mean test top-1 of its trainings from other seeds, is behind that of
+the best graph in the tables; the mean of 1,000 orders, with the interval of that mean.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import optuna
 from optuna.trial import TrialState, create_trial
@@ -112,10 +114,14 @@ def asha(tables: Tables, budget: float, min_resource: int, factor: int) -> list[
     return whole
 
 
-def short_runs(tables: Tables, budget: float, costs: tuple[int, ...], factor: int) -> list[Whole]:
-    """Return the trainings on the top rung of a search by short runs."""
+def short_runs(
+    tables: Tables, budget: float, costs: tuple[int, ...], factor: int, paused: bool = False
+) -> list[Whole]:
+    """Return the trainings on the top rung of a search by short or paused runs."""
     order = tables.order()
-    ladder = Ladder(costs, factor, len(order), max(int(budget), sum(costs)))
+    anew = tuple(b - a for a, b in pairwise((0, *costs))) if paused else costs
+    ladder = Ladder(anew, factor, len(order), max(int(budget), sum(anew)))
+    begun = {graph: tables.curve(graph) for graph in order} if paused else {}
     graphs: list[str] = []
     trials: list[TrialRecord] = []
     whole: list[Whole] = []
@@ -127,8 +133,12 @@ def short_runs(tables: Tables, budget: float, costs: tuple[int, ...], factor: in
         else:
             graphs.append(order.pop())
         epochs = costs[noted["rung"]]
-        seed, result = tables.result(graphs[-1], epochs)
-        trial = create_trial(value=result, user_attrs={**noted, "epochs": epochs})
+        if paused:
+            seed, curve = begun[graphs[-1]]
+            result = curve[epochs - 1]
+        else:
+            seed, result = tables.result(graphs[-1], epochs)
+        trial = create_trial(value=result, user_attrs={**noted, "epochs": anew[noted["rung"]]})
         trial.number = len(trials)
         trials.append(TrialRecord(trial))
         if epochs == EPOCHS:
@@ -149,6 +159,10 @@ def policies(short: dict[int, Predictor]) -> Iterator[tuple[str, Policy]]:
             if all(each in short for each in costs[:-1]):
                 name = f"short_runs, {'-'.join(map(str, costs))} epochs, 1 in {factor}"
                 yield name, partial(short_runs, costs=costs, factor=factor)
+    for costs in ((4, 40), (10, 40), (20, 40), (4, 10, 40)):
+        for factor in (2, 4):
+            name = f"paused runs, {'-'.join(map(str, costs))} epochs, 1 in {factor}"
+            yield name, partial(short_runs, costs=costs, factor=factor, paused=True)
 
 
 def judged(policy: Policy, truth: Truth, short: dict[int, Predictor], budget: int) -> str:
