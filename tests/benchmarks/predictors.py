@@ -287,7 +287,7 @@ def _plot(path: Path, found: Sequence[Predictor], truth: Truth) -> None:
             continue
         values = np.array([correlation(each, truth, truth.graphs) for each in members])
         means, lows, highs = values.T
-        costs = [each.cost * 1.02**shift for each in members]
+        costs = [each.cost * 1.04 ** (shift - len(kinds) // 2) for each in members]
         errors = [means - lows, highs - means]
         axes.errorbar(costs, means, errors, fmt="o", capsize=3, label=kind)
     axes.axhline(0, color="gray", linewidth=0.5)
