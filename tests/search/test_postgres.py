@@ -36,7 +36,7 @@ from timm_ktg.errors import RecipeError
 from timm_ktg.search import storage as storage_module
 from timm_ktg.search.liveness import retry
 from timm_ktg.search.pruning import RUNG, rungs
-from timm_ktg.search.storage import open_storage
+from timm_ktg.search.storage import making, open_storage
 from timm_ktg.search.study import run_trials, wait_for_others
 from timm_ktg.search.trials import finished, note
 
@@ -179,6 +179,23 @@ def test_postgres_study_whose_maker_was_killed_is_completed(server: Server, open
     assert [trial.system_attrs["fixed_params"]["x"] for trial in study.trials] == [1, 2]
     maker.join()
     killer.join()
+
+
+def test_postgres_lock_is_that_of_the_database_for_a_study_too(storage: RDBStorage) -> None:
+    study = study_on(storage)
+    assert study._storage is not storage  # but Optuna's cache around it
+    entered = threading.Event()
+
+    def enter() -> None:
+        with making(storage):
+            entered.set()
+
+    other = threading.Thread(target=enter)
+    with making(study._storage):
+        other.start()
+        assert not entered.wait(1)
+    assert entered.wait(30)
+    other.join()
 
 
 def test_postgres_sqlite_is_refused() -> None:

@@ -136,14 +136,15 @@ def making(storage: BaseStorage) -> Iterator[None]:
     The lock ends with the process that holds it, also when that process is killed.
 
     Args:
-        storage: The storage, as `open_storage` returns it.
+        storage: The storage, as `open_storage` returns it, or as a study has it.
     """
     journal = journal_of(storage)
+    database = getattr(storage, "_backend", storage)  # a study puts Optuna's cache around it
     if journal is not None:
         with get_lock_file(journal.making):
             yield
-    elif isinstance(storage, RDBStorage) and storage.engine.dialect.name == "postgresql":
-        connection = _patient(_locked)(storage.engine)
+    elif isinstance(database, RDBStorage) and database.engine.dialect.name == "postgresql":
+        connection = _patient(_locked)(database.engine)
         try:
             yield
         finally:
