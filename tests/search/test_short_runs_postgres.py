@@ -8,14 +8,18 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from optuna.trial import TrialState
 
 from tests.search.postgres_server import Server, binaries, serve
 from tests.short_runs_cases import EPOCHS, FACTOR, short_runs, study_of, work_short
 from tests.training_cases import DEADLINE
+from timm_ktg.search.liveness import identify
+from timm_ktg.search.methods import ShortRuns, build_method
+from timm_ktg.search.promotion import Step
 from timm_ktg.search.storage import open_storage
-from timm_ktg.search.trials import DUPLICATE, records
+from timm_ktg.search.trials import DUPLICATE, note, records
 
 pytestmark = pytest.mark.slow
 
@@ -74,18 +78,35 @@ def test_short_runs_postgres_promotion_of_a_killed_worker_is_made_by_another(
     complete = [each for each in drawn if each.state == "complete"]
     assert len([each for each in counted if each.rung == 1]) >= len(complete) // FACTOR
     # Optuna enqueues what a lost worker had, with what says which training it is. A worker that
-    # looked just before has promoted the same trial itself: the later of the two is needless. Once,
-    # under load, only that worker's was there, and we do not know why.
+    # looked just before has promoted the same trial itself: the later of the two is needless.
     again = [each for each in trials if each.promotes == dead[0].promotes and each not in dead]
-    retried = [each for each in again if "failed_trial" in each.trial.system_attrs]
-    assert len(retried) <= 1
-    for each in retried:
-        assert each.trial.system_attrs["failed_trial"] == dead[0].number
-        assert (each.rung, each.seed) == (1, dead[0].seed)
-        assert each.trial.params == dead[0].trial.params
+    (retried,) = [each for each in again if "failed_trial" in each.trial.system_attrs]
+    assert retried.trial.system_attrs["failed_trial"] == dead[0].number
+    assert (retried.rung, retried.seed) == (1, dead[0].seed)
+    assert retried.trial.params == dead[0].trial.params
     (made,) = [each for each in again if each.state != DUPLICATE]
     assert (made.rung, made.graph) == (1, dead[0].graph)
     assert all(each.is_needless for each in again if each is not made)
     for each in counted:
         if each.trial.state == TrialState.COMPLETE:
             assert each.values == {EPOCHS[each.rung]: each.value}
+
+
+def test_short_runs_postgres_worker_killed_before_its_first_heartbeat_is_made_up_for(
+    server: Server, tmp_path: Path
+) -> None:
+    url = server.create("early")
+    recipe = short_runs(1, storage=url, heartbeat_interval=1, grace_period=600)
+    storage = open_storage(recipe.search, tmp_path)
+    study = study_of(storage, recipe)
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        lost = study.ask()  # no heartbeat goes with it
+    note(lost, seed=5, worker={**identify(psutil.Process()), "pid": 2**22 + 1})
+    method = build_method(recipe)
+    assert isinstance(method, ShortRuns) and method.ladder.next(records(study)) is Step.WAIT
+    method._wait(study)
+    dead, again = records(study)
+    storage.scoped_session.remove()  # type: ignore[attr-defined]
+    storage.engine.dispose()  # type: ignore[attr-defined]
+    assert (dead.state, again.state) == ("worker died", "waiting")
+    assert (again.trial.system_attrs["failed_trial"], again.seed) == (dead.number, 5)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from optuna import Study
+from optuna.storages._heartbeat import is_heartbeat_enabled
 from optuna.trial import TrialState
 
 from ..recipe.recipe import Recipe
@@ -156,7 +157,9 @@ class ShortRuns:
         """Wait until a trial of another worker ends, which may leave something to do."""
 
         def over() -> bool:
-            fail_dead(study)
+            # A database's heartbeats would do the lost training again, from its own seed. So does
+            # a worker that sees the other's death before them.
+            fail_dead(study, again=is_heartbeat_enabled(study._storage))
             return self._next(study) is not Step.WAIT
 
         if over():
