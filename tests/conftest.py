@@ -1,5 +1,6 @@
 """Fixtures for the tests of recipes, of the command line and of the main job in this process."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from timm_ktg.graph import gates, losses
 from timm_ktg.train.__main__ import main
 
 from . import training_cases
+
+# Trio, which comes with selenium, registers a generator there that hypothesis may warn about.
+os.environ.setdefault("HYPOTHESIS_NO_PLUGINS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -65,6 +65,14 @@ def test_student_learns_from_the_teachers_weights(run: Path) -> None:
     assert metrics_of(given) == metrics_of(run) and weights_of(given) == weights_of(run)
 
 
+def test_card_says_what_the_teachers_took(run: Path) -> None:
+    took = summary_of(run / "teachers" / "t")["cost"]["training_flops"]
+    card = (run / "nodes" / "README.md").read_text(encoding="utf-8")
+    assert f"Its teachers, trained first, took {took / 1e6:,.1f} MFLOPs besides." in card
+    alone = (run / "teachers/t/nodes/README.md").read_text(encoding="utf-8")
+    assert "MFLOPs for each image in each epoch." in alone and "teachers" not in alone
+
+
 def test_run_can_be_used_and_started_from(run: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     moved.symlink_to(run)

@@ -30,13 +30,12 @@ from .node_config import (
     loss_problems,
 )
 from .search_problems import (
-    from_one,
     search_problems,
     storage_problem,
     study_problem,
     weights_problem,
 )
-from .section import Section, checked, problem
+from .section import Section, checked, from_one, problem
 from .tracking_config import TrackingConfig
 from .train_config import PLATEAU, Rungs, TrainConfig
 

@@ -11,17 +11,12 @@ from pydantic_core import InitErrorDetails
 
 from ..errors import did_you_mean, found
 from .node_config import file_problem
-from .section import problem
+from .section import from_one, problem
 
 PRETRAINED = "pretrained"  # stands for timm's weights of a model
 
 # Also where slashes are missing: a journal of such a name would show a password to all who list it.
 _LOOKS_LIKE_A_URL = re.compile(r"postgres|(?!.:)[^/]*:/|[^/]*:.*[@:]|.*\bpassword\s*=")
-
-
-def from_one(value: Any) -> Any:
-    """Return a number or a word as a list of one."""
-    return [value] if isinstance(value, int | str) else value
 
 
 def storage_problem(where: object) -> str | None:

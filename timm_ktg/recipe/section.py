@@ -153,6 +153,11 @@ def _said(details: ErrorDetails) -> str:
     return f"should be {words.format(**context)}".replace("'", "`")
 
 
+def from_one(value: Any) -> Any:
+    """Return a number or a word as a list of one."""
+    return [value] if isinstance(value, int | str) else value
+
+
 def checked(check: Callable[[Any], str | None]) -> AfterValidator:
     """Return a validator that raises the problem that `check` returns, if any."""
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from ..errors import did_you_mean
-from .section import Section, checked
+from .section import Section, checked, from_one
 
 # Weights & Biases has its own fields, because a run there is more than numbers.
 TRACKERS = tuple(sorted(set(LOGGER_TYPE_TO_CLASS) - {"wandb"}))
-
-
-def _from_one(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
 
 
 def _tracker_problem(name: str) -> str | None:
@@ -44,7 +40,7 @@ class TrackingConfig(Section):
     """Group of the run in Weights & Biases; null: for a search's trials, the study."""
     mode: Literal["online", "offline", "disabled"] | None = None
     """Mode of Weights & Biases; null: WANDB_MODE if it is set, else online."""
-    with_: Annotated[
-        list[Annotated[str, checked(_tracker_problem)]], BeforeValidator(_from_one)
-    ] = Field(default=[], alias="with")
+    with_: Annotated[list[Annotated[str, checked(_tracker_problem)]], BeforeValidator(from_one)] = (
+        Field(default=[], alias="with")
+    )
     """Other trackers that accelerate supports, such as tensorboard; for a training only."""

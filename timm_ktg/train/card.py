@@ -11,6 +11,7 @@ from ..draw.picture import mermaid_of
 from ..draw.reading import results_of
 from ..recipe.recipe import Recipe
 from ..records.files import write_whole
+from ..records.reader import read_result
 from ..records.result import RunResult
 from ..records.run_directory import RunDirectory
 
@@ -33,6 +34,7 @@ def write_card(recipe: Recipe, directory: RunDirectory, result: RunResult) -> No
 
     Raises:
         StorageError: The card cannot be written.
+        RecipeError: The result of a teacher that was trained first cannot be read.
     """
     text = "\n".join(_lines(recipe, directory, result))
     write_whole(directory.nodes / "README.md", f"{_HEAD}{text}\n")
@@ -49,6 +51,8 @@ def _lines(recipe: Recipe, directory: RunDirectory, result: RunResult) -> Iterat
         "All settings are in the run's `recipe.yaml`, which repeats the run.\n"
     )
     yield from _figures(recipe, result)
+    if result.cost:
+        yield from _cost(directory, result)
     yield "\n## Graph\n"
     yield f"```mermaid\n{mermaid_of(recipe.graph, results_of(directory.path))}```"
     yield "\n## Use\n"
@@ -74,12 +78,21 @@ def _figures(recipe: Recipe, result: RunResult) -> Iterator[str]:
             f"\nEpoch {best.epoch} was the best on the validation images "
             f"({best.metric} of {result.target}: {best.value:.4g})."
         )
-    if cost := result.cost:
-        yield (
-            f"\n{result.target} takes {cost.inference_flops / 1e6:,.1f} MFLOPs an image (a "
-            f"multiplication and an addition are two) and has {cost.parameters:,} parameters. "
-            f"Training took {cost.training_flops / 1e6:,.1f} MFLOPs for each image in each epoch."
-        )
+
+
+def _cost(directory: RunDirectory, result: RunResult) -> Iterator[str]:
+    cost = result.cost
+    assert cost
+    yield (
+        f"\n{result.target} takes {cost.inference_flops / 1e6:,.1f} MFLOPs an image (a "
+        f"multiplication and an addition are two) and has {cost.parameters:,} parameters. "
+        f"Training took {cost.training_flops / 1e6:,.1f} MFLOPs for each image in each epoch."
+    )
+    folders = sorted(directory.teachers.glob("*/"))
+    teachers = [read_result(directory.teacher(folder.name)) for folder in folders]
+    costs = [each.cost.training_flops for each in teachers if each and each.cost]
+    if costs:
+        yield f"Its teachers, trained first, took {sum(costs) / 1e6:,.1f} MFLOPs besides."
 
 
 def _usage(directory: RunDirectory, result: RunResult) -> Iterator[str]:
