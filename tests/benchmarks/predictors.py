@@ -270,13 +270,15 @@ def _plot(path: Path, found: Sequence[Predictor], truth: Truth) -> None:
     axes.set_xticks(ticks := [0.025, 0.05, 0.1, 0.25, 0.5, 1], [f"{each:g}" for each in ticks])
     axes.minorticks_off()
     shown = [each for each in found if not each.title.endswith((BY_LOSS, BY_CALIBRATED_LOSS))]
-    complete = [each for each in found if each.title.startswith("complete")]
+    warm = [each for each in shown if "warm-up" in each.title]  # by loss: in the table
+    complete = [e for e in found if e.title.startswith("complete") and "warm-up" not in e.title]
     kinds = {
         "an epoch of the whole schedule": [e for e in found if e.title.startswith("epoch ")],
         "a curve fitted to the epochs so far": [e for e in found if e.title.startswith("curve")],
-        "a complete short schedule": [e for e in shown if e.title.startswith("complete")],
-        "the same, by loss": [e for e in complete if e.title.endswith(BY_LOSS)],
-        "the same, by calibrated loss": [
+        "a complete short schedule": [e for e in complete if e in shown],
+        "the same, with a warm-up": warm,
+        "a complete short schedule, by loss": [e for e in complete if e.title.endswith(BY_LOSS)],
+        "a complete short schedule, by calibrated loss": [
             e for e in complete if e.title.endswith(BY_CALIBRATED_LOSS)
         ],
         "a quarter of the images": [e for e in shown if "quarter" in e.title],
@@ -287,7 +289,7 @@ def _plot(path: Path, found: Sequence[Predictor], truth: Truth) -> None:
             continue
         values = np.array([correlation(each, truth, truth.graphs) for each in members])
         means, lows, highs = values.T
-        costs = [each.cost * 1.04 ** (shift - len(kinds) // 2) for each in members]
+        costs = [each.cost * 1.035 ** (shift - len(kinds) // 2) for each in members]
         errors = [means - lows, highs - means]
         axes.errorbar(costs, means, errors, fmt="o", capsize=3, label=kind)
     axes.axhline(0, color="gray", linewidth=0.5)
