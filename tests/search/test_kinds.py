@@ -51,7 +51,7 @@ def test_frozen_is_short_for_two_kinds() -> None:
 @pytest.mark.parametrize("frozen", [False, True])
 def test_study_of_an_earlier_version_goes_on(frozen: bool) -> None:
     now = identity_of(recipe_of(frozen=frozen))
-    later = ("search.kinds", "search.ema_decay", "search.objective")
+    later = ("search.kinds", "search.ema_decay", "search.ema_warmup", "search.objective")
     then = {where: value for where, value in now.items() if where not in later}
     storage = InMemoryStorage()
     study = optuna.create_study(study_name="s", storage=storage, direction="maximize")
@@ -102,6 +102,11 @@ def test_slow_copy_is_written_into_the_recipe() -> None:
     assert tried.nodes["ema"] == EmaConfig(ema="target", decay=0.9, warmup=True)
     assert "ema" in {link.source for link in tried.edges}
     assert "ema" not in candidates_recipe(recipe_of()).graph.nodes
+    at_once = recipe_of(kinds=ALL, ema_decay=0.9, ema_warmup=False)
+    slow = EmaConfig(ema="target", decay=0.9, warmup=False)
+    assert candidates_recipe(at_once).graph.nodes["ema"] == slow
+    found = RecipeBuilder(at_once, lambda teacher: Path("none"), 0).recipe_of(mean_teacher()).graph
+    assert found.nodes["aux1"] == slow
 
 
 def test_all_through_control_keeps_the_slow_copy() -> None:

@@ -145,8 +145,10 @@ class SearchConfig(Section):
     """Candidates for what every auxiliary is: learns; frozen; or ema, a slow copy of the target.
     None: learns, and frozen if `frozen` says so. Not in the paper."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Share of its former weights that a slow copy keeps at each update; it rises to this, as with
-    timm's --model-ema-warmup."""
+    """Share of its former weights that a slow copy keeps at each update."""
+    ema_warmup: bool = True
+    """Let that share rise from 0, as with timm's --model-ema-warmup: with few updates, a copy that
+    begins at 0.999 would stay near its first weights."""
     reduction: Reduction = "sum"
     """How a node's losses from networks add up: sum (Eq. 3), or mean (Zhang et al., DML)."""
     trials: PositiveInt = 1500

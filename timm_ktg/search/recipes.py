@@ -116,7 +116,7 @@ def candidates_recipe(recipe: SearchRecipe) -> Recipe:
         if PRETRAINED in search.weights.get(model, ())
     }
     keep, target = list(nodes), judged_node(search.objective if members else ALONE)
-    nodes |= {name: _slow_copy(search.ema_decay) for name in slow}
+    nodes |= {name: _slow_copy(search.model_dump()) for name in slow}
     if members:
         nodes[ENSEMBLE] = {"ensemble": list(members)}
     return _recipe(recipe, {"target": target, "nodes": nodes, "keep": keep})
@@ -181,7 +181,7 @@ def graph_section(
         temperature: Of the edges between networks.
     """
     edges, gates, objective = tuple(edges), words_of(search), search.get("objective", ALONE)
-    slow = _slow_copy(search.get("ema_decay", SearchConfig.model_fields["ema_decay"].default))
+    slow = _slow_copy(search)
     nodes: dict[str, dict[str, Any]] = {
         name: dict(slow) if model == EMA else {"model": model} for name, model in models.items()
     }
@@ -197,6 +197,9 @@ def graph_section(
     return {"target": target, "reduction": reduction, "nodes": nodes}
 
 
-def _slow_copy(decay: float) -> dict[str, Any]:
-    # A short trial has too few updates for a slow copy to follow at its final decay.
-    return {"ema": TARGET, "decay": decay, "warmup": True}
+def _slow_copy(search: Mapping[str, Any]) -> dict[str, Any]:
+    decay, warmup = (
+        search.get(name, SearchConfig.model_fields[name].default)
+        for name in ("ema_decay", "ema_warmup")
+    )
+    return {"ema": TARGET, "decay": decay, "warmup": warmup}
