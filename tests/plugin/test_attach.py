@@ -185,14 +185,14 @@ def test_bundled_recipe_puts_its_nodes_around_a_model(form: Callable[[str], Any]
     model = timm.create_model("resnet8_cifar", num_classes=10).train()
     optimizer = sgd(model.parameters())
     handle = attach(model, form("digits"), optimizer, total_updates=2)
-    assert handle.auxiliaries == ("peer", "helper")
+    assert handle.auxiliaries == ("slow", "alone")
     assert handle.graph.model("student") is model
     before = state_of(handle.graph)
     model(torch.randn(4, 3, 8, 8))
     handle.loss(torch.arange(4)).backward()
     optimizer.step()
     moved = {key for key, v in state_of(handle.graph).items() if not torch.equal(v, before[key])}
-    assert {key.split(".")[1] for key in moved} == {"student", "peer", "helper"}
+    assert {key.split(".")[1] for key in moved} == {"student", "slow", "alone"}
 
 
 def test_recipe_wants_to_know_the_number_of_classes() -> None:

@@ -91,6 +91,6 @@ def test_short_help_has_a_screen_of_flags(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit):
         main(["digits", "--help"])
     short = re.findall(r"^  --([a-z0-9_.]+\.[a-z_0-9]+) ", capsys.readouterr().out, re.MULTILINE)
-    assert {"train.lr", "graph.nodes.peer.learns_from.student.gate", "data.dataset"} <= {*short}
-    assert not {"train.min_lr", "graph.nodes.peer.learns_from.helper.gate"} & {*short}
+    assert {"train.lr", "graph.nodes.student.learns_from.slow.gate", "data.dataset"} <= {*short}
+    assert not {"train.min_lr", "graph.nodes.alone.learns_from.student.gate"} & {*short}
     assert len(short) < 60

@@ -83,7 +83,8 @@ class TrainConfig(Section):
     only the last one, which is what a run reports either way. A search keeps none."""
     eval_interval: PositiveInt = 1
     """Epochs from one evaluation on the validation images to the next; the last epoch always has
-    one. A search evaluates at its rungs only."""
+    one. A search evaluates at its rungs only. Epochs in between that take less than a second have
+    no line in the terminal."""
     log_interval: PositiveInt = 50
     """Updates from one reading of the running loss, for the bar, to the next; each reading waits
     for the device."""

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..errors import RecipeError, collected
 from ..recipe.recipe import Recipe
 from ..records.files import writing
-from ..records.metrics import ALL_NETWORKS, Metrics, top_name
+from ..records.metrics import ALL_NETWORKS, SECONDS, Metrics, top_name
 from ..records.reader import read_result
 from ..records.result import Accuracy, DataFacts, RunResult
 from ..records.run_directory import RunDirectory
@@ -123,7 +123,8 @@ def _run_epoch(
     accelerator = training.accelerator
     metrics = train_epoch(training, _under_bar(training, bar))
     interval, last = training.recipe.train.eval_interval, epoch == training.epochs
-    if training.images.val is not None and (last or epoch % interval == 0):
+    is_due = last or epoch % interval == 0
+    if training.images.val is not None and is_due:
         metrics |= evaluate(training, training.images.val, "val")
         note_best(training, metrics)
         training.scheduler.step(epoch, metrics[top_name(1, "val", training.graph.target)])
@@ -131,7 +132,8 @@ def _run_epoch(
         if accelerator.is_main_process:
             directory.log(metrics)
     if accelerator.is_main_process:
-        tqdm.write(epoch_line(metrics, training.epochs, training.graph))
+        if is_due or metrics[SECONDS] >= 1:  # the bar is enough for the others
+            tqdm.write(epoch_line(metrics, training.epochs, training.graph))
         trackers.log(metrics)
 
 
