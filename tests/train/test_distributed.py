@@ -302,19 +302,30 @@ def test_gates_that_differ_in_a_number_are_different(source: str) -> None:
     assert code_of(source) != code_of(source.replace("0.8", "0.9").replace("* 2", "* 3"))
 
 
-def test_accelerate_launch_starts_two(tmp_path: Path) -> None:
-    flags = ("--multi_gpu", "--num_processes", "2", "--num_machines", "1")
-    recipe = ("digits", "--train.epochs", "1", "--data.dataset", small_digits())
-    done = subprocess.run(
+def launch_two(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Train `digits` on tiny data by accelerate's launcher, in two processes."""
+    two = ("--multi_gpu", "--num_processes", "2", "--num_machines", "1")
+    recipe = ("digits", "--train.epochs", "1", "--data.dataset", small_digits(), *flags)
+    return subprocess.run(
         [
-            *(sys.executable, "-m", "accelerate.commands.launch", *flags),
-            *("-m", "timm_ktg.train", *recipe, "--output-dir", str(tmp_path / "run")),
+            *(sys.executable, "-m", "accelerate.commands.launch", *two),
+            *("-m", "timm_ktg.train", *recipe, "--output-dir", str(folder / "run")),
         ],
         env={**os.environ, "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
         timeout=DEADLINE,
     )
+
+
+def test_data_that_cannot_be_split_stop_both(tmp_path: Path) -> None:
+    done = launch_two(tmp_path, "--data.holdout", "800")
+    assert done.returncode != 0
+    assert "data.holdout: " in done.stderr
+
+
+def test_accelerate_launch_starts_two(tmp_path: Path) -> None:
+    done = launch_two(tmp_path, "--data.holdout", "61")
     assert done.returncode == 0, done.stderr
     assert summary_of(tmp_path / "run")["processes"] == 2
     (line,) = metrics_of(tmp_path / "run")

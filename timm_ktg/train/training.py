@@ -249,8 +249,9 @@ def _build_parts(
         check_batch_size(recipe, process.world_size)
     with collected(problems):
         check_sync_bn(recipe.train, process.device)
-    # One process downloads for all.
-    with collected(problems), accelerator.main_process_first(), said("recipe"):
+    # One process downloads for all. What it collects must not leave the block as an error, because
+    # accelerate would then skip the barrier that the others wait at.
+    with accelerator.main_process_first(), collected(problems), said("recipe"):
         splits = data.splits if data else build_splits(recipe.data)
         with collected(problems):
             nodes = build_nodes(recipe, splits.num_classes)
