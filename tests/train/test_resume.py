@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests import training_cases as cases
-from tests.recipe_cases import MUTUAL, Values, recipe_values
+from tests.recipe_cases import MUTUAL, Values, recipe_values, write_recipe
 from tests.tiny_data import UPDATES, VAL, small_digits
 from tests.training_cases import (
     DEADLINE,
@@ -30,15 +30,35 @@ pytestmark = pytest.mark.slow
 EPOCHS = 4
 
 
-def digits() -> list[str]:
-    """The bundled recipe, on fewer images, with dropout and mixup to draw from every generator."""
+GRAPH = {
+    "target": "student",
+    "nodes": {
+        "student": {
+            "model": "resnet8_cifar",
+            "model_kwargs": {"drop_rate": 0.3},
+            "learns_from": {"label": "through", "peer": "correct", "helper": "through"},
+        },
+        "peer": {
+            "model": "resnet8_cifar",
+            "learns_from": {"label": "through", "student": "linear"},
+        },
+        "helper": {
+            "model": "resnet8_cifar",
+            "model_kwargs": {"drop_rate": 0.1},
+            "learns_from": {"label": "through", "student": "negative_linear"},
+        },
+    },
+}
+
+
+def digits(folder: Path) -> list[str]:
+    """Three learning nodes on tiny data, with dropout and mixup to draw from every generator."""
     return [
-        *("digits", "--train.epochs", str(EPOCHS), "--train.seed", "3"),
+        *("digits", "--graph", str(write_recipe(folder / "graph.yaml", {"graph": GRAPH}))),
+        *("--train.epochs", str(EPOCHS), "--train.seed", "3"),
+        *("--train.batch_size", "64", "--train.eval_interval", "1"),
         *("--data.dataset", small_digits(), "--data.holdout", str(VAL)),
-        *("--data.mixup", "0.2", "--data.hflip", "0.5"),
-        *("--graph.nodes.student.model_kwargs", '{"drop_rate": 0.3}'),
-        *("--graph.nodes.helper.model", "resnet8_cifar"),
-        *("--graph.nodes.helper.model_kwargs", '{"drop_rate": 0.1}'),
+        *("--data.images_per_class", "null", "--data.mixup", "0.2", "--data.hflip", "0.5"),
     ]
 
 
@@ -56,11 +76,11 @@ def kill_when(process: BaseProcess, *paths: Path, delay: float = 0.0) -> None:
 
 def test_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = start(tmp_path / "whole.log", program, *digits(), "--output-dir", whole)
+    process = start(tmp_path / "whole.log", program, *digits(tmp_path), "--output-dir", whole)
     assert finish(process) == [0], (tmp_path / "whole.log").read_text()
 
     # In the middle of an epoch, which is lost.
-    process = start(tmp_path / "1.log", program, *digits(), "--output-dir", killed)
+    process = start(tmp_path / "1.log", program, *digits(tmp_path), "--output-dir", killed)
     kill_when(process, killed / "checkpoint" / "epoch-0001", delay=0.05)
     assert len(metrics_of(killed)) < EPOCHS and not (killed / "summary.json").exists()
 
