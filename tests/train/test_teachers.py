@@ -68,7 +68,7 @@ def test_student_learns_from_the_teachers_weights(run: Path) -> None:
 def test_card_says_what_the_teachers_took(run: Path) -> None:
     took = summary_of(run / "teachers" / "t")["cost"]["training_flops"]
     card = (run / "nodes" / "README.md").read_text(encoding="utf-8")
-    assert f"Its teachers, trained first, took {took / 1e6:,.1f} MFLOPs besides." in card
+    assert f"Training its teachers first took another {took / 1e6:,.1f} MFLOPs." in card
     alone = (run / "teachers/t/nodes/README.md").read_text(encoding="utf-8")
     assert "MFLOPs for each image in each epoch." in alone and "teachers" not in alone
 

@@ -12,7 +12,7 @@ from ..draw.reading import results_of
 from ..recipe.recipe import Recipe
 from ..records.files import write_whole
 from ..records.reader import read_result
-from ..records.result import RunResult
+from ..records.result import Cost, RunResult
 from ..records.run_directory import RunDirectory
 
 _CLASSES = 20  # that the card names
@@ -52,7 +52,7 @@ def _lines(recipe: Recipe, directory: RunDirectory, result: RunResult) -> Iterat
     )
     yield from _figures(recipe, result)
     if result.cost:
-        yield from _cost(directory, result)
+        yield from _costs(directory, result.target, result.cost)
     yield "\n## Graph\n"
     yield f"```mermaid\n{mermaid_of(recipe.graph, results_of(directory.path))}```"
     yield "\n## Use\n"
@@ -80,19 +80,16 @@ def _figures(recipe: Recipe, result: RunResult) -> Iterator[str]:
         )
 
 
-def _cost(directory: RunDirectory, result: RunResult) -> Iterator[str]:
-    cost = result.cost
-    assert cost
+def _costs(directory: RunDirectory, target: str, cost: Cost) -> Iterator[str]:
     yield (
-        f"\n{result.target} takes {cost.inference_flops / 1e6:,.1f} MFLOPs an image (a "
+        f"\n{target} takes {cost.inference_flops / 1e6:,.1f} MFLOPs an image (a "
         f"multiplication and an addition are two) and has {cost.parameters:,} parameters. "
         f"Training took {cost.training_flops / 1e6:,.1f} MFLOPs for each image in each epoch."
     )
-    folders = sorted(directory.teachers.glob("*/"))
-    teachers = [read_result(directory.teacher(folder.name)) for folder in folders]
-    costs = [each.cost.training_flops for each in teachers if each and each.cost]
-    if costs:
-        yield f"Its teachers, trained first, took {sum(costs) / 1e6:,.1f} MFLOPs besides."
+    first = [read_result(RunDirectory(folder)) for folder in directory.teachers.glob("*/")]
+    flops = sum(each.cost.training_flops for each in first if each and each.cost)
+    if flops:
+        yield f"Training its teachers first took another {flops / 1e6:,.1f} MFLOPs."
 
 
 def _usage(directory: RunDirectory, result: RunResult) -> Iterator[str]:
