@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,9 @@ from tests.recipe_cases import PLAIN, recipe_values
 from tests.tiny_data import UPDATES
 from tests.train.test_synchronisation import waiting
 from tests.training_cases import build, metrics_of, train_run, weights_of
+from timm_ktg.records.metrics import SECONDS
 from timm_ktg.terminal import run_bar
+from timm_ktg.train import run as running
 from timm_ktg.train.loop import train_epoch
 from timm_ktg.train.metrics import EpochMeter
 from timm_ktg.train.run import _under_bar
@@ -41,6 +44,21 @@ def test_every_few_epochs_and_the_last_are_evaluated(tmp_path: Path) -> None:
     for with_all, line in zip(metrics_of(each), metrics_of(few), strict=True):
         assert {name: with_all[name] for name in line} == line
     assert weights_of(each) == weights_of(few)
+
+
+def test_short_epoch_that_is_not_evaluated_has_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    took = iter([0.9, 0.9, 1.0, 0.9, 0.9])
+
+    def train(*arguments: Any) -> dict[str, float]:
+        return {**train_epoch(*arguments), SECONDS: next(took)}
+
+    monkeypatch.setattr(running, "train_epoch", train)
+    run = train_run(tmp_path / "run", recipe_values(epochs=5, eval_interval=2))
+    lines = re.findall(r"^epoch (\d)/5 .* s$", capsys.readouterr().out, re.MULTILINE)
+    assert lines == ["2", "3", "4", "5"]
+    assert [line["epoch"] for line in metrics_of(run)] == [1, 2, 3, 4, 5]
 
 
 def test_bar_shows_the_running_loss_and_the_time_that_the_whole_run_still_takes(
