@@ -37,7 +37,7 @@ from scipy.stats import spearmanr
 
 from tests.benchmarks.ratios import ROOT
 from timm_ktg.recipe.suite_config import SuiteConfig, load_suite
-from timm_ktg.suite.page import Results, results_of
+from timm_ktg.suite.results import Results, results_of
 from timm_ktg.suite.table import Run, read_table
 
 EVIDENCE = ROOT / "recipes" / "evidence"

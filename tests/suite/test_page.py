@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.suite.suite_values import METHODS, run_of, suite_of
+from tests.suite.suite_values import METHODS, run_of, suite_of, suite_values, write_suite
 from timm_ktg.errors import RecipeError
-from timm_ktg.recipe.suite_config import SuiteConfig
+from timm_ktg.recipe.suite_config import SuiteConfig, load_suite
 from timm_ktg.suite.page import write_page
 from timm_ktg.suite.table import add_runs, read_table
 
@@ -44,6 +44,22 @@ def test_page_names_what_it_cannot_tell_apart(tmp_path: Path) -> None:
     text = write_page(suite, table, "s.yml").read_text()
     said = "Clearly above labels alone: kd. Not told apart from labels alone: twin"
     assert f"**{said}** (2 methods compared, Holm, 5 %)." in text
+
+
+def test_graphs_are_shown_at_home_and_elsewhere(tmp_path: Path) -> None:
+    values = suite_values()
+    elsewhere = {**values["datasets"]["digits"], "title": "Elsewhere"}
+    values["datasets"] |= {"elsewhere": elsewhere, "third": {**elsewhere, "methods": ["alone"]}}
+    values["methods"]["kd"]["found_on"] = "digits"
+    suite = load_suite(write_suite(tmp_path / "s.yml", values))
+    table = filled(suite, tmp_path / "r.csv")
+    text = write_page(suite, table, "s.yml").read_text()
+    assert "| graph | digits | Elsewhere |" in text  # the third is not trained with it
+    assert "| kd | ***+3.03 [+2.49, +3.58] (n=3)*** | not yet |" in text
+    add_runs(table, [run_of(suite, "alone", 0, 50.0, dataset="elsewhere")])
+    add_runs(table, [run_of(suite, "kd", 0, 49.0, dataset="elsewhere")])
+    text = write_page(suite, table, "s.yml").read_text()
+    assert text.splitlines()[-1].endswith("| -1.00 [n too small] (n=1) |")
 
 
 def test_page_is_the_same_for_the_same_table(suite: SuiteConfig, tmp_path: Path) -> None:

@@ -31,6 +31,14 @@ def test_names_that_nothing_has_are_said_with_the_nearest(tmp_path: Path) -> Non
     ]
 
 
+def test_graph_was_found_on_a_data_set_of_the_suite(tmp_path: Path) -> None:
+    methods = copy.deepcopy(METHODS)
+    methods["kd"]["found_on"] = "digit"
+    assert problems(tmp_path, methods=methods) == [
+        "methods.kd.found_on: should be a data set of the suite. Found digit."
+    ]
+
+
 def test_methods_that_need_each_others_weights_are_refused(tmp_path: Path) -> None:
     methods = copy.deepcopy(METHODS)
     methods["teacher"]["weights"] = {"a": "kd"}

@@ -24,6 +24,8 @@ class MethodConfig(Section):
 
     title: str | None = None
     """What it is called in tables; null: its name."""
+    found_on: str | None = None
+    """Data set that a search found its graph on, for the page's table of transfers."""
     graph: dict[str, Any]
     """Section `graph` of its recipe. A model may be a name from the data set's `models`."""
     weights: dict[str, str] = {}
@@ -87,6 +89,10 @@ class SuiteConfig(Section):
                 yield problem(("datasets", name, "weights_from"), said)
         needs: dict[str, list[str]] = {}
         for name, each in methods.items():
+            home = each.get("found_on") if isinstance(each, Mapping) else None
+            if isinstance(home, str) and home not in datasets:
+                said = f"should be a data set of the suite. Found {home}."
+                yield problem(("methods", name, "found_on"), said)
             weights = each.get("weights") if isinstance(each, Mapping) else None
             weights = weights if isinstance(weights, Mapping) else {}
             given += [(("methods", name, "weights", node), weights[node]) for node in weights]

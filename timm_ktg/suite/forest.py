@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..records.files import replace_whole
-
-if TYPE_CHECKING:
-    from .page import Results
+from .results import Results
 
 _CLEAR, _UNCLEAR = "#0072B2", "#8A8A8A"
 _ROW = 0.28  # inches
