@@ -393,8 +393,9 @@ def test_timm_evaluation_is_exact_over_ranks() -> None:
 
 def test_timm_samples_survive_the_way_to_a_spawned_worker() -> None:
     samples = timm_loader(train=False)._loader.dataset
-    image, label = pickle.loads(pickle.dumps(samples))[0, 3]
-    assert label == 3 and torch.equal(image, samples[0, 3][0])
+    ((image, label),) = pickle.loads(pickle.dumps(samples)).__getitems__([(0, 3)])
+    ((same, _),) = samples.__getitems__([(0, 3)])
+    assert label == 3 and torch.equal(image, same)
 
 
 def test_timm_batches_can_be_mixed() -> None:

@@ -3,7 +3,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.loss import (
+    BinaryCrossEntropy,
+    JsdCrossEntropy,
+    LabelSmoothingCrossEntropy,
+    SoftTargetCrossEntropy,
+)
 from torch import Tensor
 
 import timm_ktg as ktg
@@ -72,6 +77,41 @@ def test_cross_entropy_is_the_divergence_from_the_one_hot_label() -> None:
 def test_cross_entropy_of_extreme_logits_is_finite() -> None:
     extreme = torch.tensor([[1e4, -1e4]])
     assert cross_entropy(extreme, torch.tensor([1])).tolist() == [2e4]
+
+
+# jsd
+
+
+def jsd(labels: Tensor, destination: Tensor, **arguments: Any) -> Tensor:
+    loss = ktg.create_loss("jsd", **arguments)
+    return loss(output(destination), output(destination), labels, temperature=1.0)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("splits", "alpha"), [(2, 12), (4, 3)])
+def test_jsd_is_timms(splits: int, alpha: int, smoothing: float) -> None:
+    labels = hard_labels()[: 8 // splits].repeat(splits)
+    ours, theirs = (logits(1).requires_grad_() for _ in range(2))
+    found = jsd(labels, ours, splits=splits, alpha=alpha, smoothing=smoothing)
+    expected = JsdCrossEntropy(splits, alpha, smoothing)(theirs, labels)
+    torch.testing.assert_close(found.mean(), expected)
+    torch.testing.assert_close(
+        *torch.autograd.grad(found.mean(), ours), *torch.autograd.grad(expected, theirs)
+    )
+    assert torch.equal(found, found[: 8 // splits].repeat(splits))
+
+
+def test_jsd_has_a_golden_value() -> None:
+    # The views (3/4, 1/4) and (1/4, 3/4) are log 2 - H(1/4) = 0.130812 from their mean.
+    pair = torch.cat([SHARP, SHARP.flip(-1)])
+    found = jsd(torch.tensor([0, 0]), pair, splits=2, alpha=10.0)
+    assert found.tolist() == pytest.approx([0.287682 + 1.30812] * 2, abs=1e-5)
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_jsd_refuses_batches_that_have_not_all_views(splits: int) -> None:
+    with pytest.raises(ValueError, match=f"should have {splits} views .* Found 8 images"):
+        jsd(hard_labels(), logits(1), splits=splits)
 
 
 # bce

@@ -82,6 +82,8 @@ STREAMED_DATA = {
     "train_num_samples": ("1000", 1000),
     "num_classes": ("12", 12),
     "shuffle_buffer": ("64", 64),
+    "aug_splits": ("2", 2),
+    "resplit": ("true", True),
 }
 TRAIN = {
     "epochs": ("3", 3),

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .images import read_image, undecoded
 from .mixup import MixupLoader
 from .sampling import EpochSampler, Loader, derive_seed
 from .stream_reader import Place, Reader
 from .streams import Stream
-from .transforms import ToDevice, Transform, moved_to, read_batches, seeded
+from .transforms import ToDevice, Transform, collated, moved_to, read_batches, seeded
 
 
 @dataclass
@@ -75,8 +75,7 @@ class _Batches(IterableDataset[tuple[Tensor, Tensor, Place | None]]):
                     f"of the classes, 0 .. {self.num_classes - 1}. Found {label}."
                 )
             samples.append((self.transform(image), label))
-        images, labels = default_collate(samples)
-        return images, labels
+        return collated(samples)
 
 
 class StreamLoader:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, get_worker_info
+from torch.utils.data import BatchSampler, DataLoader, default_collate, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
 from ..errors import DataError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Transform = Callable[[Image.Image], Any]
-_Sample = tuple[Any, int]
+_Sample = tuple[Any, int]  # an image or a tuple of its views, and its label
 ToDevice = Callable[[Iterable[tuple[Tensor, Tensor]]], Iterable[tuple[Tensor, Tensor]]]
 
 
@@ -43,7 +43,8 @@ class TransformLoader:
         dataset: The split.
         input_key: The column of images.
         target_key: The column of class indices.
-        transform: Maps an image to a float32 [in_chans, H, W], or to what `to_device` takes.
+        transform: Maps an image to a float32 [in_chans, H, W], or to what `to_device` takes, or to
+            a tuple of such views.
         batch_size: Images per step, over all ranks together.
         device: Where batches are moved.
         train: Shuffle.
@@ -95,6 +96,7 @@ class TransformLoader:
             cast("TorchDataset[_Sample]", samples),
             batch_sampler=cast("BatchSampler", self._batches),
             num_workers=workers,
+            collate_fn=collated,
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
             # The workers' seeds are of no account, and the global generator is left alone.
@@ -111,8 +113,23 @@ class TransformLoader:
         return len(self._sampler)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield normalized float32 [B, 3, H, W] and int64 [B], this rank's share of each batch."""
+        """Yield normalized float32 [B, 3, H, W] and int64 [B], this rank's share of each batch.
+
+        With V views of an image, they are [V B, 3, H, W] and [V B]; see `collated`.
+        """
         return iter(self._to_device(read_batches(self._loader)))
+
+
+def collated(samples: list[_Sample]) -> tuple[Tensor, Tensor]:
+    """Return a batch of samples: images [B, ...] and labels [B].
+
+    Where a sample has several views, they are [V B, ...]: first those of all images that are their
+    first, as timm orders them.
+    """
+    images, labels = default_collate(samples)
+    if isinstance(images, list):
+        return torch.cat(images), labels.repeat(len(images))
+    return images, labels
 
 
 def moved_to(device: torch.device) -> ToDevice:
@@ -199,9 +216,13 @@ class _Samples:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, at: tuple[int, int]) -> _Sample:
-        seed, index = at
-        row = self.dataset[index]
-        image = read_image(row[self.input_key], self.input_key, index, self.in_chans)
+    def __getitems__(self, batch: Sequence[tuple[int, int]]) -> list[_Sample]:
+        """Return the samples of a batch, whose rows are looked up together."""
+        rows = self.dataset[[index for _, index in batch]]
+        stored = zip(batch, rows[self.input_key], rows[self.target_key], strict=True)
+        return [self._made(*at, value, label) for at, value, label in stored]
+
+    def _made(self, seed: int, index: int, value: Any, label: int) -> _Sample:
+        image = read_image(value, self.input_key, index, self.in_chans)
         with seeded(seed):
-            return self.transform(image), row[self.target_key]
+            return self.transform(image), label

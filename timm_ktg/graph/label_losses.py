@@ -8,6 +8,8 @@ from torch import Tensor
 
 from .losses import NodeOutput, stackable
 
+JSD_SPLITS = 3  # views of an image, as in AugMix
+
 
 @stackable
 def cross_entropy(
@@ -39,6 +41,57 @@ def cross_entropy(
     else:
         own = (labels * log_p_t).sum(-1)
     return (smoothing - 1) * own - smoothing * log_p_t.mean(-1) if smoothing else -own
+
+
+def jsd(
+    source: NodeOutput,
+    destination: NodeOutput,
+    labels: Tensor,
+    *,
+    temperature: float,
+    splits: int = JSD_SPLITS,
+    alpha: float = 12.0,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """Return the cross-entropy of clean views, and how far an image's views are from each other.
+
+    A batch has several views of B images: first the clean one of every image, then another of every
+    image, and so on (`data.aug_splits`). Each view of an image has the same loss,
+    H(y, p_1) + alpha JSD(p_1, ..., p_S), so their mean is that of
+    `timm.loss.JsdCrossEntropy` with the same arguments.
+
+    Args:
+        source: Not used; the labels are in `labels`.
+        destination: The node that learns, logits [S B, C].
+        labels: Class indices [S B].
+        temperature: Always 1, because an edge from the label refuses any other.
+        splits: Views S of an image, at least 2.
+        alpha: Factor of the Jensen-Shannon divergence.
+        smoothing: Label smoothing in 0..1. timm's own default is 0.1.
+
+    Returns:
+        Losses [S B] in float32.
+
+    Raises:
+        ValueError: The batch cannot have that many views of each image.
+
+    Reference:
+        Hendrycks et al., "AugMix: A Simple Data Processing Method to Improve Robustness and
+        Uncertainty", ICLR 2020.
+    """
+    if splits < 2 or len(labels) % splits:
+        raise ValueError(
+            f"jsd: a batch should have {splits} views of each image, at least 2. Found "
+            f"{len(labels)} images and views."
+        )
+    clean = NodeOutput(destination.logits[: len(labels) // splits])
+    own = cross_entropy(
+        source, clean, labels[: len(clean.logits)], temperature=1, smoothing=smoothing
+    )
+    views = torch.stack(destination.log_probabilities().chunk(splits))
+    mixture = views.exp().mean(0).clamp(1e-7, 1).log()
+    apart = (views.exp() * (views - mixture)).sum(-1).mean(0)
+    return (own + alpha * apart).repeat(splits)
 
 
 def bce(

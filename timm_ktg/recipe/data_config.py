@@ -17,7 +17,7 @@ _ONLY_IN: dict[str, tuple[str, ...]] = {
         "streaming",
         *("train_crop_mode", "scale", "ratio", "vflip", "color_jitter", "color_jitter_prob"),
         *("grayscale_prob", "gaussian_blur_prob", "aa", "reprob", "remode", "recount"),
-        *("interpolation", "crop_pct", "no_aug", "workers"),
+        *("interpolation", "crop_pct", "no_aug", "workers", "aug_splits", "resplit"),
     ),
 }
 _ONLY_STREAMED = ("train_num_samples", "num_classes", "shuffle_buffer")
@@ -36,7 +36,24 @@ def _in_chans_problem(channels: int) -> str | None:
     return f"should be 1 (gray), 3 (RGB) or 4 (RGBA). Found {channels}."
 
 
+def _splits_problem(splits: int) -> str | None:
+    if splits == 0 or 2 <= splits <= 100:
+        return None
+    return f"should be 0, or 2 to 100. Found {splits}."
+
+
 _InOrder = checked(_range_problem)
+
+
+def _splits_problems(
+    section: type[DataConfig], data: Mapping[str, Any]
+) -> Iterator[InitErrorDetails]:
+    """Yield what does not go with several views of an image."""
+    if changed(section, data, ("aug_splits",)):
+        for name in changed(section, data, ("mixup", "cutmix", "cutmix_minmax", "no_aug")):
+            yield problem((name,), "should be left out beside data.aug_splits.")
+    elif changed(section, data, ("resplit",)):
+        yield problem(("resplit",), "has no effect without data.aug_splits.")
 
 
 def _channel_problems(
@@ -137,6 +154,11 @@ class DataConfig(Section):
     aug_repeats: Annotated[int, Field(ge=0, le=1000)] = 0
     """How often an image comes in succession, augmented anew each time; an epoch stays as long, so
     it has fewer images. 0 or 1: once."""
+    aug_splits: Annotated[int, checked(_splits_problem)] = 0
+    """Views of an image in a batch, which then is so many times as large: a clean one, only cropped
+    and flipped, and augmented ones; the loss `jsd` compares them. 0: one, augmented (timm)."""
+    resplit: bool = False
+    """Leave clean views out of random erasing; needs `aug_splits` (timm)."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 4
     """Number of processes that decode and augment (timm)."""
     mixup: NonNegativeFloat = 0.0
@@ -174,5 +196,6 @@ class DataConfig(Section):
         if (data.get("mean") is None) != (data.get("std") is None):
             yield problem(("mean",), "mean and std should be given together.")
         yield from _channel_problems(cls, data)
+        yield from _splits_problems(cls, data)
         if changed(cls, data, ["holdout"]) and data.get("val_split"):
             yield problem(("holdout",), "should be 0 when val_split names a split.")

@@ -64,6 +64,7 @@ def prefetched(
         re_prob=data.reprob if train and not data.no_aug else 0.0,
         re_mode=data.remode,
         re_count=data.recount,
+        re_num_splits=data.aug_splits if data.resplit else 0,
     )
 
     def to_device(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[Tensor, Tensor]]:

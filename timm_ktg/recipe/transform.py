@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, cast
+
+from PIL import Image
 from timm.data import create_transform
 
 from ..data import Transform
@@ -14,6 +18,31 @@ _INTERPOLATIONS = ("bicubic", "bilinear", "box", "hamming", "lanczos", "nearest"
 _BLUR = 23  # pixels of the kernel, in timm
 
 
+@dataclass(frozen=True)
+class Views:
+    """Makes a clean view of an image and augmented ones, as `timm.data.AugMixDataset` does.
+
+    Args:
+        crop: Crops and flips; the views share what it makes.
+        augment: Augments all views but the first.
+        finish: Makes tensors of augmented views.
+        finish_clean: Makes a tensor of the first view.
+        count: The number of views.
+    """
+
+    crop: Transform
+    augment: Transform
+    finish: Transform
+    finish_clean: Transform
+    count: int
+
+    def __call__(self, image: Image.Image) -> tuple[Any, ...]:
+        """Return the views of an image."""
+        cropped = self.crop(image)
+        others = [self.finish(self.augment(cropped)) for _ in range(self.count - 1)]
+        return self.finish_clean(cropped), *others
+
+
 def build_transform(
     data: DataConfig,
     preparation: Preparation,
@@ -22,7 +51,7 @@ def build_transform(
     train: bool,
     as_bytes: bool = False,
 ) -> Transform:
-    """Return timm's transform.
+    """Return timm's transform; with `data.aug_splits`, several views of an image (`Views`).
 
     Args:
         data: The section of the recipe.
@@ -46,8 +75,10 @@ def build_transform(
             f"data.gaussian_blur_prob: timm's blur should have images above {_BLUR // 2} pixels. "
             f"Found {height}x{width}."
         )
-    try:
-        transform: Transform = create_transform(
+    splits = data.aug_splits if train else 0
+
+    def created(erase: float) -> Any:
+        return create_transform(
             preparation.input_size,
             is_training=train,
             no_aug=data.no_aug,
@@ -64,13 +95,21 @@ def build_transform(
             interpolation=data.interpolation if train else preparation.interpolation,
             mean=mean,
             std=std,
-            re_prob=data.reprob,
+            re_prob=erase,
             re_mode=data.remode,
             re_count=data.recount,
             crop_pct=preparation.crop_pct,
             crop_mode=preparation.crop_mode,
             use_prefetcher=as_bytes,
+            separate=splits > 0,
         )
+
+    try:
+        made = created(data.reprob)
+        if not splits:
+            return cast("Transform", made)
+        clean = created(0.0)[-1] if data.resplit else made[-1]
+        crop, augment, finish = made
+        return Views(crop, augment, finish, clean, splits)
     except AssertionError as error:  # timm's error for an unknown policy
         raise ValueError(f"data.aa: `{data.aa}`: {error}.") from error
-    return transform

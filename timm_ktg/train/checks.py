@@ -15,6 +15,7 @@ from ..errors import RecipeError, one_line
 from ..graph.contract import contract_problems
 from ..graph.edge import Edge
 from ..graph.graph import KnowledgeTransferGraph
+from ..graph.label_losses import JSD_SPLITS
 from ..graph.losses import NodeOutput
 from ..graph.registry import Bound, shown
 from ..recipe.recipe import Recipe
@@ -31,6 +32,22 @@ def check_batch_size(recipe: Recipe, processes: int) -> None:
                 f"times grad_accum_steps. Found {recipe.train.batch_size}."
             ]
         )
+
+
+def check_views(recipe: Recipe) -> None:
+    """Raise RecipeError if a loss compares other views of an image than the batches have."""
+    splits, parts = recipe.data.aug_splits, recipe.train.grad_accum_steps
+    problems = []
+    if splits and parts > 1:
+        said = f"should be 1: a batch with data.aug_splits cannot be divided. Found {parts}."
+        problems.append(f"train.grad_accum_steps: {said}")
+    for link, edge in recipe.graph.edges.items():
+        wanted = edge.loss_kwargs.get("splits", JSD_SPLITS)
+        if edge.loss == "jsd" and wanted != splits:
+            where = f"graph.nodes.{link.destination}.learns_from.{link.key}.loss"
+            problems.append(f"{where}: jsd needs data.aug_splits {wanted}. Found {splits}.")
+    if problems:
+        raise RecipeError(problems)
 
 
 def check_grad_checkpointing(train: TrainConfig, graph: KnowledgeTransferGraph) -> None:
@@ -55,22 +72,24 @@ def check_outputs(
     shape: tuple[int, int, int],
     num_classes: int,
     device: torch.device,
+    count: int = 2,
 ) -> dict[str, NodeOutput]:
-    """Return every node's output for two images of the given size.
+    """Return every node's output for a few images of the given size.
 
     Args:
         graph: The graph, on its device.
         shape: Channels, height and width of the images.
         num_classes: C.
         device: The device.
+        count: The number of images, N.
 
     Raises:
-        RecipeError: Nodes do not map such images to logits [2, C]; lists all.
+        RecipeError: Nodes do not map such images to logits [N, C]; lists all.
     """
     problems, outputs = [], dict[str, NodeOutput]()
     # Not all the same, because the losses are tried on what comes out.
     size = shape[1:]
-    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    images = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     graph.eval()
     for name in graph.topology.order:
         try:
@@ -82,10 +101,10 @@ def check_outputs(
                 f"{_size_hint(graph, name, size)}"
             )
             continue
-        if found != [2, num_classes]:
+        if found != [count, num_classes]:
             problems.append(
-                f"graph.nodes.{name}: should map 2 images to logits [2, {num_classes}]. "
-                f"Found {found}."
+                f"graph.nodes.{name}: should map {count} images to logits "
+                f"[{count}, {num_classes}]. Found {found}."
             )
     if problems:
         raise RecipeError(problems)

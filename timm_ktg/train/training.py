@@ -36,6 +36,7 @@ from .checks import (
     check_outputs,
     check_processes_agree,
     check_sync_bn,
+    check_views,
 )
 from .cost import cost_of
 from .cuda_graph import (
@@ -248,6 +249,8 @@ def _build_parts(
     with collected(problems):
         check_batch_size(recipe, process.world_size)
     with collected(problems):
+        check_views(recipe)
+    with collected(problems):
         check_sync_bn(recipe.train, process.device)
     # One process downloads for all. What it collects must not leave the block as an error, because
     # accelerate would then skip the barrier that the others wait at.
@@ -281,7 +284,10 @@ def _build_graph(
     device, images, train = accelerator.device, data.images, recipe.train
     graph = connect(recipe, nodes, edges, images.mean, images.std).to(device)
     check_grad_checkpointing(train, graph)
-    outputs = check_outputs(graph, images.preparation.input_size, data.splits.num_classes, device)
+    views = max(1, recipe.data.aug_splits)  # of an image, for losses that compare them
+    outputs = check_outputs(
+        graph, images.preparation.input_size, data.splits.num_classes, device, max(2, views)
+    )
     build_edge_modules(graph, outputs, train.seed)
     check_contracts(graph, outputs, recipe.data.mixes, data.checked)
     check_processes_agree(graph)
@@ -296,6 +302,7 @@ def _build_graph(
         2, *images.preparation.input_size, generator=torch.Generator().manual_seed(0)
     )
     cost = cost_of(graph, some.to(device), outputs, data.flops)
+    cost = replace(cost, training_flops=cost.training_flops * views)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     graph.speed_up_frozen(some, dtype, train.torchcompile)
     if train.torchcompile:
