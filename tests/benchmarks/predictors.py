@@ -25,6 +25,7 @@ import gzip
 import json
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -42,7 +43,7 @@ from timm_ktg.suite.table import Run, read_table
 
 EVIDENCE = ROOT / "recipes" / "evidence"
 CALIBRATED = EVIDENCE / "calibrated.csv"
-WHOLE, EPOCHS = "cifar100-mini", 40
+WHOLE, EPOCHS = ("cifar100-mini", "cifar100-mini-sixth"), 40
 READ_AT = (1, 2, 4, 5, 8, 10, 16, 20, 30)  # epochs of the whole schedule
 FITTED_TO = (10, 20)
 CHEAP = {  # data sets of the suite, and their costs in whole trainings
@@ -105,21 +106,20 @@ class Truth:
 
 def load_truth(suite: SuiteConfig, rows: Sequence[Run]) -> Truth:
     """Return what the whole trainings of the suite's graphs say, teachers left out."""
-    results = results_of(suite, WHOLE, rows)
     short = set(suite.methods_of("cifar100-mini-10"))
-    kept = {
-        name: {seed: run for seed, run in runs.items() if _log(results, run).exists()}
-        for name, runs in results.runs.items()
-        if name in short and not suite.methods[name].own_seed
-    }
-    kept = {name: runs for name, runs in kept.items() if len(runs) > 1}
-    return Truth(
-        {name: {seed: run.test_top1 for seed, run in runs.items()} for name, runs in kept.items()},
-        {
-            name: {seed: _curve(results, run) for seed, run in runs.items()}
-            for name, runs in kept.items()
-        },
-    )
+    tests: dict[str, dict[int, float]] = defaultdict(dict)
+    curves: dict[str, dict[int, Sequence[float]]] = defaultdict(dict)
+    for dataset in WHOLE:
+        results = results_of(suite, dataset, rows)
+        for name, runs in results.runs.items():
+            if name not in short or suite.methods[name].own_seed:
+                continue
+            for seed, run in runs.items():
+                if _log(results, run).exists():
+                    tests[name][seed] = run.test_top1
+                    curves[name][seed] = _curve(results, run)
+    kept = [name for name, runs in tests.items() if len(runs) > 1]
+    return Truth({name: tests[name] for name in kept}, {name: curves[name] for name in kept})
 
 
 def predictors(suite: SuiteConfig, rows: Sequence[Run], truth: Truth) -> Iterator[Predictor]:
