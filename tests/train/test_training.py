@@ -211,23 +211,26 @@ def test_bf16_computes_the_losses_in_float32(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ("computes", "accelerates", "recipe", "expected"),
+    ("computes", "name", "accelerates", "recipe", "expected"),
     [
-        ("avx512_bf16", None, None, "bf16"),
-        ("amx_bf16", "no", None, "bf16"),  # what accelerate's launcher says if nobody chose
-        ("avx2", None, None, "no"),
-        ("avx2", "bf16", None, "bf16"),
-        ("avx512_bf16", None, "no", "no"),
+        ("avx512_bf16", "AMD EPYC", None, None, "bf16"),
+        ("avx512_bf16", "Intel Xeon", None, None, "no"),
+        ("amx_bf16", "Intel Xeon", "no", None, "bf16"),  # what accelerate's launcher says by itself
+        ("avx2", "AMD EPYC", None, None, "no"),
+        ("avx2", "AMD EPYC", "bf16", None, "bf16"),
+        ("avx512_bf16", "AMD EPYC", None, "no", "no"),
     ],
 )
-def test_open_precision_is_bf16_where_a_cpu_computes_it(
+def test_open_precision_is_bf16_where_a_cpu_gains_by_it(
     computes: str,
+    name: str,
     accelerates: str | None,
     recipe: str | None,
     expected: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {computes: True}, raising=False)
+    capabilities = {computes: True, "cpu_name": name}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     if accelerates is not None:
