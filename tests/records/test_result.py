@@ -11,7 +11,7 @@ from timm_ktg.records.result import Cost, RunResult, SeedsResult
 
 KEYS = [
     *("target", "split", "nodes", "seed", "epochs", "data", "processes", "device", "python"),
-    *("packages", "training_seconds", "wall_seconds", "images", "cost", "best"),
+    *("packages", "training_seconds", "wall_seconds", "images", "cost", "best", "device_name"),
 ]
 
 

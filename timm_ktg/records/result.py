@@ -115,6 +115,7 @@ class RunResult:
             write it down.
         cost: What the graph costs; None in the results of earlier versions.
         best: The best epoch, which `best/` keeps; None: the recipe did not ask for it.
+        device_name: What the hardware is called; None: an earlier version, or nobody knows.
     """
 
     target: str
@@ -132,6 +133,7 @@ class RunResult:
     images: int | None = None
     cost: Cost | None = None
     best: Best | None = None
+    device_name: str | None = None
 
     @property
     def target_accuracy(self) -> Accuracy:

@@ -113,7 +113,7 @@ class Planned:
             inference_mflops=None if cost is None else round(cost.inference_flops / 1e6, 3),
             parameters=None if cost is None else cost.parameters,
             seconds=round(result.training_seconds, 1),
-            device=result.device,
+            device=result.device_name or result.device,
             commit=commit,
             python=result.python,
             torch=result.packages["torch"],

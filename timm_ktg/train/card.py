@@ -72,7 +72,8 @@ def _figures(recipe: Recipe, result: RunResult) -> Iterator[str]:
         node = recipe.graph.nodes.get(name)
         title = node.title if node else "mean of their logits"
         yield f"| {name} | {title} | {accuracy.top1:.2f} | {accuracy.top5:.2f} |"
-    yield f"\nOne run, seed {result.seed}, on {result.device}; {', '.join(packages)}."
+    device = result.device_name or result.device
+    yield f"\nOne run, seed {result.seed}, on {device}; {', '.join(packages)}."
     if best := result.best:
         yield (
             f"\nEpoch {best.epoch} was the best on the validation images "

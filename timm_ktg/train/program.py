@@ -28,6 +28,7 @@ from ..recipe.recipe import Recipe
 from ..recipe.search_config import SearchRecipe
 from ..terminal import fail
 from .allocator import keep_freed_memory
+from .hardware import gains_by_bf16
 from .training import problems_everywhere
 
 # While the first process waits for other workers, the rest wait for it.
@@ -131,25 +132,17 @@ def create_accelerator(recipe: Recipe) -> Accelerator:
 
 
 def _precision() -> str | None:
-    """Return bf16 on a CPU that computes it, if nobody chose a precision; None: accelerate's.
+    """Return bf16 on a CPU that gains by it, if nobody chose a precision; None: accelerate's.
 
     accelerate's launcher sets `no` if its user chose nothing, so `no` from there counts as open.
     Five seeds showed no loss of accuracy (recipes/evidence/precision.md: four intervals, all with 0
-    inside, the widest from -2.2 to +0.9 points). Trainings on digits took 0.72 of float32's time
-    (median of 10 pairs, 0.58 to 0.96, on a busy AMD EPYC, commit 8d21d2f).
-
-    An Intel CPU must have AMX, too: without it, steps took 1.10 to 1.76 of float32's time (medians
-    of 3 to 12 pairs of steps of three CIFAR-ResNets, ResNet-18 at 64 and 224 pixels, and ViT-Tiny,
-    on a Xeon of Emerald Rapids whose virtual machine hides AMX; torch 2.15.0, 1 thread).
+    inside, the widest from -2.2 to +0.9 points).
     """
     chosen = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     if chosen != "no" or not on_cpu or is_initialized():
         return None
-    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()  # older torch has none
-    is_intel = "intel" in str(capabilities.get("cpu_name", "")).lower()
-    computes = capabilities.get("amx_bf16") or (capabilities.get("avx512_bf16") and not is_intel)
-    return "bf16" if computes else None
+    return "bf16" if gains_by_bf16() else None
 
 
 def resolved(recipe: R, accelerator: Accelerator) -> R:

@@ -24,6 +24,7 @@ from .card import write_card
 from .checkpoint import load_best, load_state, newest_state, save_state
 from .cuda_graph import Batch
 from .exporting import export_nodes
+from .hardware import name_of
 from .identity import Identity, identity_of
 from .loop import evaluate, start_epoch, train_epoch
 from .pictures import RunPictures
@@ -224,4 +225,5 @@ def _result(training: Training, metrics: Metrics, split: str, seconds: float) ->
         wall_seconds=seconds,
         images=len(scored),
         cost=training.cost,
+        device_name=name_of(training.accelerator.device),
     )
