@@ -8,8 +8,10 @@ not count. Workers stay. `timm` is `timm.data.create_loader` over `timm.data.Ima
 prefetcher; `ours` is the loader of `pipeline: timm` on the same folder; `stream` is the one of
 `streaming: true` on parquet files with the same JPEGs.
 
-With `--memory`: the peak of what a process and its workers hold (PSS), for an epoch of 10,000 small
-images and one of 1,281,167, streamed from parquet files, each in a process of its own.
+With `--memory`: what a process and its workers hold, median and peak, in an epoch of 10,000 small
+images and in one of 1,281,167, streamed from the same parquet files, each in a process of its own.
+That is the memory of the process (RSS) and what each worker does not share (USS). Shares of what is
+shared (PSS) would depend on what else runs.
 
 Measured on 2 cores of an AMD EPYC, torch 2.15.0, timm 1.0.31, commit 8ad60cf: timm over ours 0.985
 (quartiles 0.945 to 0.997), timm over stream 1.030 (0.977 to 1.076), n=9; peaks 649 and 750 MiB, n=1
@@ -21,12 +23,14 @@ from __future__ import annotations
 import argparse
 import gc
 import io
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,7 +90,7 @@ def variants(folder: Path) -> Variants:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(image)
     write_parquet(folder / "parquet", images, IMAGES, IMAGES // 4)
-    way = delivery(DataConfig(), MEAN, STD, torch.device("cpu"), train=True)
+    way = delivery(DataConfig(), MEAN, STD, (224, 224), torch.device("cpu"), train=True)
     transform = create_transform(
         224, is_training=True, use_prefetcher=way.as_bytes, mean=MEAN, std=STD, **AUGMENTATION
     )
@@ -133,11 +137,12 @@ def used() -> float:
     return sum(each.user + each.system for each in times)
 
 
-def peak(folder: str) -> None:
-    """Read an epoch of a stream, and print the images, and the peak in MiB."""
+def hold(folder: str, count: int) -> None:
+    """Read an epoch of a stream, and print its images, and the median and peak memory in MiB."""
     gc.freeze()  # as a training does
     stream = load_streams(folder, test_split=None).train
     assert isinstance(stream, Stream)
+    stream = replace(stream, size=count)
     loader = StreamLoader(
         *(stream, "image", "label", as_bytes),
         **{
@@ -148,25 +153,25 @@ def peak(folder: str) -> None:
             "workers": WORKERS,
         },
     )
-    most, done = [0], threading.Event()
+    samples, done = [0], threading.Event()
 
     def watch() -> None:
         this = psutil.Process()
         while not done.wait(0.25):
-            held = 0
-            for each in (this, *this.children(recursive=True)):
+            held = this.memory_info().rss
+            for each in this.children(recursive=True):
                 try:
-                    held += each.memory_full_info().pss
+                    held += each.memory_full_info().uss
                 except psutil.Error:  # it has just ended
                     continue
-            most[0] = max(most[0], held)
+            samples.append(held)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     images = sum(len(labels) for _, labels in loader)
     done.set()
     watcher.join()
-    print(images, round(most[0] / 2**20))
+    print(images, *(round(each(samples[1:]) / 2**20) for each in (statistics.median, max)))
 
 
 def as_bytes(image: Image.Image) -> torch.Tensor:
@@ -175,18 +180,16 @@ def as_bytes(image: Image.Image) -> torch.Tensor:
 
 
 def measure_memory(folder: Path, repeats: int) -> None:
-    """Print the peaks of a short epoch and of a long one, in turn."""
-    images = jpegs(64, 16)
-    # Both have files enough for all that two workers hold open, four each.
-    for name, count, rows in (("few", FEW, 1_250), ("many", MANY, 5_000)):
-        write_parquet(folder / name, images, count, rows)
-    print(provenance(), f"\n{'images':>10}{'peak MiB (PSS)':>20}", flush=True)
+    """Print what a short epoch and a long one hold, in turn."""
+    write_parquet(folder / "files", jpegs(64, 16), MANY, 5_000)
+    print(provenance(), f"\n{'images':>10}{'median MiB':>12}{'peak MiB':>12}", flush=True)
     for _ in range(repeats):
-        for name in ("few", "many"):
-            command = [sys.executable, "-m", "tests.benchmarks.loading", "--peak", folder / name]
+        for count in (FEW, MANY):
+            command = [sys.executable, "-m", "tests.benchmarks.loading", "--hold", str(count)]
+            command.append(str(folder / "files"))
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-            count, held = done.stdout.split()
-            print(f"{int(count):>10,}{held:>20}", flush=True)
+            read, median, peak = map(int, done.stdout.split())
+            print(f"{read:>10,}{median:>12}{peak:>12}", flush=True)
 
 
 def main() -> None:
@@ -194,11 +197,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.loading")
     parser.add_argument("--repeats", type=int, default=15, help="rounds, at least 5")
     parser.add_argument("--memory", action="store_true", help="measure memory, not speed")
-    parser.add_argument("--peak", metavar="FOLDER", help=argparse.SUPPRESS)
+    parser.add_argument("--hold", nargs=2, metavar=("COUNT", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     disable_progress_bars()
-    if arguments.peak:
-        peak(arguments.peak)
+    if arguments.hold:
+        hold(arguments.hold[1], int(arguments.hold[0]))
         return
     with tempfile.TemporaryDirectory() as name:
         if arguments.memory:

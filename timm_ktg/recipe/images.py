@@ -163,7 +163,7 @@ def _by_timm(recipe: Recipe, splits: Splits, target: nn.Module, process: Process
     )
 
     def loader(split: Dataset | Stream, train: bool = False, seed: int = 0) -> Loader:
-        way = delivery(data, mean, std, process.device, train)
+        way = delivery(data, mean, std, (size, size), process.device, train)
         keys = splits.input_key, splits.target_key
         transform = build_transform(data, preparation, mean, std, train, way.as_bytes)
         batch_size = recipe.train.batch_size if train else recipe.train.evaluation_batch_size
