@@ -136,8 +136,8 @@ def collated(samples: list[_Sample]) -> tuple[Tensor, Tensor]:
 def _stacked(images: Sequence[Any]) -> Tensor:
     """Return images [C, H, W] as a batch, in the layout that they have.
 
-    Pillow's are channels-last in memory. To keep them so takes a fifth of the time that turning
-    them does (15 against 71 us for 224 pixels).
+    Pillow's are channels-last in memory. To keep them so takes less than half of the time that
+    turning them does (31 against 72 us an image of 224 pixels, medians of 25 batches).
     """
     turns = isinstance(images[0], Tensor) and images[0].ndim == 3
     last = [each.permute(1, 2, 0) for each in images] if turns else []

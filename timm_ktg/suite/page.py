@@ -105,7 +105,7 @@ def _transferred(results: Results, base: str, method: str, is_home: bool) -> str
         return "not yet"
     said = f"{compared.welch} (n={len(results.figures[method])})"
     mark = "*" * is_home + "**" * compared.is_clear
-    return f"{mark}{said}{mark[::-1]}"
+    return f"{mark}{said}{mark}"
 
 
 def _verdict(results: Results, base: str) -> str:
