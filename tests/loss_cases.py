@@ -13,7 +13,8 @@ from tests.nets import CLASSES, output
 NO_LABELS = torch.zeros(1, dtype=torch.int64)
 # Losses that need the class of each sample.
 UNMIXED = {"dkd"}
-OF_LABELS = {"cross_entropy", "bce"}
+OF_LABELS = {"cross_entropy", "bce", "jsd"}
+ARGUMENTS = {"jsd": {"splits": 2}}  # of batches that have 8 images, or 2 views of 4
 OF_FEATURES = {"attention", "attention_windows", "srd"}
 
 
@@ -39,6 +40,7 @@ def made(
     name: str, source: ktg.NodeOutput, destination: ktg.NodeOutput, **arguments: Any
 ) -> Callable[..., Tensor]:
     """The loss of that name for these outputs; the same weights each time, if it has any."""
+    arguments = {**ARGUMENTS.get(name, {}), **arguments}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return ktg.create_loss(name, **arguments).built(source, destination)

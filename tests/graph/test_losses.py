@@ -9,12 +9,21 @@ import torch
 from torch import Tensor
 
 import timm_ktg as ktg
-from tests.loss_cases import NO_LABELS, OF_FEATURES, OF_LABELS, UNMIXED, ends, logits, made
+from tests.loss_cases import (
+    ARGUMENTS,
+    NO_LABELS,
+    OF_FEATURES,
+    OF_LABELS,
+    UNMIXED,
+    ends,
+    logits,
+    made,
+)
 from tests.nets import edge, graph_of, hard_labels, images, output, soft_labels
 from timm_ktg.graph.contract import contract_problems
 
 LOSSES = ktg.list_losses()
-OWN = {"cross_entropy", "bce", "kl_div", "dkd", "dist", "hard", "separate"} | OF_FEATURES
+OWN = {"cross_entropy", "bce", "jsd", "kl_div", "dkd", "dist", "hard", "separate"} | OF_FEATURES
 
 STACKABLE = sorted(
     name for name in LOSSES if getattr(ktg.create_loss(name).function, "stackable", False)
@@ -140,7 +149,8 @@ def test_loss_of_features_keeps_the_contract_in_a_graph(name: str, temperature: 
 @pytest.mark.parametrize("mixed", [False, True])
 def test_loss_keeps_the_contract_between_the_nodes_of_a_graph(name: str, mixed: bool) -> None:
     ends = ("label", "a") if name in OF_LABELS else ("b", "a")
-    graph = graph_of(edge(*ends, loss=ktg.create_loss(name)), edge("label", "b"), keep=("b",))
+    loss = ktg.create_loss(name, **ARGUMENTS.get(name, {}))
+    graph = graph_of(edge(*ends, loss=loss), edge("label", "b"), keep=("b",))
     problems = [said for *_, said in contract_problems(graph, graph(images()), mixed)]
     refused = f"loss `{name}` says: {name} should get class indices "
     assert len(problems) == (mixed and name in UNMIXED)
