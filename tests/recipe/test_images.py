@@ -11,9 +11,7 @@ from torch import Tensor
 
 import timm_ktg  # noqa: F401 registers the models
 from tests.recipe_cases import recipe
-from timm_ktg.data import moved_to
 from timm_ktg.errors import RecipeError
-from timm_ktg.recipe.delivery import Delivery, prefetched
 from timm_ktg.recipe.images import Images, ProcessInfo, build_images
 from timm_ktg.recipe.recipe import check_recipe
 from timm_ktg.recipe.splits import build_splits
@@ -92,10 +90,6 @@ def test_what_timm_does_not_know_is_refused() -> None:
             images(**changed)
 
 
-def plainly(*_: Any) -> Delivery:
-    return Delivery(False, moved_to(torch.device("cpu")))
-
-
 @pytest.mark.parametrize("reprob", [0.0, 1.0])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_prefetcher_makes_the_same_batches(
@@ -103,10 +97,11 @@ def test_prefetcher_makes_the_same_batches(
 ) -> None:
     data = {"streaming": streaming, "reprob": reprob}
     made = {}
-    for way in (prefetched, plainly):
-        monkeypatch.setattr("timm_ktg.recipe.images.delivery", way)
-        made[way] = evaluated_images(**data), train_images(**data)
-    (evaluated, plain), (expected, found) = made[plainly], made[prefetched]
+    for plainly in (False, True):
+        where = "timm_ktg.recipe.delivery.workers_normalize"
+        monkeypatch.setattr(where, lambda *_, plainly=plainly: plainly)
+        made[plainly] = evaluated_images(**data), train_images(**data)
+    (evaluated, plain), (expected, found) = made[True], made[False]
     torch.testing.assert_close(evaluated, expected)
     unlike = ((found - plain).abs() > 1e-5).flatten(1).any(1)
     assert unlike.all() if reprob else not unlike.any()

@@ -10,9 +10,7 @@ from torch import Tensor
 
 from tests.recipe_cases import Values, problems_of, recipe, recipe_values
 from tests.training_cases import build, metrics_of, summary_of, train_run
-from timm_ktg.data import moved_to
 from timm_ktg.errors import RecipeError
-from timm_ktg.recipe.delivery import Delivery, prefetched
 
 pytestmark = pytest.mark.slow
 
@@ -48,13 +46,11 @@ def test_first_views_are_clean_and_the_others_augmented(streaming: bool) -> None
     assert not any(map(torch.equal, [clean, *others], [*others, clean]))
 
 
-def plainly(*_: Any) -> Delivery:
-    return Delivery(False, moved_to(torch.device("cpu")))
-
-
-@pytest.mark.parametrize("way", [prefetched, plainly])
-def test_clean_views_may_be_left_unerased(way: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("timm_ktg.recipe.images.delivery", way)
+@pytest.mark.parametrize("in_workers", [False, True])
+def test_clean_views_may_be_left_unerased(
+    in_workers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("timm_ktg.recipe.delivery.workers_normalize", lambda *_: in_workers)
     without, _ = first_batch(VIEWS)
     some, _ = first_batch({**VIEWS, "reprob": 1.0, "resplit": True})
     every, _ = first_batch({**VIEWS, "reprob": 1.0})

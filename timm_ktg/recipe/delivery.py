@@ -52,34 +52,22 @@ def delivery(
         train: Whether to augment.
     """
     erases = train and data.reprob > 0 and not data.no_aug
-    if erases and device.type != "cuda":
+    if workers_normalize(erases, device):
         return Delivery(False, moved_to(device))
-    return prefetched(data, mean, std, size, device, train)
-
-
-def prefetched(
-    data: DataConfig,
-    mean: Channels,
-    std: Channels,
-    size: tuple[int, int],
-    device: torch.device,
-    train: bool,
-) -> Delivery:
-    """Return how timm's prefetcher delivers batches, to any device; see `delivery`."""
     prefetcher = PrefetchLoader(
         cast("DataLoader[Any]", ()),
         mean=mean,
         std=std,
         channels=len(mean),
         device=device,
-        re_prob=data.reprob if train and not data.no_aug else 0.0,
+        re_prob=data.reprob if erases else 0.0,
         re_mode=data.remode,
         re_count=data.recount,
         re_num_splits=data.aug_splits if data.resplit else 0,
     )
 
-    # Batches of bytes are channels-last in memory. A mean of one pixel would have to be repeated
-    # for each, which takes a CPU 1.6 times as long.
+    # Batches of bytes are channels-last. With the mean of a single pixel, [1, C, 1, 1], a CPU would
+    # take 1.6 times as long to normalize them as with one of their own shape and layout.
     shape = (1, len(mean), *size)
     for name in ("mean", "std"):
         pixel = getattr(prefetcher, name).expand(shape)
@@ -90,3 +78,8 @@ def prefetched(
         return prefetcher
 
     return Delivery(True, to_device)
+
+
+def workers_normalize(erases: bool, device: torch.device) -> bool:
+    """Return whether workers normalize images, because they erase parts of them."""
+    return erases and device.type != "cuda"
