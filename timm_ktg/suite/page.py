@@ -79,14 +79,14 @@ def _transfer(suite: SuiteConfig, every: Sequence[Results]) -> Iterator[str]:
     """Yield how graphs that were found on one data set do on the others."""
     found = {name: each for name, each in suite.methods.items() if each.found_on}
     there = [each for each in every if found.keys() & each.suite.methods_of(each.dataset)]
-    if not found or not there:
+    if not there:
         return
     base = suite.bases[0]
     yield "## Transfer"
     yield ""
     yield (
-        f"Graphs on the data set that they were found on (*italic*) and on others: test top-1 over "
-        f"{there[0].name_of(base)}, with Welch's interval; bold as above."
+        "How graphs do on the data set where they were found (*italic*), and on others: test top-1 "
+        f"over {there[0].name_of(base)}, with Welch's interval; bold as above."
     )
     yield ""
     yield f"| graph | {' | '.join(each.title for each in there)} |"

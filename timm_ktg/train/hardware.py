@@ -14,20 +14,20 @@ def cpu_capabilities() -> Mapping[str, Any]:
 
 
 def name_of(device: torch.device) -> str | None:
-    """Return what a device is called, such as `NVIDIA H100 80GB HBM3`; None: nobody knows."""
+    """Return the name of a device, such as `NVIDIA H100 80GB HBM3`; None: it is not known."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return cpu_capabilities().get("cpu_name") if device.type == "cpu" else None
 
 
 def gains_by_bf16() -> bool:
-    """Return whether trainings on the CPU take less time in bf16 than in float32.
+    """Return whether training on this CPU should be faster in bf16 than in float32.
 
     On an AMD EPYC with avx512_bf16, those on digits took 0.72 of float32's time (median of 10
     pairs, 0.58 to 0.96, on a busy machine, commit 8d21d2f). An Intel CPU must have AMX: without it,
     steps took 1.10 to 1.76 of float32's time (medians of 3 to 12 pairs of steps of three
     CIFAR-ResNets, ResNet-18 at 64 and 224 pixels, and ViT-Tiny, on a Xeon of Emerald Rapids whose
-    virtual machine hides AMX; torch 2.15.0, 1 thread).
+    virtual machine hides AMX; torch 2.15.0, timm 1.0.31, 1 thread). AMX itself was not tried.
     """
     found = cpu_capabilities()
     is_intel = "intel" in str(found.get("cpu_name")).lower()
