@@ -123,8 +123,8 @@ class TransformLoader:
 def collated(samples: list[_Sample]) -> tuple[Tensor, Tensor]:
     """Return a batch of samples: images [B, ...] and labels [B].
 
-    Where a sample has several views, they are [V B, ...]: first those of all images that are their
-    first, as timm orders them.
+    Samples of V views each make images [V B, ...] and labels [V B]: the first view of every image,
+    then the second of every image, and so on, as timm orders them.
     """
     images, labels = zip(*samples, strict=True)
     views = list(zip(*images, strict=True)) if isinstance(images[0], tuple) else [images]
@@ -134,10 +134,10 @@ def collated(samples: list[_Sample]) -> tuple[Tensor, Tensor]:
 
 
 def _stacked(images: Sequence[Any]) -> Tensor:
-    """Return images [C, H, W] as a batch, in the layout that they have.
+    """Return images [C, H, W] as a batch [B, C, H, W] with their memory layout.
 
-    Pillow's are channels-last in memory. To keep them so takes less than half of the time that
-    turning them does (31 against 72 us an image of 224 pixels, medians of 25 batches).
+    Pillow's images are channels-last. To keep that takes less than half as long as to convert it
+    (31 against 72 us for an image of 224x224, medians of 25 batches, on 1 core of an Intel Xeon).
     """
     turns = isinstance(images[0], Tensor) and images[0].ndim == 3
     last = [each.permute(1, 2, 0) for each in images] if turns else []

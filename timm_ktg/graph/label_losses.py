@@ -53,11 +53,11 @@ def jsd(
     alpha: float = 12.0,
     smoothing: float = 0.0,
 ) -> Tensor:
-    """Return the cross-entropy of clean views, and how far an image's views are from each other.
+    """Return the cross-entropy of an image's clean view, plus the divergence between its views.
 
-    A batch has several views of B images: first the clean one of every image, then another of every
-    image, and so on (`data.aug_splits`). Each view of an image has the same loss,
-    H(y, p_1) + alpha JSD(p_1, ..., p_S), so their mean is that of
+    A batch has S views of B images: the clean view of every image, then the second view of every
+    image, and so on (`data.aug_splits`). All views of an image get the same loss,
+    H(y, p_1) + alpha JSD(p_1, ..., p_S), so the mean over the batch is that of
     `timm.loss.JsdCrossEntropy` with the same arguments.
 
     Args:

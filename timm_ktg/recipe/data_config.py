@@ -155,10 +155,10 @@ class DataConfig(Section):
     """How often an image comes in succession, augmented anew each time; an epoch stays as long, so
     it has fewer images. 0 or 1: once."""
     aug_splits: Annotated[int, checked(_splits_problem)] = 0
-    """Views of an image in a batch, which then is so many times as large: a clean one, only cropped
-    and flipped, and augmented ones; the loss `jsd` compares them. 0: one, augmented (timm)."""
+    """Views of each image in a batch: a clean one, only cropped and flipped, and augmented ones,
+    which the loss `jsd` compares; 0: a single augmented one (timm)."""
     resplit: bool = False
-    """Leave clean views out of random erasing; needs `aug_splits` (timm)."""
+    """Erase nothing in clean views; needs `aug_splits` (timm)."""
     workers: Annotated[int, Field(ge=0, le=1024)] = 4
     """Number of processes that decode and augment (timm)."""
     mixup: NonNegativeFloat = 0.0

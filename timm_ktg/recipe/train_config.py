@@ -177,7 +177,7 @@ class TrainConfig(Section):
         Literal["no", "bf16", "fp16"] | None, BeforeValidator(_no_is_a_word)
     ] = None
     """Precision of the forward passes (losses are always float32); null: accelerate's setting, and
-    where that is `no`, bf16 on a CPU that gains by it (amx_bf16, or AMD's avx512_bf16)."""
+    where that is `no`, bf16 on a CPU where it is faster (amx_bf16, or AMD's avx512_bf16)."""
     model_ema: bool = False
     """Keep an exponential moving average of the target, and evaluate it, too: the short form of a
     node {ema: <target>}."""

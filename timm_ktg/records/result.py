@@ -115,7 +115,7 @@ class RunResult:
             write it down.
         cost: What the graph costs; None in the results of earlier versions.
         best: The best epoch, which `best/` keeps; None: the recipe did not ask for it.
-        device_name: What the hardware is called; None: an earlier version, or nobody knows.
+        device_name: Name of the hardware; None: not known, or an earlier version wrote the file.
     """
 
     target: str

@@ -41,7 +41,7 @@ class Run(BaseModel):
     seconds: float
     """Of training, beside whatever else the machine did."""
     device: str
-    """Its name; its kind, where nobody knows that."""
+    """Name of the hardware, or `cpu` and the like if that is not known."""
     commit: str
     """Of this package, with a + if files were changed; its version if it is no checkout."""
     python: str

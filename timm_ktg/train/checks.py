@@ -35,7 +35,7 @@ def check_batch_size(recipe: Recipe, processes: int) -> None:
 
 
 def check_views(recipe: Recipe) -> None:
-    """Raise RecipeError if a loss compares other views of an image than the batches have."""
+    """Raise RecipeError if a loss needs another number of views than batches have."""
     splits, parts = recipe.data.aug_splits, recipe.train.grad_accum_steps
     problems = []
     if splits and parts > 1:
