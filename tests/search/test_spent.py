@@ -9,9 +9,11 @@ from tests.recipe_cases import Values, write_recipe
 from tests.search_cases import result_in, run_search, search_values, study_in
 from timm_ktg.recipe.data_config import DataConfig
 from timm_ktg.recipe.recipe import Recipe, read_recipe
+from timm_ktg.recipe.search_config import SearchConfig
 from timm_ktg.recipe.splits import build_splits
 from timm_ktg.review.study_data import read_study
 from timm_ktg.search.canonical import CanonicalGraph
+from timm_ktg.search.methods import Asha
 from timm_ktg.search.recipes import RecipeBuilder
 from timm_ktg.search.trials import COSTS
 from timm_ktg.search.weights import NoWeightsError
@@ -28,6 +30,21 @@ def test_result_is_written_as_json(tmp_path: Path) -> None:
     spent = result["spent"]
     assert spent["complete"] + spent["pruned"] == 2
     assert 2 <= spent["epochs"] <= spent["epochs without pruning"] == 8
+
+
+@pytest.mark.parametrize(
+    ("values", "title"),
+    [
+        ({}, "asha: 1,500 trials, stopped at the rungs."),
+        (
+            {"budget": 400, "pruner": "none"},
+            "asha: 1,500 trials or 400 epochs, never stopped.",
+        ),
+    ],
+)
+def test_limits_of_a_search_are_named(values: dict[str, Values], title: str) -> None:
+    config = {"target_model": "ktg_tiny", "models": ["ktg_tiny"], "nodes": 2, **values}
+    assert Asha(SearchConfig.model_validate(config)).title == title
 
 
 def test_trial_carries_its_cost(tmp_path: Path) -> None:

@@ -59,8 +59,10 @@ class Asha:
     @property
     def title(self) -> str:
         """What it does, in a line."""
-        stops = "stopped at the rungs" if self._search.pruner == "asha" else "never stopped"
-        return f"asha: {self._search.trials:,} whole trainings, {stops}."
+        search = self._search
+        stops = "stopped at the rungs" if search.pruner == "asha" else "never stopped"
+        limit = f" or {search.budget:,} epochs" if search.budget else ""
+        return f"asha: {search.trials:,} trials{limit}, {stops}."
 
     def run(self, study: Study, objective: Objective, catch: Catch) -> None:
         """Run trials until there are enough, and none goes on."""
