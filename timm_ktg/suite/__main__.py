@@ -189,7 +189,7 @@ def _example(command: SuiteCommand) -> Recipe:
     if len(examples) > 1:
         found = ", ".join(sorted(map(str, examples)))
         said = "should be the same for all methods of a command, because accelerate sets it once."
-        how = f"Found {found}. Name the methods that share one (--methods)."
+        how = f"Found {found}. Name data sets or methods that share one (--datasets, --methods)."
         raise RecipeError([f"train.mixed_precision: {said} {how}"])
     if not examples:
         raise RecipeError(["methods: should belong to one of the data sets. Found none that does."])
