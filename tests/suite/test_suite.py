@@ -140,7 +140,7 @@ def test_methods_of_one_precision_at_a_time(
     assert suite_main(suite, "--seeds", "0") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("train.mixed_precision: should be the same for all methods of a command")
-    assert "Found bf16, no." in line and "--methods" in line
+    assert "Found bf16, no." in line and "--datasets, --methods" in line
     assert suite_main(suite, "--seeds", "0", "--methods", "alone") == 0
     assert suite_main(suite, "--seeds", "0", "--methods", "kd") == 0
     rows = table(workplace / "runs" / "s")
