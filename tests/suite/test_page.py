@@ -27,7 +27,8 @@ def filled(suite: SuiteConfig, table: Path) -> Path:
 def test_page_says_means_differences_and_costs(suite: SuiteConfig, tmp_path: Path) -> None:
     text = write_page(suite, filled(suite, tmp_path / "r.csv"), "s.yml").read_text()
     assert "Said by hand." in text
-    assert "**Clearly above labels alone: kd** (1 method compared, Holm, 5 %)." in text
+    said = "Beside labels alone (1 method compared, Holm, 5 %):\n\n- **Clearly above**: kd.\n\n"
+    assert said in text
     (row,) = [line for line in text.splitlines() if line.startswith("| kd ")]
     assert "31.13 ± 0.15 (n=3)" in row and "**+3.03 [" in row
     assert row.endswith("| 1.50 + 2.00 |")  # in trainings of the base: its own, and the teacher's
@@ -42,8 +43,8 @@ def test_page_names_what_it_cannot_tell_apart(tmp_path: Path) -> None:
     table = filled(suite, tmp_path / "r.csv")
     add_runs(table, [run_of(suite, "twin", s, v) for s, v in enumerate((28.2, 28.0, 28.3))])
     text = write_page(suite, table, "s.yml").read_text()
-    said = "Clearly above labels alone: kd. Not told apart from labels alone: twin"
-    assert f"**{said}** (2 methods compared, Holm, 5 %)." in text
+    assert "- **Clearly above**: kd.\n- Not told apart: twin.\n" in text
+    assert "(2 methods compared, Holm, 5 %)" in text
 
 
 def test_graphs_are_shown_at_home_and_elsewhere(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def _section(results: Results, picture: Path) -> Iterator[str]:
         return
     for base in results.suite.bases:
         if results.comparisons[base]:
-            yield _verdict(results, base)
+            yield from _verdict(results, base)
             yield ""
     if results.figures.get(results.suite.bases[0]):
         yield f"![Differences to {results.name_of(results.suite.bases[0])}]({picture.name})"
@@ -108,24 +108,27 @@ def _transferred(results: Results, base: str, method: str, is_home: bool) -> str
     return f"{mark}{said}{mark}"
 
 
-def _verdict(results: Results, base: str) -> str:
-    """Return which methods are clearly above and below one, and which are neither."""
-    found = results.comparisons[base]
-    above = [name for name, each in found.items() if each.is_clear and each.welch.gap > 0]
-    below = [name for name, each in found.items() if each.is_clear and each.welch.gap < 0]
-    neither = [name for name, each in found.items() if each.p is not None and not each.is_clear]
-    words = {"Clearly above": above, "Clearly below": below, "Not told apart from": neither}
-    said = [
-        f"{word} {results.name_of(base)}: {'; '.join(map(results.name_of, names))}"
-        for word, names in words.items()
-        if names and above + below
-    ]
-    judged = sum(each.p is not None for each in found.values())
+def _verdict(results: Results, base: str) -> Iterator[str]:
+    """Yield which methods are clearly above and below one, and which are neither."""
+    found, name = results.comparisons[base], results.name_of(base)
+    judged = {method: each for method, each in found.items() if each.p is not None}
     if not judged:
-        return f"Too few seeds to say what differs from {results.name_of(base)}."
-    counted = f"{judged} method{'s' * (judged > 1)} compared, Holm, 5 %"
-    nothing = f"No method differs clearly from {results.name_of(base)}"
-    return f"**{'. '.join(said) or nothing}** ({counted})."
+        yield f"Too few seeds to say what differs from {name}."
+        return
+    clear = {method: each.welch.gap for method, each in judged.items() if each.is_clear}
+    counted = f"({len(judged)} method{'s' * (len(judged) > 1)} compared, Holm, 5 %)"
+    if not clear:
+        yield f"**No method differs clearly from {name}** {counted}."
+        return
+    yield f"Beside {name} {counted}:"
+    yield ""
+    for word, methods in (
+        ("**Clearly above**", [each for each, gap in clear.items() if gap > 0]),
+        ("**Clearly below**", [each for each, gap in clear.items() if gap < 0]),
+        ("Not told apart", [each for each in judged if each not in clear]),
+    ):
+        if methods:
+            yield f"- {word}: {'; '.join(map(results.name_of, methods))}."
 
 
 def _table(results: Results) -> Iterator[str]:
