@@ -63,6 +63,37 @@ def test_graphs_are_shown_at_home_and_elsewhere(tmp_path: Path) -> None:
     assert text.splitlines()[-1].endswith("| -1.00 [n too small] (n=1) |")
 
 
+def test_cost_counts_the_teachers_of_teachers(tmp_path: Path) -> None:
+    again = {**METHODS["kd"], "weights": {"t": "kd"}}
+    suite = suite_of(tmp_path, methods={**METHODS, "again": again})
+    table = filled(suite, tmp_path / "r.csv")
+    add_runs(table, [run_of(suite, "again", s, 31.0 + s) for s in range(3)])
+    text = write_page(suite, table, "s.yml").read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith("| again ")]
+    assert row.endswith("| 1.50 + 3.50 |")  # the teacher's 1.5, and 2 of the teacher's teacher
+
+
+def test_cost_of_another_data_sets_teachers_is_left_out_and_said(tmp_path: Path) -> None:
+    values = suite_values()
+    values["datasets"]["short"] = {**values["datasets"]["digits"], "weights_from": "digits"}
+    suite = load_suite(write_suite(tmp_path / "s.yml", values))
+    table = filled(suite, tmp_path / "r.csv")
+    for method in ("alone", "kd"):
+        digest = suite.digest("short", method)
+        add_runs(table, [run_of(suite, method, 0, 9.0, dataset="short", recipe=digest)])
+    text = write_page(suite, table, "s.yml").read_text().split("## short")[1]
+    (row,) = [line for line in text.splitlines() if line.startswith("| kd ")]
+    assert row.endswith("| 1.50 |")
+    assert "in trainings of labels alone, without the teachers'. The teachers are those of" in text
+
+
+def test_page_with_teachers_alone_says_so(suite: SuiteConfig, tmp_path: Path) -> None:
+    table = tmp_path / "r.csv"
+    add_runs(table, [run_of(suite, "teacher", 0, 27.0)])
+    text = write_page(suite, table, "s.yml").read_text()
+    assert "| teacher: teacher | 27.00 (n=1) |" in text and "Not yet" not in text
+
+
 def test_page_is_the_same_for_the_same_table(suite: SuiteConfig, tmp_path: Path) -> None:
     table = filled(suite, tmp_path / "r.csv")
     first = [write_page(suite, table, "s").read_bytes(), (tmp_path / "r-digits.svg").read_bytes()]

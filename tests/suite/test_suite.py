@@ -94,14 +94,32 @@ def test_suite_goes_on_after_a_change_and_says_what_is_left_out(
     assert "Training" not in capsys.readouterr().out
 
 
-def test_teachers_of_another_data_set_are_trained_first(workplace: Path) -> None:
+def test_teachers_of_another_data_set_are_trained_first(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     values = suite_values()
     digits = values["datasets"]["digits"]
     train = {**digits["train"], "epochs": 2}
     values["datasets"]["longer"] = {**digits, "train": train, "weights_from": "digits"}
     suite = write_suite(workplace / "s.yml", values)
+    assert suite_main(suite, "--dry-run", "--seeds", "1") == 0
+    said, *runs = capsys.readouterr().out.splitlines()
+    assert said == "6 runs to train." and len(set(runs)) == 6  # each once
     assert suite_main(suite, "--datasets", "longer", "--methods", "kd", "--seeds", "1") == 0
     assert figures(workplace / "runs" / "s").keys() == {("teacher", "1"), ("kd", "1")}
+
+
+def test_run_whose_teachers_weights_are_gone_names_the_way_out(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = write_suite(workplace / "s.yml", suite_values())
+    assert suite_main(suite, "--methods", "teacher", "--seeds", "0") == 0
+    (teacher,) = (workplace / "runs" / "s" / "digits").glob("teacher-*/seed-0")
+    (weights,) = (teacher / "nodes").glob("*.safetensors")
+    weights.unlink()
+    assert suite_main(suite, "--methods", "kd", "--seeds", "0") == 1
+    folder = teacher.relative_to(workplace)
+    assert f"safetensors is gone. Remove {folder} to train it again." in capsys.readouterr().out
 
 
 def test_runs_that_fail_are_said_and_give_the_exit_code(

@@ -82,9 +82,36 @@ def test_digest_changes_with_a_teachers_settings_and_not_with_the_place(tmp_path
     other = suite_of(tmp_path, methods=methods)
     assert other.digest("digits", "kd") != suite.digest("digits", "kd")
     assert other.digest("digits", "alone") == suite.digest("digits", "alone")
-    moved = load_suite(tmp_path / "s.yml", {"digits": "digits"})
-    assert moved.datasets["digits"].data["dataset"] == "digits"
+    moved = load_suite(tmp_path / "s.yml", {"digits": "photos"})
+    assert moved.recipe("digits", "kd", 0, {}).data.dataset == "photos"
     assert moved.digest("digits", "kd") == other.digest("digits", "kd")
+
+
+@pytest.mark.parametrize("change", [{"dataset": "photos"}, {"test_split": "val"}])
+def test_digest_changes_with_the_images_of_a_figure(change: Values, tmp_path: Path) -> None:
+    values = suite_values()
+    values["datasets"]["digits"]["data"] |= change
+    other = load_suite(write_suite(tmp_path / "other.yml", values))
+    for method in METHODS:
+        assert other.digest("digits", method) != suite_of(tmp_path).digest("digits", method)
+
+
+def test_figures_need_a_test_split(tmp_path: Path) -> None:
+    values = suite_values()
+    values["datasets"]["digits"]["data"]["test_split"] = None
+    with pytest.raises(RecipeError, match=r"^datasets\.digits\.data\.test_split: should name a"):
+        load_suite(write_suite(tmp_path / "s.yml", values))
+
+
+@pytest.mark.parametrize("name", ["uoft/d", "../x", ".x", ""])
+def test_names_are_those_of_folders(name: str, tmp_path: Path) -> None:
+    values = suite_values()
+    values["datasets"][name] = values["datasets"]["digits"]
+    values["methods"][name] = values["methods"]["alone"]
+    with pytest.raises(RecipeError) as caught:
+        load_suite(write_suite(tmp_path / "s.yml", values))
+    for line, section in zip(caught.value.problems, ("datasets", "methods"), strict=True):
+        assert line.startswith(f"{section}.{name}: should be named by letters")
 
 
 def test_digest_leaves_out_what_has_its_default(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +18,9 @@ from .flags import below
 from .recipe import Recipe, check_section, read_recipe
 from .resume import training_values
 from .section import Location, Section, problem
+
+# Folders and files are called by the names.
+_NAME = re.compile(r"\w[\w.+-]*")
 
 
 class MethodConfig(Section):
@@ -54,7 +58,9 @@ class DatasetConfig(Section):
     shown: bool = True
     """Whether the page shows it."""
     data: dict[str, Any] = {}
-    """Section `data`."""
+    """Section `data`; its `dataset` names the images, wherever they are."""
+    place: str | None = None
+    """Where the images are on this machine; null: at `data.dataset`."""
     train: dict[str, Any] = {}
     """Section `train`."""
 
@@ -73,10 +79,15 @@ class SuiteConfig(Section):
 
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
-        """Yield the names that nothing has, and weights in a circle."""
+        """Yield the names that nothing has or no file can have, and weights in a circle."""
         methods, datasets = data.get("methods"), data.get("datasets")
         if not isinstance(methods, Mapping) or not isinstance(datasets, Mapping):
             return
+        for section, names in (("datasets", datasets), ("methods", methods)):
+            for name in names:
+                if not _NAME.fullmatch(str(name)):
+                    said = "should be named by letters, digits and `-`, `_`, `.`, `+`, as a folder."
+                    yield problem((section, name), said)
         given: list[tuple[Location, Any]] = [
             (("bases", i), name) for i, name in _numbered(data.get("bases"))
         ]
@@ -116,9 +127,14 @@ class SuiteConfig(Section):
         wanted = set(self.methods if how.methods is None else how.methods)
         if how.weights_from is not None:
             return [name for name in self.methods if name in wanted]
-        needs = {name: list(each.weights.values()) for name, each in self.methods.items()}
-        wanted |= {need for name in wanted for need in _reached(needs, name)}
+        wanted |= {need for name in wanted for need in self.teachers_of(name)}
         return [name for name in self.methods if name in wanted]
+
+    def teachers_of(self, method: str) -> list[str]:
+        """Return the methods that give weights to a method, or to one that does, in order."""
+        needs = {name: list(each.weights.values()) for name, each in self.methods.items()}
+        reached = _reached(needs, method)
+        return [name for name in self.methods if name in reached]
 
     def seed(self, method: str, seed: int) -> int:
         """Return the seed of a method's training, for one of the planned seeds."""
@@ -145,8 +161,9 @@ class SuiteConfig(Section):
             file = weights.get(giver)
             given = {"pretrained": True} if file is None else {"checkpoint_path": str(file)}
             nodes = {**nodes, name: {**below(nodes, name), **given}}
+        data = {**images.data, **({"dataset": images.place} if images.place else {})}
         train = {**images.train, **how.train, "seed": self.seed(method, seed)}
-        values = {"graph": {**how.graph, "nodes": nodes}, "data": images.data, "train": train}
+        values = {"graph": {**how.graph, "nodes": nodes}, "data": data, "train": train}
         try:
             return check_section(Recipe, values)
         except RecipeError as error:
@@ -154,16 +171,22 @@ class SuiteConfig(Section):
             raise RecipeError(lines) from None
 
     def digest(self, dataset: str, method: str) -> str:
-        """Return what changes with anything that decides a method's training, but for its seed.
+        """Return what changes with anything that decides a method's figures, but for its seed.
 
-        Fields that have their defaults are left out, so that a later version, which has more
-        fields, gives the same.
+        That is its training, and the test images. Images are known by their name, `data.dataset`,
+        and not by their `place`. Fields that have their defaults are left out, so that a later
+        version, which has more fields, gives the same.
         """
         needed = self.methods[method].weights
         recipe = self.recipe(dataset, method, 0, {})
         values = training_values(recipe.model_dump(mode="json", exclude_defaults=True))
-        giver = self.datasets[dataset].weights_from or dataset
-        form = [values, {node: self.digest(giver, name) for node, name in needed.items()}]
+        how = self.datasets[dataset]
+        giver = how.weights_from or dataset
+        form = [
+            values,
+            {node: self.digest(giver, name) for node, name in needed.items()},
+            {"dataset": how.data.get("dataset"), "test_split": recipe.data.test_split},
+        ]
         return sha256(json.dumps(form, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -172,7 +195,7 @@ def load_suite(path: Path, places: Mapping[str, str] | None = None) -> SuiteConf
 
     Args:
         path: The file.
-        places: Where images are, in place of `data.dataset`, by data set.
+        places: Where images are, by data set, in place of what the file says (`place`).
 
     Raises:
         RecipeError: The suite is wrong; lists all problems.
@@ -183,12 +206,14 @@ def load_suite(path: Path, places: Mapping[str, str] | None = None) -> SuiteConf
         if name not in datasets:
             known = ", ".join(datasets)
             raise RecipeError([f"data: {name} is no data set of the suite. It has {known}."])
-        data = {**below(datasets[name], "data"), "dataset": place}
-        dataset = {**below(datasets, name), "data": data}
-        values = {**values, "datasets": {**datasets, name: dataset}}
+        moved = {name: {**below(datasets, name), "place": place}}
+        values = {**values, "datasets": {**datasets, **moved}}
     suite = check_section(SuiteConfig, values)
     problems: list[str] = []
-    for name in suite.datasets:
+    for name, how in suite.datasets.items():
+        if "test_split" in how.data and how.data["test_split"] is None:
+            said = "should name a split, because methods are compared on test images."
+            problems.append(f"datasets.{name}.data.test_split: {said}")
         for method in suite.methods_of(name):
             try:
                 recipe = suite.recipe(name, method, 0, {})

@@ -61,7 +61,7 @@ def write_page(suite: SuiteConfig, table: Path, source: str) -> Path:
 def _section(results: Results, picture: Path) -> Iterator[str]:
     yield f"## {results.title}"
     yield ""
-    if not results.figures:
+    if not results.runs:
         yield "Not yet: the table has no run of it."
         return
     for base in results.suite.bases:
@@ -182,8 +182,11 @@ def _notes(results: Results) -> Iterator[str]:
         "corrected for the number of methods (Holm); bold below 0.05. The intervals "
         "are not corrected."
     )
+    giver = results.suite.datasets[results.dataset].weights_from
+    taught = "plus those that trained the teachers" if giver is None else "without the teachers'"
+    from_there = "" if giver is None else f" The teachers are those of {giver}."
     yield (
-        f"- Training cost: FLOPs in trainings of {base}, plus those that trained the teachers. "
+        f"- Training cost: FLOPs in trainings of {base}, {taught}.{from_there} "
         "A teacher's own forward passes are left out where its logits come from a table."
     )
     images = runs[0].test_images

@@ -83,6 +83,10 @@ class Planned:
         Raises:
             RecipeError: They are not.
         """
+        for each in self.needs:
+            if each.directory.summary.exists() and not each.weights.is_file():
+                said = f"{each.weights} is gone. Remove {each.directory.path} to train it again."
+                raise RecipeError([said])
         files = {each.method: each.weights for each in self.needs}
         return self.suite.recipe(self.dataset, self.method, self.seed, files)
 

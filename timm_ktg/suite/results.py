@@ -69,12 +69,15 @@ class Results:
     def cost(self, method: str) -> tuple[float, float] | None:
         """Return a method's training FLOPs, and its teachers', in trainings of the first base.
 
+        Teachers of teachers count, too. Weights of another data set's runs count nothing.
+
         Returns:
             Both, or None if the table does not say.
         """
         base = self._mflops(self.suite.bases[0])
         own = self._mflops(method)
-        teachers = dict.fromkeys(self.suite.methods[method].weights.values())
+        is_taught_here = self.suite.datasets[self.dataset].weights_from is None
+        teachers = self.suite.teachers_of(method) if is_taught_here else []
         given = [self._mflops(each) for each in teachers]
         if base is None or own is None or None in given:
             return None

@@ -53,13 +53,15 @@ class SuiteWorker:
             seeds: Planned seeds; none: all.
         """
         known = self._known()
-        return [
+        runs = (
             run
             for dataset in datasets
             for seed in self.suite.datasets[dataset].seeds
             if not seeds or seed in seeds
             for run in left_to_train(plan(self.suite, dataset, seed, self.runs), known, methods)
-        ]
+        )
+        # A data set's teachers can be needed by another, too.
+        return list({run.key: run for run in runs}.values())
 
     def work(self, runs: Sequence[Planned]) -> None:
         """Train runs, each once the runs that it needs are done, here or by other workers."""
