@@ -139,6 +139,23 @@ def test_search_worker_elsewhere_is_said_and_given_up_when_the_user_says_so(
     assert opened.trials[0].state.name == "FAIL"
 
 
+@pytest.mark.parametrize(("promotes", "again"), [({}, True), ({"promotes": 0}, False)])
+def test_search_worker_that_died_on_a_given_graph_leaves_it_to_others(
+    study: Study, promotes: dict[str, int], again: bool
+) -> None:
+    journal = journal_of(study._storage)
+    assert journal is not None
+    given = {"x": 0.25}
+    study.enqueue_trial(given, user_attrs=promotes)
+    for trial in (study.ask(), study.ask()):  # the second draws
+        trial.suggest_float("x", 0.0, 1.0)
+        sign(trial)
+        signed(trial, kernel="before", lock=unlocked(journal))
+    assert fail_dead(study) == [0, 1]
+    waiting = [each for each in study.trials if each.state.name == "WAITING"]
+    assert [each.system_attrs["fixed_params"] for each in waiting] == [given] * again
+
+
 def test_search_worker_of_an_earlier_boot_is_dead(study: Study, trial: Trial) -> None:
     journal = journal_of(study._storage)
     assert journal is not None

@@ -134,7 +134,7 @@ def _tiles(study: StudyData) -> list[tuple[str, str]]:
     spent = study.spent
     whole = spent["epochs without pruning"]
     saved = f", {100 * (1 - spent['epochs'] / whole):.0f} % fewer than without pruning" * (
-        whole > 0
+        0 < spent["epochs"] < whole
     )
     seconds = [trial.trial.duration for trial in study.trials if trial.trial.duration is not None]
     hours = sum(each.total_seconds() for each in seconds) / 3600

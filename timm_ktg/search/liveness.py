@@ -69,9 +69,11 @@ def fail_dead(study: Study, again: bool = False) -> list[int]:
     A database's heartbeats find those of all hosts and enqueue them again. For a journal the locks
     of its workers tell.
 
+    Trials that were made to try a given graph are always enqueued again: nothing would draw it.
+
     Args:
         study: The study.
-        again: Enqueue them again.
+        again: Enqueue the others again, too.
 
     Returns:
         The numbers of the trials that this worker failed.
@@ -81,8 +83,11 @@ def fail_dead(study: Study, again: bool = False) -> list[int]:
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     journal = journal_of(study._storage)
     failed = [trial for trial in running if _is_dead(trial, journal) and _fail(study, trial)]
-    for trial in failed if again else []:
-        retry(study, trial)
+    for trial in failed:
+        record = TrialRecord(trial)
+        # Promotions have given graphs, too, but the search finds out itself that one is missing.
+        if again or (record.is_enqueued and record.promotes is None):
+            retry(study, trial)
     return [trial.number for trial in failed]
 
 
