@@ -149,6 +149,13 @@ def test_temperature_of_an_edge_from_the_label_is_refused() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["kl_div", "dkd", "dist", "separate"])
+def test_loss_between_networks_is_refused_on_an_edge_from_the_label(name: str) -> None:
+    with pytest.raises(ValueError, match="label->a.*: loss should know the label") as caught:
+        ktg.Edge("label", "a", loss=ktg.create_loss(name))
+    assert f"Found {name}, which compares two networks." in str(caught.value)
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_temperature_that_is_not_above_zero_is_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match="^b->a: temperature should be above 0. Found"):

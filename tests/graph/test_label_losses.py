@@ -172,3 +172,21 @@ def test_bce_of_extreme_logits_is_right_and_finite() -> None:
 def test_bce_refuses_a_smoothing_above_one() -> None:
     with pytest.raises(ValueError, match=r"^bce: smoothing should be in 0\.\.1\. Found 1\.5\.$"):
         bce(hard_labels(), smoothing=1.5)
+
+
+# All of them.
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("name", ["cross_entropy", "bce", "jsd", "hard"])
+def test_smoothing_out_of_its_range_is_refused(name: str, smoothing: float) -> None:
+    ends, loss = output(logits(0)[:6]), ktg.create_loss(name, smoothing=smoothing)
+    with pytest.raises(ValueError, match=r"smoothing should be in 0\.\.1"):
+        loss(ends, ends, hard_labels()[:6], temperature=1.0)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "bce", "jsd"])
+def test_temperature_that_would_not_be_used_is_refused(name: str) -> None:
+    ends = output(logits(0)[:6])
+    with pytest.raises(ValueError, match=f"{name} should have temperature 1. Found 4"):
+        ktg.create_loss(name)(ends, ends, hard_labels()[:6], temperature=4.0)

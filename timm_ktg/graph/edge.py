@@ -99,6 +99,12 @@ class Edge:
             )
         if self.loss is None:
             object.__setattr__(self, "loss", create_loss(default_loss(self.source)))
+        function = self.loss.function if isinstance(self.loss, Bound) else self.loss
+        if self.source == LABEL and getattr(function, "between_networks", False):
+            raise ValueError(
+                f"{self}: loss should know the label, such as cross_entropy. Found "
+                f"{shown(self.loss)}, which compares two networks."
+            )
         try:
             taps = EdgeTaps.of(self.taps)
         except ValueError as error:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .losses import NodeOutput, stackable
+from .losses import NodeOutput, check_smoothing, refuse_temperature, stackable
 
 JSD_SPLITS = 3  # views of an image, as in AugMix
 
@@ -26,15 +26,20 @@ def cross_entropy(
         source: Not used; the labels are in `labels`.
         destination: The node that learns, logits [B, C].
         labels: Class indices [B], or class probabilities [B, C] (mixup, cutmix).
-        temperature: Always 1, because an edge from the label refuses any other.
+        temperature: Should be 1, because the label has none.
         smoothing: Label smoothing in 0..1, as timm's.
 
     Returns:
         Losses [B] in float32.
 
+    Raises:
+        ValueError: There is a temperature, or the smoothing is out of its range.
+
     Reference:
         Minami et al., "Knowledge Transfer Graph for Deep Collaborative Learning", ACCV 2020, Eq. 1.
     """
+    refuse_temperature("cross_entropy", temperature)
+    check_smoothing("cross_entropy", smoothing)
     log_p_t = destination.log_probabilities()
     if labels.ndim == 1:
         own = log_p_t.gather(-1, labels.expand(log_p_t.shape[:-1])[..., None])[..., 0]
@@ -64,7 +69,7 @@ def jsd(
         source: Not used; the labels are in `labels`.
         destination: The node that learns, logits [S B, C].
         labels: Class indices [S B].
-        temperature: Always 1, because an edge from the label refuses any other.
+        temperature: Should be 1, because the label has none.
         splits: Views S of an image, at least 2.
         alpha: Factor of the Jensen-Shannon divergence.
         smoothing: Label smoothing in 0..1. timm's own default is 0.1.
@@ -73,7 +78,8 @@ def jsd(
         Losses [S B] in float32.
 
     Raises:
-        ValueError: The batch cannot have that many views of each image.
+        ValueError: The batch cannot have that many views of each image, there is a temperature, or
+            the smoothing is out of its range.
 
     Reference:
         Hendrycks et al., "AugMix: A Simple Data Processing Method to Improve Robustness and
@@ -84,6 +90,7 @@ def jsd(
             f"jsd: a batch should have {splits} views of each image, at least 2. Found "
             f"{len(labels)} images and views."
         )
+    refuse_temperature("jsd", temperature)
     clean = NodeOutput(destination.logits[: len(labels) // splits])
     own = cross_entropy(
         source, clean, labels[: len(clean.logits)], temperature=1, smoothing=smoothing
@@ -113,7 +120,7 @@ def bce(
         source: Not used; the labels are in `labels`.
         destination: The node that learns, logits [B, C].
         labels: Class indices [B], or class probabilities [B, C] (mixup, cutmix).
-        temperature: Always 1, because an edge from the label refuses any other.
+        temperature: Should be 1, because the label has none.
         smoothing: Label smoothing in 0..1 of class indices.
         target_threshold: Labels above it, after smoothing, become 1 and the others 0; None: they
             stay as they are.
@@ -123,13 +130,13 @@ def bce(
         Losses [B] in float32.
 
     Raises:
-        ValueError: The smoothing is out of its range.
+        ValueError: There is a temperature, or the smoothing is out of its range.
 
     Reference:
         Wightman et al., "ResNet strikes back: An improved training procedure in timm", 2021.
     """
-    if not 0 <= smoothing <= 1:
-        raise ValueError(f"bce: smoothing should be in 0..1. Found {smoothing}.")
+    refuse_temperature("bce", temperature)
+    check_smoothing("bce", smoothing)
     logits = destination.logits.float()
     targets = labels.float()
     if labels.ndim == 1:

@@ -9,10 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .losses import NodeOutput, refuse_temperature, stackable
+from .losses import (
+    NodeOutput,
+    between_networks,
+    check_smoothing,
+    refuse_temperature,
+    stackable,
+)
 
 
 @stackable
+@between_networks
 def kl_div(
     source: NodeOutput,
     destination: NodeOutput,
@@ -54,6 +61,7 @@ def kl_div(
 
 
 @stackable
+@between_networks
 def dkd(
     source: NodeOutput,
     destination: NodeOutput,
@@ -102,6 +110,7 @@ def dkd(
 
 
 @stackable
+@between_networks
 def dist(
     source: NodeOutput,
     destination: NodeOutput,
@@ -165,19 +174,21 @@ def hard(
         Losses [B] in float32.
 
     Raises:
-        ValueError: There is a temperature.
+        ValueError: There is a temperature, or the smoothing is out of its range.
 
     Reference:
         Touvron et al., "Training data-efficient image transformers & distillation through
         attention", ICML 2021, Eq. 3.
     """
     refuse_temperature("hard", temperature)
+    check_smoothing("hard", smoothing)
     top1 = source.log_probabilities().argmax(-1, keepdim=True)
     log_p_t = destination.log_probabilities()
     return (smoothing - 1) * log_p_t.gather(-1, top1)[..., 0] - smoothing * log_p_t.mean(-1)
 
 
 @stackable
+@between_networks
 def separate(
     source: NodeOutput, destination: NodeOutput, labels: Tensor, *, temperature: float
 ) -> Tensor:

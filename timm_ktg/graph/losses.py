@@ -96,6 +96,26 @@ def stackable(loss: L) -> L:
     return loss
 
 
+def between_networks(loss: L) -> L:
+    """Mark a loss that compares two networks' logits, which the label has none of; a decorator.
+
+    An edge from the label refuses it.
+    """
+    loss.between_networks = True  # type: ignore[attr-defined]
+    return loss
+
+
+def check_smoothing(name: str, smoothing: float) -> None:
+    """Raise ValueError if label smoothing is not in 0..1.
+
+    Args:
+        name: The loss.
+        smoothing: Label smoothing.
+    """
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"{name}: smoothing should be in 0..1. Found {smoothing}.")
+
+
 def refuse_temperature(name: str, temperature: float) -> None:
     """Raise ValueError if there is a temperature, for losses that would not use it.
 
