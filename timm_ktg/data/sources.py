@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,6 +21,16 @@ DIGITS = "digits"
 KNOWN_IDS = ("uoft-cs/cifar10", "uoft-cs/cifar100", "zh-plus/tiny-imagenet")
 # Without an owner, `datasets.load_dataset("parquet")` would read every file below the working
 # directory instead of asking the hub.
+# Names of folders that are splits, as Datasets knows them.
+_SPLIT_OF = {
+    word: split
+    for split, words in {
+        "train": ("train", "training"),
+        "validation": ("validation", "valid", "val", "dev"),
+        "test": ("test", "testing", "eval", "evaluation"),
+    }.items()
+    for word in words
+}
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -45,7 +55,9 @@ def load_source(dataset: str, dataset_config: str | None = None) -> Mapping[str,
             )
         return _load_digits() if dataset == DIGITS else _load_saved(Path(dataset).expanduser())
     path = _path_of(dataset)
-    own = {"cache_dir": _own_cache(Path(path))} if (Path(path) / "README.md").is_file() else {}
+    own: dict[str, Any] = _files_by_split(path)
+    if (Path(path) / "README.md").is_file():
+        own["cache_dir"] = _own_cache(Path(path))
     return _load(dataset, path, dataset_config, **own)
 
 
@@ -65,8 +77,9 @@ def load_streamed(
     Raises:
         ValueError: There is no such data set or configuration, or it cannot be read.
     """
-    options = {} if columns is None else {"columns": list(columns)}
+    options: dict[str, Any] = {} if columns is None else {"columns": list(columns)}
     path = _path_of(dataset)
+    options |= _files_by_split(path)
     return _load(dataset, path, dataset_config, streaming=True, **options)
 
 
@@ -87,6 +100,69 @@ def is_image_folder(dataset: str, splits: Mapping[str, IterableDataset]) -> bool
     """Return whether a data set is a local folder of image files."""
     is_local = Path(dataset).expanduser().is_dir()
     return is_local and all(split.info.builder_name == "imagefolder" for split in splits.values())
+
+
+def split_named(word: str) -> str:
+    """Return the split that a folder of this name holds; the name itself, if it says nothing."""
+    return _SPLIT_OF.get(word.lower(), word)
+
+
+def _files_by_split(path: str) -> dict[str, Any]:
+    """Return which files of a local folder belong to which split, where its folders say so.
+
+    Datasets looks for words such as `train` anywhere in a path: it would put the test images of a
+    class called `train` into the training split, too, and leave other classes out.
+
+    Args:
+        path: The folder, or a hub id.
+
+    Returns:
+        The argument for `load_dataset`; none, if the folder does not say, or its card does.
+
+    Raises:
+        ValueError: A class's folder is a link, which Datasets does not follow.
+    """
+    folder = Path(path)
+    if not folder.is_dir() or _states_files(folder / "README.md"):
+        return {}
+    inside = [each for each in sorted(folder.iterdir()) if _is_visible_folder(each)]
+    splits = [each for each in inside if each.name.lower() in _SPLIT_OF]
+    is_flat = len(inside) > len(splits) and all(map(_holds_images, inside))
+    for each in inside if is_flat else splits:
+        _refuse_links(folder, [each] if is_flat else each.iterdir())
+    if is_flat:
+        return {"data_files": {"train": "**"}}
+    files: dict[str, list[str]] = {}
+    for each in splits:
+        files.setdefault(split_named(each.name), []).append(f"{each.name}/**")
+    return {"data_files": files} if files else {}
+
+
+def _states_files(card: Path) -> bool:
+    """Return whether a data set's card says which files are which split."""
+    return card.is_file() and "configs:" in card.read_text(encoding="utf-8", errors="replace")
+
+
+def _is_visible_folder(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith((".", "__"))
+
+
+def _holds_images(folder: Path) -> bool:
+    """Return whether a folder holds an image file itself."""
+    from PIL import Image
+
+    endings = Image.registered_extensions()
+    return any(each.suffix.lower() in endings and each.is_file() for each in folder.iterdir())
+
+
+def _refuse_links(folder: Path, paths: Iterable[Path]) -> None:
+    """Raise ValueError if one of some paths is a link to a folder."""
+    for each in paths:
+        if each.is_symlink() and each.is_dir():
+            raise ValueError(
+                f"data.dataset: `{each.relative_to(folder)}` should be a folder. Found a link to "
+                "one, which Datasets does not follow; links to files are read."
+            )
 
 
 def _path_of(dataset: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import did_you_mean
 from .class_map import read_class_map, relabel
-from .sources import load_source
+from .sources import load_source, split_named
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from .streams import Stream
 
 T = TypeVar("T")
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,10 @@ def check_roles(names: Mapping[str, str], holdout: int) -> None:
         roles[name] = field
 
 
+_LOOSE = (
+    " Image files get a label where every image lies in a folder of its class, all at one depth, "
+    "with two classes or more."
+)
 _NO_TEST = (
     " If there is no test, say `test_split: null`; `holdout: n` holds n training images out for "
     "validation."
@@ -172,10 +179,10 @@ def choose(source: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
     """Return the chosen splits by the field that names them."""
     for field, name in names.items():
         if name not in source:
-            alone = field == "test_split" and len(source) == 1
+            near = did_you_mean(split_named(name), source)
+            no_test = _NO_TEST if field == "test_split" and "test" not in source else ""
             raise ValueError(
-                f"data.{field}: `{name}` is no split. Splits: {', '.join(source)}."
-                f"{did_you_mean(name, source)}{_NO_TEST if alone else ''}"
+                f"data.{field}: `{name}` is no split. Splits: {', '.join(source)}.{near}{no_test}"
             )
         split = source[name]
         if isinstance(split, Sized) and not len(split):
@@ -204,9 +211,10 @@ def _check_column(
 ) -> None:
     columns = split.features or {}
     if key not in columns:
+        loose = _LOOSE if field == "target_key" and set(columns) == {"image"} else ""
         raise ValueError(
             f"data.{field}: `{key}` is no column. Columns: {', '.join(columns)}."
-            f"{did_you_mean(key, columns)}"
+            f"{did_you_mean(key, columns)}{loose}"
         )
     if not fits(columns[key]):
         fitting = [name for name, feature in columns.items() if fits(feature)]
@@ -283,6 +291,7 @@ def _divide(
     rows, val_rows = _hold_out(len(train), holdout, seed)
     if images_per_class is not None:
         rows = _last_of_each(rows, labels["train_split"], num_classes, images_per_class)
+    _warn_of_empty(labels["train_split"][rows], chosen["train_split"].features[target_key])
     # Sorted, because reading rows in order is faster; the choice is the same.
     rows, val_rows = np.sort(rows), np.sort(val_rows)
     record = [rows, labels["train_split"][rows], val_rows, labels["train_split"][val_rows]]
@@ -293,6 +302,16 @@ def _divide(
     elif val is not None:
         record[2:] = [np.arange(len(val)), labels["val_split"]]
     return train, val, record
+
+
+def _warn_of_empty(labels: NDArray[np.int64], feature: Any) -> None:
+    """Warn of classes with names that have no training image, as one that is misspelled."""
+    names = getattr(feature, "names", ())
+    counts = np.bincount(labels, minlength=len(names))
+    empty = [name for name, count in zip(names, counts, strict=False) if not count]
+    if empty:
+        said = f"`{empty[0]}`" + f" and {len(empty) - 1} more" * (len(empty) > 1)
+        _logger.warning("data.train_split: no image to train on is of class %s.", said)
 
 
 def _hold_out(size: int, holdout: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
