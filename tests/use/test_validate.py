@@ -10,9 +10,9 @@ import torch
 from datasets import ClassLabel
 
 import timm_ktg as ktg
-from tests.recipe_cases import recipe_values
+from tests.recipe_cases import MUTUAL, recipe_values
 from tests.tiny_data import TEST, VAL, rows, save, save_images
-from tests.training_cases import build, metrics_of, summary_of
+from tests.training_cases import build, metrics_of, summary_of, train_run
 from timm_ktg.data.sources import load_source
 from timm_ktg.validate import main
 
@@ -107,6 +107,27 @@ def test_classes_named_otherwise_are_told(run: Path, caplog: pytest.LogCaptureFi
     validated(run, "--data.dataset", "named", "--data.holdout", "0")
     (told,) = caplog.messages
     assert told == "data.target_key: `class 0` is taken for the run's class `0`."
+
+
+def test_classes_that_moved_to_other_labels_are_refused(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = rows(30, classes=10).cast_column(
+        "label", ClassLabel(names=["ten", *map(str, range(9))])
+    )
+    save(Path("moved"), train=moved, test=moved)
+    line = said(capsys, run, "--data.dataset", "moved", "--data.holdout", "0")
+    assert line.startswith("data.target_key: should have the run's classes in its order. Found `0`")
+
+
+def test_images_of_a_stream_are_counted_as_they_are_read() -> None:
+    save(Path("photos"), train=rows(30, classes=10), test=rows(20, classes=10))
+    values = recipe_values(MUTUAL, epochs=1, batch_size=4)
+    stream = {"streaming": True, "train_num_samples": 8, "img_size": 8, "workers": 0}
+    values["data"] = {"dataset": "photos", "pipeline": "timm", **stream}
+    found = validated(train_run(Path("streamed"), values), "--split", "train")
+    assert found["images"] == 30
+    assert all(row[name] == 100.0 for name, row in found["agreement"].items())
 
 
 def test_wrong_input_costs_a_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from pydantic_core import InitErrorDetails
 
 from ..data.images import MODES
-from .section import Channels, Section, Share, changed, checked, problem
+from .section import Section, Share, changed, checked, problem
 
 _ONLY_IN: dict[str, tuple[str, ...]] = {
     "memory": ("pad", "cache"),
@@ -43,6 +43,7 @@ def _splits_problem(splits: int) -> str | None:
 
 
 _InOrder = checked(_range_problem)
+_Positive = Annotated[float, Field(gt=0, le=1)]
 
 
 def _splits_problems(
@@ -112,10 +113,10 @@ class DataConfig(Section):
     """Keep decoded images in timm_ktg/images of the user's cache folder (memory)."""
     img_size: Annotated[int, Field(ge=1, le=8192)] | None = None
     """Height and width of the images; null: unchanged (memory), or the target's (timm)."""
-    mean: Channels | None = None
+    mean: Annotated[tuple[Share, ...], Field(min_length=1)] | None = None
     """Mean to normalize with, in 0..1; null: measured (memory), or the target's (timm)."""
-    std: Channels | None = None
-    """Standard deviation to normalize with; null: as for `mean`."""
+    std: Annotated[tuple[_Positive, ...], Field(min_length=1)] | None = None
+    """Standard deviation to normalize with, above 0, at most 1; null: as for `mean`."""
     hflip: Share = 0.5
     """Probability of a horizontal flip."""
     pad: NonNegativeInt = 4
@@ -147,7 +148,7 @@ class DataConfig(Section):
     """Number of erased regions (timm)."""
     interpolation: str = "random"
     """Interpolation in training (timm)."""
-    crop_pct: Share | None = None
+    crop_pct: _Positive | None = None
     """Share of the image that evaluation crops; null: the target's (timm)."""
     no_aug: bool = False
     """Switch off all augmentation (timm)."""

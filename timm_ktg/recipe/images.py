@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import timm
 import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from ..errors import RecipeError
 from ..graph.node import Channels
 from ..records.result import Preparation
 from .build import fitted
+from .data_config import DataConfig
 from .delivery import delivery
 from .recipe import Recipe
 from .transform import build_transform
@@ -60,6 +62,7 @@ class Images:
     Args:
         train: Augmented training batches.
         train_from: Makes the training batches of another seed, from the same images.
+        train_again: Makes batches of the training images as evaluation prepares them.
         val: Validation batches; None: there are no validation images.
         test: Makes the test batches, which are read only at the end; None: no test split.
         size: Height and width of the images.
@@ -70,6 +73,7 @@ class Images:
 
     train: Loader
     train_from: Callable[[int], Loader]
+    train_again: Callable[[], Loader]
     val: Loader | None
     test: Callable[[], Loader] | None
     size: tuple[int, int]
@@ -80,6 +84,26 @@ class Images:
     def with_seed(self, seed: int) -> Images:
         """Return the same images in the order and with the augmentation of another seed."""
         return replace(self, train=self.train_from(seed))
+
+
+def with_images_of(data: DataConfig, model: str, arguments: Mapping[str, Any]) -> DataConfig:
+    """Return the section with the image size and the crop of a model, where timm's pipeline asks.
+
+    So a teacher that is trained alone, as the target of its own run, sees the images that it
+    will teach with. Mean and standard deviation stay its own: a node normalizes anew.
+
+    Args:
+        data: The section of the run in which the model is the target.
+        model: timm's name of the model.
+        arguments: For `timm.create_model`.
+    """
+    if data.pipeline != "timm" or (data.img_size is not None and data.crop_pct is not None):
+        return data
+    with torch.random.fork_rng():
+        config = resolve_model_data_config(timm.create_model(model, **arguments))
+    seen = {"img_size": int(config["input_size"][-1]), "crop_pct": config["crop_pct"]}
+    given = data.model_dump(include=set(seen), exclude_none=True)
+    return data.model_copy(update={**seen, **given})
 
 
 def build_images(recipe: Recipe, splits: Splits, target: nn.Module, process: ProcessInfo) -> Images:
@@ -138,6 +162,7 @@ def _in_memory(recipe: Recipe, splits: Splits, target: nn.Module, process: Proce
     return Images(
         train=train_from(recipe.train.seed),
         train_from=train_from,
+        train_again=lambda: loader(pixels, labels),
         val=loader(*every["validation"]) if "validation" in every else None,
         test=(lambda: loader(*every["test"])) if "test" in every else None,
         size=image_size,
@@ -190,6 +215,7 @@ def _by_timm(recipe: Recipe, splits: Splits, target: nn.Module, process: Process
     return Images(
         train=train_from(recipe.train.seed),
         train_from=train_from,
+        train_again=lambda: loader(splits.train),
         val=None if splits.val is None else loader(splits.val),
         test=None if test is None else lambda: loader(test),
         size=(size, size),

@@ -21,7 +21,6 @@ from ..errors import found
 Location = tuple[int | str, ...]
 _LARGEST = 3.4e38  # of float32
 Share = Annotated[float, Field(ge=0, le=1)]
-Channels = Annotated[tuple[float, ...], Field(min_length=1)]
 
 
 class Section(BaseModel):

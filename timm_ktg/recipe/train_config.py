@@ -24,6 +24,8 @@ from .section import Section, Share, changed, checked, problem
 
 def _optimizer_problem(name: str) -> str | None:
     known = [str(each) for each in timm.optim.list_optimizers()]
+    if name == "adahessian":
+        return "adahessian needs second derivatives, which updates here do not compute."
     if name in known:
         return None
     return f"timm has no optimizer `{name}`.{did_you_mean(name, known)}"

@@ -172,7 +172,11 @@ def values_to_start_from(path: Path) -> dict[str, Any]:
     Raises:
         RecipeError: The run is not complete, or its recipe or result cannot be read.
     """
-    return _with_weights(open_run(path).directory)
+    values = _with_weights(open_run(path).directory)
+    train = values.get("train", {})
+    for name in ("head_init_scale", "head_init_bias"):  # the classifiers are no longer initial
+        train.pop(name, None)
+    return values
 
 
 def _recipe_of(directory: RunDirectory) -> Recipe:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..graph.topology import EMA, ENSEMBLE, LABEL
+from ..recipe.images import with_images_of
 from ..recipe.node_config import from_word, loss_from_word
 from ..recipe.recipe import Recipe, check_section
 from ..recipe.search_config import GateConfig, LossConfig, SearchConfig, SearchRecipe
@@ -73,9 +74,15 @@ class RecipeBuilder:
 
 
 def label_only(recipe: SearchRecipe, model: str) -> Recipe:
-    """Return the recipe that trains a model on the labels alone, on the search's own split."""
-    graph = all_through(model, ())
-    return _recipe(recipe, graph_section(graph.models, graph.edges, recipe.search.reduction, {}))
+    """Return the recipe that trains a model on the labels alone, on the search's own split.
+
+    It sees images of the size and crop that the target has, which it may teach.
+    """
+    graph, target = all_through(model, ()), recipe.search.target_model
+    alone = _recipe(recipe, graph_section(graph.models, graph.edges, recipe.search.reduction, {}))
+    if model == target:
+        return alone
+    return alone.model_copy(update={"data": with_images_of(alone.data, target, {})})
 
 
 def on_all_images(recipe: Recipe) -> Recipe:

@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from ..errors import RecipeError, masked
 from ..recipe.command_line import Command, parse_command
 from ..recipe.longer import OTHERWISE, longer_problem
+from ..recipe.node_config import NodeConfig
 from ..recipe.recipe import Recipe, check_recipe, read_recipe, save_recipe
 from ..recipe.resume import change_recipe
 from ..records.reader import runs_in
@@ -73,7 +74,22 @@ def _parsed(argv: Sequence[str]) -> Command:
     check_tracking(command.recipe.tracking, command.seeds)
     if command.output_dir and not (command.resume or command.dry_run):
         check_output_dir(command.output_dir, command.overwrite)
+        _check_keeps_weights(command.recipe, command.output_dir)
     return command
+
+
+def _check_keeps_weights(recipe: Recipe, output_dir: Path) -> None:
+    """Raise RecipeError if nodes start from weights in the directory that the run replaces."""
+    inside = [
+        f"output-dir: {output_dir} holds the weights that graph.nodes.{name} starts from. Choose "
+        "another directory."
+        for name, node in recipe.graph.nodes.items()
+        if isinstance(node, NodeConfig)
+        and node.checkpoint_path is not None
+        and Path(node.checkpoint_path).resolve().is_relative_to(output_dir.resolve())
+    ]
+    if inside:
+        raise RecipeError(inside)
 
 
 def _check_goes_on(path: Path, recipe: Recipe) -> None:

@@ -160,6 +160,10 @@ def load_state(training: Training, state: Path) -> None:
     """
     accelerator, optimizer = training.accelerator, training.optimizer
     options = [_kinds(group) for group in optimizer.param_groups]
+    # What is in tables, copies and other runs was computed with the weights that the recipe names.
+    graph = training.graph
+    frozen = {name: graph.networks[name].model for name in graph.frozen}
+    before = {name: _checksum(model) for name, model in frozen.items()}
     with located(f"resume: {state} cannot be loaded"):
         manifest = _read_manifest(state)
         load_accelerator_state(
@@ -172,6 +176,10 @@ def load_state(training: Training, state: Path) -> None:
             scaler=accelerator.scaler,
         )
         _check_optimizer(optimizer, options)
+        for name, model in frozen.items():
+            if _checksum(model) != before[name]:
+                said = "has other weights than when the run began. Give it those, or start anew."
+                raise ValueError(f"graph.nodes.{name} {said}")
         if isinstance(training.scheduler, Plateau):
             assert manifest.plateau is not None
             training.scheduler.load(manifest.plateau)
@@ -179,6 +187,13 @@ def load_state(training: Training, state: Path) -> None:
         seconds = _former_seconds(state) if manifest.seconds is None else manifest.seconds
     progress = training.state
     progress.epochs, progress.seconds, progress.best = manifest.epoch, seconds, manifest.best
+
+
+def _checksum(model: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for each in model.state_dict().values():
+        digest.update(each.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _kinds(group: Mapping[str, Any]) -> dict[str, type]:
@@ -205,7 +220,9 @@ def _check_optimizer(
             raise ValueError(f"the optimizer's {', '.join(wrong)} should be as in this run")
     for state in optimizer.state.values():
         for key, value in state.items():
-            if not isinstance(value, torch.Tensor | int | float | None):
+            # Kron's factors are a list of tensors.
+            parts = value if isinstance(value, list | tuple) else [value]
+            if not all(isinstance(each, torch.Tensor | int | float | None) for each in parts):
                 raise ValueError(f"the optimizer's {key} should be numbers. Found {found(value)}")
 
 

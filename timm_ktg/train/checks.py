@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from ..data import derive_seed
 from ..errors import RecipeError, one_line
@@ -32,6 +33,60 @@ def check_batch_size(recipe: Recipe, processes: int) -> None:
                 f"times grad_accum_steps. Found {recipe.train.batch_size}."
             ]
         )
+
+
+def check_gradients(recipe: Recipe, processes: int) -> None:
+    """Raise RecipeError if several processes train a node whose classifier gets no gradient.
+
+    They exchange the gradients of all parameters, and would wait for those.
+    """
+    if processes == 1:
+        return
+    edges = recipe.graph.edges
+    live = [link for link in recipe.graph.topology.live if link in edges]
+    by_logits = {link.destination for link in live if not (edges[link].taps or edges[link].head)}
+    problems = [
+        f"graph.nodes.{name}.learns_from: several processes need an edge without taps and head, "
+        "so that the classifier learns. Found none."
+        for name in dict.fromkeys(link.destination for link in live)
+        if name not in by_logits
+    ]
+    if problems:
+        raise RecipeError(problems)
+
+
+def check_lone_image(
+    graph: KnowledgeTransferGraph, recipe: Recipe, size: int, processes: int, images: Tensor
+) -> None:
+    """Raise RecipeError if an update gets a single image, which the graph cannot learn from.
+
+    BatchNorm cannot, where an image leaves one value for a channel.
+
+    Args:
+        graph: The graph, on its device; its weights and statistics stay as they are.
+        recipe: The recipe.
+        size: Training images of an epoch.
+        processes: The number of processes.
+        images: Some images, on the device.
+    """
+    batch, parts = recipe.train.batch_size, recipe.train.grad_accum_steps
+    shares = {batch // processes, size % batch // processes} - {0}
+    smallest = min(len(part) for share in shares for part in torch.arange(share).chunk(parts))
+    if smallest > 1:
+        return
+    before = {name: value.clone() for name, value in graph.state_dict().items()}
+    label = torch.zeros(1, dtype=torch.int64, device=images.device)
+    graph.train()
+    try:
+        with torch.random.fork_rng():
+            graph.losses(graph(images[:1]), label)
+    except ValueError as error:
+        said = f"leaves a single image for an update: {size} images, {batch} a batch"
+        said += f", in {parts} parts" * (parts > 1)
+        raise RecipeError([f"train.batch_size: {said}. {one_line(error)}"]) from error
+    finally:
+        graph.load_state_dict(before)
+        graph.eval()
 
 
 def check_views(recipe: Recipe) -> None:

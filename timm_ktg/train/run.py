@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Iterator
@@ -13,7 +14,13 @@ from tqdm import tqdm
 from ..errors import RecipeError, collected
 from ..recipe.recipe import Recipe
 from ..records.files import writing
-from ..records.metrics import ALL_NETWORKS, SECONDS, Metrics, top_name
+from ..records.metrics import (
+    ALL_NETWORKS,
+    SECONDS,
+    Metrics,
+    evaluated_loss_name,
+    top_name,
+)
 from ..records.reader import read_result
 from ..records.result import Accuracy, DataFacts, RunResult
 from ..records.run_directory import RunDirectory
@@ -27,6 +34,7 @@ from .exporting import export_nodes
 from .hardware import name_of
 from .identity import Identity, identity_of
 from .loop import evaluate, start_epoch, train_epoch
+from .metrics import TrainingError
 from .pictures import RunPictures
 from .show import epoch_line
 from .training import Training, problems_everywhere, together
@@ -170,13 +178,14 @@ def _finish(training: Training, directory: RunDirectory, start: float) -> RunRes
     images, accelerator = training.images, training.accelerator
     split, loader = "test", images.test() if images.test else None
     if loader is None:
-        split, loader = ("val", images.val) if images.val else ("train", images.train)
+        split, loader = ("val", images.val) if images.val else ("train", images.train_again())
 
     def exported(place: RunDirectory) -> RunResult:
+        metrics = evaluate(training, loader, split)
+        _check_finite(training, metrics, split)
         with together(), writing(place.nodes):
             if accelerator.is_main_process:
                 export_nodes(training, place)
-        metrics = evaluate(training, loader, split)
         return _result(training, metrics, split, time.perf_counter() - start)
 
     result, best = exported(directory), training.state.best
@@ -194,6 +203,23 @@ def _finish(training: Training, directory: RunDirectory, start: float) -> RunRes
         if accelerator.is_main_process:
             directory.write_result(result)
     return result
+
+
+def _check_finite(training: Training, metrics: Metrics, split: str) -> None:
+    """Raise TrainingError if the last update has spoiled the target; its epoch's loss is of before.
+
+    Args:
+        training: The run.
+        metrics: What `evaluate` returned.
+        split: The split that it was given.
+    """
+    target = training.graph.target
+    loss = metrics[evaluated_loss_name(split, target)]
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"The last update of epoch {training.state.epochs} has spoiled {target}: its loss on "
+            f"the {split} images is {loss}. A smaller train.lr, or train.clip_grad, may help."
+        )
 
 
 def _result(training: Training, metrics: Metrics, split: str, seconds: float) -> RunResult:

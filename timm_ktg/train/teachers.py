@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from ..data import derive_seed
 from ..graph.topology import LABEL
+from ..recipe.images import with_images_of
+from ..recipe.node_config import NodeConfig
 from ..recipe.recipe import Recipe, check_recipe
 from ..records.run_directory import RunDirectory
 
@@ -15,8 +17,9 @@ from ..records.run_directory import RunDirectory
 def teacher_recipe(recipe: Recipe, name: str) -> Recipe:
     """Return the recipe that trains a teacher: the labels alone, the run's own data and settings.
 
-    Its seed derives from the run's and from the node's name, so that the teacher neither starts
-    from the student's weights nor sees the images in its order. Trackers do not see the training.
+    It sees images of the size and crop that the run's target has. Its seed derives from the run's
+    and from the node's name, so that the teacher neither starts from the student's weights nor sees
+    the images in its order. Trackers do not see the training.
 
     Args:
         recipe: The run's recipe.
@@ -26,8 +29,17 @@ def teacher_recipe(recipe: Recipe, name: str) -> Recipe:
     node = {**values["graph"]["nodes"][name], "train_first": False, "learns_from": {LABEL: {}}}
     seed = derive_seed(f"teacher {name}", recipe.train.seed) % 2**32
     train = {**values["train"], "seed": seed, "model_ema": False}
+    taught = recipe.graph.topology.made_from(recipe.graph.target)
+    networks = {key: each for key, each in recipe.graph.nodes.items() if key in taught}
+    seen_by = next(each for each in networks.values() if isinstance(each, NodeConfig))
+    data = with_images_of(recipe.data, seen_by.model, seen_by.model_kwargs)
     return check_recipe(
-        {**values, "graph": {"target": name, "nodes": {name: node}}, "train": train}
+        {
+            **values,
+            "graph": {"target": name, "nodes": {name: node}},
+            "data": data.model_dump(mode="json"),
+            "train": train,
+        }
     )
 
 

@@ -15,7 +15,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data import MemoryLoader, Splits
+from ..data import MemoryLoader, Splits, Stream
 from ..errors import RecipeError, StorageError, collected, one_line, said
 from ..graph.edge import Edge
 from ..graph.graph import KnowledgeTransferGraph
@@ -33,6 +33,8 @@ from .checks import (
     check_batch_size,
     check_contracts,
     check_grad_checkpointing,
+    check_gradients,
+    check_lone_image,
     check_outputs,
     check_processes_agree,
     check_sync_bn,
@@ -249,6 +251,8 @@ def _build_parts(
     with collected(problems):
         check_batch_size(recipe, process.world_size)
     with collected(problems):
+        check_gradients(recipe, process.world_size)
+    with collected(problems):
         check_views(recipe)
     with collected(problems):
         check_sync_bn(recipe.train, process.device)
@@ -300,8 +304,11 @@ def _build_graph(
         graph.tables = tables_of(graph, loader, data.splits.num_classes, precision)
     some = torch.randn(
         2, *images.preparation.input_size, generator=torch.Generator().manual_seed(0)
-    )
-    cost = cost_of(graph, some.to(device), outputs, data.flops)
+    ).to(device)
+    if not isinstance(data.splits.train, Stream):
+        count = len(data.splits.train)
+        check_lone_image(graph, recipe, count, accelerator.num_processes, some)
+    cost = cost_of(graph, some, outputs, data.flops)
     cost = replace(cost, training_flops=cost.training_flops * views)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     graph.speed_up_frozen(some, dtype, train.torchcompile)

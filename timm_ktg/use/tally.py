@@ -58,6 +58,11 @@ class Tally:
         self._top5 = torch.zeros((), dtype=torch.int64)
         self._surplus = torch.zeros(BINS, dtype=torch.float64)  # sum of hits - confidence
 
+    @property
+    def images(self) -> int:
+        """How many images were added."""
+        return int(self._confusion.sum())
+
     def update(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Add a batch.
 

@@ -87,13 +87,14 @@ def validate(
     topology = run.recipe.graph.topology
     networks = (*topology.learning, *topology.frozen) if node is None else ()
     tallies, agreement = _predict_all(loader, members, names, networks, len(class_names))
+    count = next(iter(tallies.values())).images  # an epoch of a stream is not always its images
     return Validation(
         data.dataset,
         split,
-        len(images),
+        count,
         class_names,
         {name: tally.measured() for name, tally in tallies.items()},
-        _shares(list(tallies), agreement, len(images)),
+        _shares(list(tallies), agreement, count),
     )
 
 
@@ -179,8 +180,9 @@ def _check_classes(found: Sequence[str], expected: Sequence[str]) -> None:
     others = [pair for pair in zip(found, expected, strict=True) if pair[0] != pair[1]]
     if not others:
         return
+    for here, there in others:
+        if here in expected:
+            said = f"should have the run's classes in its order. Found `{here}` for `{there}`."
+            raise RecipeError([f"data.target_key: {said}"])
     here, there = others[0]
-    if sorted(found) == sorted(expected):
-        said = f"should have the run's classes in its order. Found `{here}` for `{there}`."
-        raise RecipeError([f"data.target_key: {said}"])
     _logger.warning("data.target_key: `%s` is taken for the run's class `%s`.", here, there)
