@@ -8,6 +8,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 
+from .errors import RecipeError
 from .recipe.trained import open_run
 from .records.files import write_whole
 from .terminal import Parser, fail
@@ -34,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> list[str]:
     """Predict, and return a line for each image that cannot be read."""
     given = _parser().parse_args(argv)
+    folder = given.output.parent if given.output else Path()
+    if not folder.is_dir():
+        raise RecipeError([f"output: should be in a folder that is there. Found none at {folder}."])
     run, files = open_run(given.run), find_images(given.images)
     model, device = run.predictor(given.node), device_of(given.device)
     predictions, problems = predict(model, run.transform(), files, given.top, device)

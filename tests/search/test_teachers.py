@@ -1,19 +1,23 @@
 """Teachers: two frozen nodes of one model are two networks, and neither is the student's twin."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from optuna.artifacts import FileSystemArtifactStore
 
 from tests.recipe_cases import write_recipe
 from tests.search_cases import run_search, search_values, study_in
+from timm_ktg.errors import StorageError
 from timm_ktg.recipe.build import build_nodes
 from timm_ktg.recipe.recipe import Recipe, check_section
 from timm_ktg.recipe.search_config import SearchRecipe
 from timm_ktg.search.canonical import CanonicalGraph, canonical_form
 from timm_ktg.search.recipes import RecipeBuilder, label_only
 from timm_ktg.search.teachers import Teacher, teachers_for, teachers_of
+from timm_ktg.search.weights import SharedWeights
 from timm_ktg.train.seeds import with_seed
 
 pytestmark = pytest.mark.slow
@@ -49,6 +53,18 @@ def test_teacher_does_not_start_from_the_students_initial_weights() -> None:
     student, other = (build_nodes(each, 10)[0].model for each in (alone, teacher))
     (first, *_), (second, *_) = student.parameters(), other.parameters()
     assert not torch.equal(first, second)
+
+
+def test_weights_that_are_not_in_the_folder_stop_the_worker_and_not_the_trial(
+    tmp_path: Path,
+) -> None:
+    teacher, store = Teacher("ktg_tiny", 1, 0), FileSystemArtifactStore(str(tmp_path))
+    done = {str(teacher): SimpleNamespace(attributes={"digest": "x", "artifact": "gone"})}
+    jobs: Any = SimpleNamespace(done=lambda: done)
+    shared = SharedWeights([teacher], jobs, store, tmp_path / "own", {})
+    with pytest.raises(StorageError, match=r"^search.artifacts: the weights of .* are not there"):
+        shared.path(teacher)
+    assert not list((tmp_path / "own").iterdir())
 
 
 def test_two_frozen_nodes_of_one_model_load_two_files(

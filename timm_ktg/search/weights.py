@@ -10,7 +10,9 @@ from tempfile import TemporaryDirectory
 from optuna import Trial
 from optuna.artifacts import download_artifact, upload_artifact
 from optuna.artifacts._protocol import ArtifactStore
+from optuna.artifacts.exceptions import ArtifactNotFound
 
+from ..errors import StorageError
 from ..recipe.search_problems import PRETRAINED
 from ..records.files import replace_whole
 from .jobs import Jobs
@@ -80,6 +82,7 @@ class SharedWeights:
 
         Raises:
             NoWeightsError: There are none because their training failed.
+            StorageError: The folder of artifacts lacks them.
         """
         given = self.given.get(teacher.model, ())
         if teacher.number <= len(given):
@@ -95,12 +98,18 @@ class SharedWeights:
         if path.is_file():
             return path
         self.folder.mkdir(parents=True, exist_ok=True)
-        with replace_whole(path) as partial:
-            download_artifact(
-                artifact_store=self.store,
-                artifact_id=attributes["artifact"],
-                file_path=str(partial),
-            )
+        try:
+            with replace_whole(path) as partial:
+                download_artifact(
+                    artifact_store=self.store,
+                    artifact_id=attributes["artifact"],
+                    file_path=str(partial),
+                )
+        except ArtifactNotFound as error:
+            raise StorageError(
+                f"search.artifacts: the weights of {name} are not there. All workers need the same "
+                "folder, with what it held."
+            ) from error
         return path
 
     def value(self, teacher: Teacher) -> float | None:

@@ -181,11 +181,11 @@ def _finish(training: Training, directory: RunDirectory, start: float) -> RunRes
         split, loader = ("val", images.val) if images.val else ("train", images.train_again())
 
     def exported(place: RunDirectory) -> RunResult:
-        metrics = evaluate(training, loader, split)
-        _check_finite(training, metrics, split)
         with together(), writing(place.nodes):
             if accelerator.is_main_process:
                 export_nodes(training, place)
+        metrics = evaluate(training, loader, split)
+        _check_finite(training, metrics, split)
         return _result(training, metrics, split, time.perf_counter() - start)
 
     result, best = exported(directory), training.state.best
