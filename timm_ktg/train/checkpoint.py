@@ -31,6 +31,7 @@ from ..records.files import writing
 from ..records.result import Best
 from .identity import Identity
 from .stream_state import load_stream, save_stream
+from .tables import contents_of
 from .training import Training, together
 
 _MANIFEST = "manifest.json"
@@ -163,7 +164,7 @@ def load_state(training: Training, state: Path) -> None:
     # What is in tables, copies and other runs was computed with the weights that the recipe names.
     graph = training.graph
     frozen = {name: graph.networks[name].model for name in graph.frozen}
-    before = {name: _checksum(model) for name, model in frozen.items()}
+    before = {name: contents_of(model) for name, model in frozen.items()}
     with located(f"resume: {state} cannot be loaded"):
         manifest = _read_manifest(state)
         load_accelerator_state(
@@ -177,7 +178,7 @@ def load_state(training: Training, state: Path) -> None:
         )
         _check_optimizer(optimizer, options)
         for name, model in frozen.items():
-            if _checksum(model) != before[name]:
+            if contents_of(model) != before[name]:
                 said = "has other weights than when the run began. Give it those, or start anew."
                 raise ValueError(f"graph.nodes.{name} {said}")
         if isinstance(training.scheduler, Plateau):
@@ -187,13 +188,6 @@ def load_state(training: Training, state: Path) -> None:
         seconds = _former_seconds(state) if manifest.seconds is None else manifest.seconds
     progress = training.state
     progress.epochs, progress.seconds, progress.best = manifest.epoch, seconds, manifest.best
-
-
-def _checksum(model: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for each in model.state_dict().values():
-        digest.update(each.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _kinds(group: Mapping[str, Any]) -> dict[str, type]:

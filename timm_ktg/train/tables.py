@@ -51,7 +51,7 @@ def tables_of(
     for name in names:
         network = graph.network(name)
         facts = (images, loader.pad, loader.normalization, precision, num_classes, VERSIONS)
-        own = (network.mean, network.std, network.size, _contents(network.model))
+        own = (network.mean, network.std, network.size, contents_of(network.model))
         key = sha256(repr((*facts, *own)).encode()).hexdigest()[:24]
         try:
             tables[name] = LogitTable(
@@ -85,7 +85,7 @@ def _opened(path: Path, rows: int, num_classes: int, others: int) -> Tensor:
     return torch.from_numpy(table)
 
 
-def _contents(model: nn.Module) -> str:
+def contents_of(model: nn.Module) -> str:
     """Return a hash of a model's weights and architecture."""
     found = sha256(str(model).encode())
     for name, value in model.state_dict().items():
