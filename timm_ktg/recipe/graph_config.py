@@ -41,6 +41,16 @@ class GraphConfig(Section):
         return Topology(tuple(traits), tuple(self.edges), self.target, tuple(self.keep))
 
     @property
+    def sets_images(self) -> str:
+        """The network whose images all nodes get: the target, or the first that it is made from."""
+        names = self.topology.made_from(self.target)
+        return next(
+            name
+            for name, node in self.nodes.items()
+            if name in names and isinstance(node, NodeConfig)
+        )
+
+    @property
     def trained_first(self) -> list[str]:
         """The frozen nodes that a run trains before it begins."""
         frozen = self.topology.frozen

@@ -79,7 +79,7 @@ def _parsed(argv: Sequence[str]) -> Command:
 
 
 def _check_keeps_weights(recipe: Recipe, output_dir: Path) -> None:
-    """Raise RecipeError if nodes start from weights in the directory that the run replaces."""
+    """Raise RecipeError if nodes start from weights that the run would replace."""
     inside = [
         f"output-dir: {output_dir} holds the weights that graph.nodes.{name} starts from. Choose "
         "another directory."

@@ -161,10 +161,9 @@ def load_state(training: Training, state: Path) -> None:
     """
     accelerator, optimizer = training.accelerator, training.optimizer
     options = [_kinds(group) for group in optimizer.param_groups]
-    # What is in tables, copies and other runs was computed with the weights that the recipe names.
+    # Tables and copies were made from the weights that the recipe names.
     graph = training.graph
-    frozen = {name: graph.networks[name].model for name in graph.frozen}
-    before = {name: contents_of(model) for name, model in frozen.items()}
+    named = {name: contents_of(graph.model(name)) for name in graph.frozen}
     with located(f"resume: {state} cannot be loaded"):
         manifest = _read_manifest(state)
         load_accelerator_state(
@@ -177,9 +176,9 @@ def load_state(training: Training, state: Path) -> None:
             scaler=accelerator.scaler,
         )
         _check_optimizer(optimizer, options)
-        for name, model in frozen.items():
-            if contents_of(model) != before[name]:
-                said = "has other weights than when the run began. Give it those, or start anew."
+        for name, contents in named.items():
+            if contents_of(graph.model(name)) != contents:
+                said = "should have the weights that the run began with. Found others"
                 raise ValueError(f"graph.nodes.{name} {said}")
         if isinstance(training.scheduler, Plateau):
             assert manifest.plateau is not None

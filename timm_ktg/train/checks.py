@@ -43,7 +43,7 @@ def check_gradients(recipe: Recipe, processes: int) -> None:
     if processes == 1:
         return
     edges = recipe.graph.edges
-    live = [link for link in recipe.graph.topology.live if link in edges]
+    live = recipe.graph.topology.live
     by_logits = {link.destination for link in live if not (edges[link].taps or edges[link].head)}
     problems = [
         f"graph.nodes.{name}.learns_from: several processes need an edge without taps and head, "
@@ -56,7 +56,7 @@ def check_gradients(recipe: Recipe, processes: int) -> None:
 
 
 def check_lone_image(
-    graph: KnowledgeTransferGraph, recipe: Recipe, size: int, processes: int, images: Tensor
+    graph: KnowledgeTransferGraph, recipe: Recipe, size: int, processes: int, alone: Tensor
 ) -> None:
     """Raise RecipeError if an update gets a single image, which the graph cannot learn from.
 
@@ -67,7 +67,7 @@ def check_lone_image(
         recipe: The recipe.
         size: Training images of an epoch.
         processes: The number of processes.
-        images: Some images, on the device.
+        alone: All views [V, 3, H, W] of an image, on the device.
     """
     batch, parts = recipe.train.batch_size, recipe.train.grad_accum_steps
     shares = {batch // processes, size % batch // processes} - {0}
@@ -75,11 +75,11 @@ def check_lone_image(
     if smallest > 1:
         return
     before = {name: value.clone() for name, value in graph.state_dict().items()}
-    label = torch.zeros(1, dtype=torch.int64, device=images.device)
+    labels = torch.zeros(len(alone), dtype=torch.int64, device=alone.device)
     graph.train()
     try:
         with torch.random.fork_rng():
-            graph.losses(graph(images[:1]), label)
+            graph.losses(graph(alone), labels)
     except ValueError as error:
         said = f"leaves a single image for an update: {size} images, {batch} a batch"
         said += f", in {parts} parts" * (parts > 1)

@@ -29,10 +29,9 @@ def teacher_recipe(recipe: Recipe, name: str) -> Recipe:
     node = {**values["graph"]["nodes"][name], "train_first": False, "learns_from": {LABEL: {}}}
     seed = derive_seed(f"teacher {name}", recipe.train.seed) % 2**32
     train = {**values["train"], "seed": seed, "model_ema": False}
-    taught = recipe.graph.topology.made_from(recipe.graph.target)
-    networks = {key: each for key, each in recipe.graph.nodes.items() if key in taught}
-    seen_by = next(each for each in networks.values() if isinstance(each, NodeConfig))
-    data = with_images_of(recipe.data, seen_by.model, seen_by.model_kwargs)
+    student = recipe.graph.nodes[recipe.graph.sets_images]
+    assert isinstance(student, NodeConfig)
+    data = with_images_of(recipe.data, student.model, student.model_kwargs)
     return check_recipe(
         {
             **values,

@@ -269,9 +269,8 @@ def _build_parts(
         raise RecipeError(problems)
     if recipe.train.sync_bn and process.world_size > 1:
         nodes = synchronized(nodes, edges)
-    names = recipe.graph.topology.made_from(recipe.graph.target)
-    # The images are those that the target expects, or the first network that it is made from.
-    target = next(n.model for n in nodes if isinstance(n, Node) and n.name in names)
+    name = recipe.graph.sets_images
+    target = next(n.model for n in nodes if isinstance(n, Node) and n.name == name)
     images = data.images if data else build_images(recipe, splits, target, process)
     return nodes, edges, data or Data(splits, images)
 
@@ -306,8 +305,8 @@ def _build_graph(
         2, *images.preparation.input_size, generator=torch.Generator().manual_seed(0)
     ).to(device)
     if not isinstance(data.splits.train, Stream):
-        count = len(data.splits.train)
-        check_lone_image(graph, recipe, count, accelerator.num_processes, some)
+        count, alone = len(data.splits.train), some[:1].expand(views, -1, -1, -1)
+        check_lone_image(graph, recipe, count, accelerator.num_processes, alone)
     cost = cost_of(graph, some, outputs, data.flops)
     cost = replace(cost, training_flops=cost.training_flops * views)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
