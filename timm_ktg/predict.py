@@ -37,7 +37,8 @@ def _run(argv: Sequence[str] | None) -> list[str]:
     given = _parser().parse_args(argv)
     folder = given.output.parent if given.output else Path()
     if not folder.is_dir():
-        raise RecipeError([f"output: should be in a folder that is there. Found none at {folder}."])
+        said = f"output: {given.output} should be in a folder that exists. Found none."
+        raise RecipeError([said])
     run, files = open_run(given.run), find_images(given.images)
     model, device = run.predictor(given.node), device_of(given.device)
     predictions, problems = predict(model, run.transform(), files, given.top, device)

@@ -124,4 +124,4 @@ def test_class_without_an_image_to_train_on_is_said(
     write_images(workplace / "photos" / "train", ("cat", "dog"))
     write_images(workplace / "photos" / "test", ("cat", "Dog"))
     load_splits(str(workplace / "photos"))
-    assert caplog.messages == ["data.train_split: no image to train on is of class `Dog`."]
+    assert caplog.messages == ["data.train_split: no training image has the class `Dog`."]

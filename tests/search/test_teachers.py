@@ -62,7 +62,9 @@ def test_weights_that_are_not_in_the_folder_stop_the_worker_and_not_the_trial(
     done = {str(teacher): SimpleNamespace(attributes={"digest": "x", "artifact": "gone"})}
     jobs: Any = SimpleNamespace(done=lambda: done)
     shared = SharedWeights([teacher], jobs, store, tmp_path / "own", {})
-    with pytest.raises(StorageError, match=r"^search.artifacts: the weights of .* are not there"):
+    with pytest.raises(
+        StorageError, match=r"^search.artifacts: should hold the weights of .* Found none"
+    ):
         shared.path(teacher)
     assert not list((tmp_path / "own").iterdir())
 

@@ -111,7 +111,7 @@ def test_names_are_those_of_folders(name: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load_suite(write_suite(tmp_path / "s.yml", values))
     for line, section in zip(caught.value.problems, ("datasets", "methods"), strict=True):
-        assert line.startswith(f"{section}.{name}: should be named by letters")
+        assert line.startswith(f"{section}.{name}: should be a name of letters")
 
 
 def test_digest_leaves_out_what_has_its_default(tmp_path: Path) -> None:

@@ -95,8 +95,8 @@ def test_wrong_input_costs_a_line(
         "`images`?",
         (str(run), "empty"): "empty: should hold images. Found none.",
         (str(run), "images", "--node", "c"): "Nodes: a, b, crowd.",
-        (str(run), "images", "-o", "no/x.csv"): "output: should be in a folder that is there. "
-        "Found none at no.",
+        (str(run), "images", "-o", "no/x.csv"): "output: no/x.csv should be in a folder that "
+        "exists. Found none.",
     }.items():
         capsys.readouterr()
         assert main(argv) == 2

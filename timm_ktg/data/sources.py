@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 DIGITS = "digits"
 # Only for suggestions: the user who writes `cifar100` is told the full id.
 KNOWN_IDS = ("uoft-cs/cifar10", "uoft-cs/cifar100", "zh-plus/tiny-imagenet")
-# Without an owner, `datasets.load_dataset("parquet")` would read every file below the working
-# directory instead of asking the hub.
 # Names of folders that are splits, as Datasets knows them.
 _SPLIT_OF = {
     word: split
@@ -31,6 +29,8 @@ _SPLIT_OF = {
     }.items()
     for word in words
 }
+# Without an owner, `datasets.load_dataset("parquet")` would read every file below the working
+# directory instead of asking the hub.
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 

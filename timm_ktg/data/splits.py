@@ -311,7 +311,7 @@ def _warn_of_empty(labels: NDArray[np.int64], feature: Any) -> None:
     empty = [name for name, count in zip(names, counts, strict=False) if not count]
     if empty:
         said = f"`{empty[0]}`" + f" and {len(empty) - 1} more" * (len(empty) > 1)
-        _logger.warning("data.train_split: no image to train on is of class %s.", said)
+        _logger.warning("data.train_split: no training image has the class %s.", said)
 
 
 def _hold_out(size: int, holdout: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

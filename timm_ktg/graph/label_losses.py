@@ -91,6 +91,7 @@ def jsd(
             f"{len(labels)} images and views."
         )
     refuse_temperature("jsd", temperature)
+    check_smoothing("jsd", smoothing)
     clean = NodeOutput(destination.logits[: len(labels) // splits])
     own = cross_entropy(
         source, clean, labels[: len(clean.logits)], temperature=1, smoothing=smoothing

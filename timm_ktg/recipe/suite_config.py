@@ -14,6 +14,7 @@ from pydantic_core import InitErrorDetails
 
 from ..data import derive_seed
 from ..errors import RecipeError, did_you_mean
+from .data_config import DataConfig
 from .flags import below
 from .recipe import Recipe, check_section, read_recipe
 from .resume import training_values
@@ -86,7 +87,7 @@ class SuiteConfig(Section):
         for section, names in (("datasets", datasets), ("methods", methods)):
             for name in names:
                 if not _NAME.fullmatch(str(name)):
-                    said = "should be named by letters, digits and `-`, `_`, `.`, `+`, as a folder."
+                    said = "should be a name of letters, digits, `-`, `_`, `.`, `+`, for a folder."
                     yield problem((section, name), said)
         given: list[tuple[Location, Any]] = [
             (("bases", i), name) for i, name in _numbered(data.get("bases"))
@@ -174,18 +175,19 @@ class SuiteConfig(Section):
         """Return what changes with anything that decides a method's figures, but for its seed.
 
         That is its training, and the test images. Images are known by their name, `data.dataset`,
-        and not by their `place`. Fields that have their defaults are left out, so that a later
-        version, which has more fields, gives the same.
+        and not by their `place`. Other fields are left out where they have their defaults, so that
+        a later version, which has more fields, gives the same.
         """
         needed = self.methods[method].weights
         recipe = self.recipe(dataset, method, 0, {})
         values = training_values(recipe.model_dump(mode="json", exclude_defaults=True))
         how = self.datasets[dataset]
         giver = how.weights_from or dataset
+        dataset_name = how.data.get("dataset", DataConfig().dataset)
         form = [
             values,
             {node: self.digest(giver, name) for node, name in needed.items()},
-            {"dataset": how.data.get("dataset"), "test_split": recipe.data.test_split},
+            {"dataset": dataset_name, "test_split": recipe.data.test_split},
         ]
         return sha256(json.dumps(form, sort_keys=True).encode()).hexdigest()[:8]
 

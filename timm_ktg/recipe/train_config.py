@@ -166,7 +166,7 @@ class TrainConfig(Section):
     cooldown_epochs: NonNegativeInt = 0
     """Epochs at the lowest learning rate after the schedule."""
     smoothing: Share = 0.0
-    """Label smoothing on edges from the label that name no loss; of mixed labels, on all."""
+    """Label smoothing on edges from the label that name no loss; mixed labels have it on all."""
     head_init_scale: NonNegativeFloat | None = None
     """Factor of the initial classifier of every node that learns; null: as it is."""
     head_init_bias: float | None = None

@@ -107,8 +107,8 @@ class SharedWeights:
                 )
         except ArtifactNotFound as error:
             raise StorageError(
-                f"search.artifacts: the weights of {name} are not there. All workers need the same "
-                "folder, with what it held."
+                f"search.artifacts: should hold the weights of {name}. Found none. All workers "
+                "share this folder, and need it until the search is done."
             ) from error
         return path
 
