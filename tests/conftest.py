@@ -36,9 +36,9 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workplace(
     tmp_path: Path, datasets_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
-    """An empty working directory, on the CPU, off the network and out of the user's cache."""
+    """An empty working directory, off the network and out of the user's cache."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", training_cases.USE_CPU)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", datasets_cache)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

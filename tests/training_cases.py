@@ -29,6 +29,22 @@ from timm_ktg.recipe.recipe import check_recipe, load_recipe
 from timm_ktg.train.identity import Identity
 from timm_ktg.train.training import Training, build_training
 
+# Runs are on the CPU, for many tests compare bits; KTG_TEST_DEVICE=cuda tries them on a GPU.
+ON_CPU = os.environ.get("KTG_TEST_DEVICE", "cpu") == "cpu"
+USE_CPU = str(ON_CPU).lower()
+on_cpu = pytest.mark.skipif(not ON_CPU, reason="of a CPU: its words, tensors, tables or processes")
+
+
+def settle_device() -> None:
+    """Let a GPU compute the same bits again, as a CPU does."""
+    if not ON_CPU:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.deterministic = True
+        torch.use_deterministic_algorithms(True)
+
+
+settle_device()
+
 TIMES = ("seconds", "images_per_second")
 DEADLINE = 240  # seconds, to catch hangs; generous, for a busy machine
 
@@ -100,7 +116,7 @@ def build(values: Values) -> Training:
     reset_accelerate()
     recipe = check_recipe(values)
     torch.manual_seed(77)  # nothing should depend on it
-    accelerator = Accelerator(cpu=True, mixed_precision=recipe.train.mixed_precision)
+    accelerator = Accelerator(cpu=ON_CPU, mixed_precision=recipe.train.mixed_precision)
     return build_training(recipe, accelerator)
 
 
@@ -138,7 +154,7 @@ def run_main(*argv: str | Path) -> int:
     from timm_ktg.train.__main__ import main
 
     reset_accelerate()
-    with patch_environment(accelerate_use_cpu="true"):
+    with patch_environment(accelerate_use_cpu=USE_CPU):
         return main([str(argument) for argument in argv])
 
 
@@ -258,6 +274,6 @@ def _logged(log: Path, function: Callable[..., None], arguments: tuple[Any, ...]
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    os.environ["ACCELERATE_USE_CPU"] = "true"
+    os.environ["ACCELERATE_USE_CPU"] = USE_CPU
     register_cases()
     function(*arguments)

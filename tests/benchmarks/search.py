@@ -1,7 +1,7 @@
 """What a search costs beside its training, and what early stopping and more workers save.
 
     python -m tests.benchmarks.search [--seeds 0 1 2 ...] [--workers 1 2 4 8]
-        [--only cost share pruning workers]
+        [--only cost share pruning workers] [--each 8] [--flags --train.cuda_graph always ...]
 
 - `cost`: one worker, the digits data, graphs of two tiny models, so that training takes little: the
   seconds of a trial that are neither building models nor training nor evaluating, and the process's
@@ -20,7 +20,7 @@
   1000, which is not shown. Seeds 0 to 9: 0.58, 0.58, 0.75, 0.58, 1.25, 0.41, 0.55, 0.53, 1.08,
   0.77, median 0.58 (2 cores of an AMD EPYC, torch 2.15.0, timm 1.0.31, commits 4df8bee, 350d0b2).
 - `workers`: trials an hour of the same, without pruning, by several workers of one thread
-  that share this machine, or its accelerator.
+  that share this machine, or its accelerator; `--each` trials a worker, with more `--flags`.
 """
 
 from __future__ import annotations
@@ -201,10 +201,10 @@ def _trials(folder: Path, flags: list[str], workers: int) -> list[FrozenTrial]:
     return [trial for trial in study.trials if "epochs" in trial.user_attrs]
 
 
-def throughput(folder: Path, workers: int) -> str:
+def throughput(folder: Path, workers: int, each: int, flags: list[str]) -> str:
     """Return how many trials an hour some workers on one device do, while all are at work."""
-    flags = [RECIPE, "--search.trials", str(8 * workers), "--search.top_k", "0"]
-    trials = _trials(folder, [*flags, "--search.pruner", "none"], workers)
+    many = ["--search.trials", str(each * workers), "--search.top_k", "0"]
+    trials = _trials(folder, [RECIPE, *many, "--search.pruner", "none", *flags], workers)
     starts: dict[int, list[datetime]] = {}
     for trial in trials:
         if trial.datetime_start:
@@ -225,6 +225,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--only", nargs="+", choices=PARTS)
+    parser.add_argument("--each", type=int, default=8, help="trials of each of the workers")
+    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="of their search")
     arguments = parser.parse_args()
     chosen = arguments.only or PARTS
     print(provenance(), flush=True)
@@ -234,7 +236,8 @@ def main() -> None:
         if "share" in chosen:
             print(share(Path(folder, "share")), flush=True)
         for workers in arguments.workers if "workers" in chosen else []:
-            print(throughput(Path(folder, f"workers-{workers}"), workers), flush=True)
+            place = Path(folder, f"workers-{workers}")
+            print(throughput(place, workers, arguments.each, arguments.flags), flush=True)
         ratios = []
         for seed in arguments.seeds if "pruning" in chosen else []:
             line, ratio = pruning(Path(folder, f"seed-{seed}"), seed)

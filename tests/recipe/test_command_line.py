@@ -137,6 +137,7 @@ TRAIN = {
     "teacher_table": ("never", "never"),
     "torchcompile": ("true", True),
     "cuda_graph": ("auto", "auto"),
+    "deterministic": ("true", True),
     "channels_last": ("true", True),
 }
 NODE = {

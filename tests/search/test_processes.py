@@ -13,10 +13,10 @@ import timm_ktg as ktg
 from tests.recipe_cases import NO_AUGMENTATION, Values, write_recipe
 from tests.search_cases import result_in, run_search, search_values, study_in
 from tests.train.test_distributed import logs, start_two
-from tests.training_cases import finish, start
+from tests.training_cases import finish, on_cpu, start
 from timm_ktg.search import processes as worker_processes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, on_cpu]
 
 
 def searching(*argv: str | Path) -> None:

@@ -15,7 +15,7 @@ from accelerate.utils import patch_environment
 from tests.disks import wait_for
 from tests.recipe_cases import Values
 from tests.suite.suite_values import suite_values, write_suite
-from tests.training_cases import finish, reset_accelerate, start, start_two
+from tests.training_cases import USE_CPU, finish, on_cpu, reset_accelerate, start, start_two
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def suite_main(*argv: str | Path) -> int:
     from timm_ktg.suite.__main__ import main
 
     reset_accelerate()
-    with patch_environment(accelerate_use_cpu="true"):
+    with patch_environment(accelerate_use_cpu=USE_CPU):
         return main([str(argument) for argument in argv])
 
 
@@ -61,6 +61,7 @@ def test_workers_share_the_runs_and_a_killed_ones_run_is_done_by_another(tmp_pat
     assert figures(tmp_path / "two") == figures(tmp_path / "one")  # the same seed, the same number
 
 
+@on_cpu
 def test_two_processes_train_a_run_together(tmp_path: Path) -> None:
     suite = write_suite(tmp_path / "s.yml", suite_values(bases=["alone"]))
     argv = (suite, "--output-dir", tmp_path / "runs", "--methods", "alone", "--seeds", "1")

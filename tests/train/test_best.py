@@ -10,6 +10,7 @@ from tests.recipe_cases import PLAIN, Values, problems_of, recipe_values
 from tests.train.test_resume import kill_when
 from tests.training_cases import (
     metrics_of,
+    on_cpu,
     program,
     run_main,
     start,
@@ -57,6 +58,7 @@ def best_epoch(run: Path) -> int:
     return found
 
 
+@on_cpu
 def test_summary_names_the_first_epoch_that_was_best(whole: Path) -> None:
     top1 = [line["val/top1/a"] for line in metrics_of(whole)]
     best = top1.index(max(top1)) + 1
@@ -121,6 +123,7 @@ def same_best(first: Path, second: Path) -> bool:
 
 
 @pytest.mark.parametrize("later", [0, 1, 3])
+@on_cpu
 def test_run_that_was_stopped_after_its_best_epoch_keeps_it(
     later: int, whole: Path, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ from timm.data import create_transform, resolve_model_data_config
 from tests.recipe_cases import Values, problems_of, recipe, recipe_values, save_weights
 from tests.tiny_data import save_images
 from tests.train.test_exporting import used_alone
-from tests.training_cases import build, summary_of, train_run
+from tests.training_cases import build, on_cpu, summary_of, train_run
 from timm_ktg.data import decode_image
 from timm_ktg.data.sources import load_source
 from timm_ktg.predict import main as predict
@@ -48,6 +48,7 @@ def test_gray_images_stay_gray_from_training_to_use(
     assert "class 0" in Path("found.csv").read_text()
 
 
+@on_cpu
 def test_gray_pixels_are_those_of_timms_reader() -> None:
     training = build(recipe(data={"in_chans": 1, "dataset": "digits", **BY_TIMM}))
     images = training.images

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.nets import TinyNet, ktg_tiny
 from tests.recipe_cases import Values, recipe_values
-from tests.training_cases import build, same_state, state_of
+from tests.training_cases import build, on_cpu, same_state, state_of
 from timm_ktg import Edge, Ema, Ensemble, KnowledgeTransferGraph, Node
 from timm_ktg.graph.losses import create_loss, register_loss
 from timm_ktg.graph.node import GraphNode
@@ -123,6 +123,7 @@ def test_network_is_counted_once_for_each_way_that_it_takes_part() -> None:
     assert len(known) == 3  # learning, frozen, and used
 
 
+@on_cpu
 def test_counting_changes_nothing() -> None:
     graph = build(
         recipe_values({"a": {"model": "test_resnet", "learns_from": {"label": "through"}}})
@@ -135,6 +136,7 @@ def test_counting_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("table", ["auto", "never"])
+@on_cpu
 def test_training_knows_its_cost(table: str, workplace: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(workplace / "cache"))
     export_node(ktg_tiny(), Path("teacher.safetensors"))

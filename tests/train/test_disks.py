@@ -13,6 +13,7 @@ from tests.training_cases import (
     assert_same_run,
     build,
     finish,
+    on_cpu,
     program,
     run_main,
     start,
@@ -52,6 +53,7 @@ def assert_ends_in_a_line(running: list[BaseProcess], folder: Path, run: Path) -
 
 
 @pytest.mark.parametrize("size", ["8k", "60k", "200k", "400k"])
+@on_cpu
 def test_two_processes_on_a_full_disk_end_in_a_line_and_go_on_when_there_is_room(
     size: str, disk: Disk, tmp_path: Path
 ) -> None:
@@ -68,6 +70,7 @@ def test_two_processes_on_a_full_disk_end_in_a_line_and_go_on_when_there_is_room
 
 
 @pytest.mark.parametrize("processes", [1, 2])
+@on_cpu
 def test_training_whose_disk_is_locked_ends_in_a_line_and_goes_on(
     processes: int, disk: Disk, tmp_path: Path
 ) -> None:
@@ -90,6 +93,7 @@ def program_in(folder: Path, *argv: str | Path) -> None:
     program(*argv)
 
 
+@on_cpu
 def test_folder_of_runs_that_cannot_be_made_ends_both_processes_in_a_line(
     disk: Disk, tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ from tests.training_cases import (
     finish,
     furthest,
     metrics_of,
+    on_cpu,
     program,
     same_state,
     start_two,
@@ -37,7 +38,7 @@ from timm_ktg.train import checks, loop
 from timm_ktg.train.loop import evaluate, start_epoch, train_epoch
 from timm_ktg.train.training import Training
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, on_cpu]
 
 OPTIONS: Values = {"grad_accum_steps": 2, "clip_grad": 1.0, "momentum": 0.9, "weight_decay": 0.01}
 

@@ -12,6 +12,7 @@ from tests.training_cases import (
     assert_same_run,
     build,
     metrics_of,
+    on_cpu,
     run_main,
     same_state,
     state_of,
@@ -106,6 +107,7 @@ def test_run_with_such_an_edge_goes_on_bit_for_bit_and_exports_models_alone(tmp_
     assert names == build(recipe_values(NODES)).graph.model("a").state_dict().keys()
 
 
+@on_cpu
 def test_edge_is_built_on_the_device_of_its_ends() -> None:
     graph = build(recipe_values(NODES)).graph
     outputs = {name: node.detach() for name, node in graph(torch.zeros(2, 3, 8, 8)).items()}

@@ -16,6 +16,7 @@ from tests.training_cases import (
     assert_same_run,
     build,
     metrics_of,
+    on_cpu,
     run_main,
     same_state,
     state_of,
@@ -98,6 +99,7 @@ def test_one_network_is_not_measured_twice() -> None:
 
 
 @pytest.mark.slow
+@on_cpu
 def test_run_with_an_ensemble_as_its_target_goes_on_bit_for_bit(tmp_path: Path) -> None:
     values = recipe_values(NODES, epochs=3, **TARGETS)
     whole = train_run(tmp_path / "whole", values)

@@ -8,7 +8,15 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.train.test_longer import refused, values
-from tests.training_cases import assert_same_run, build, metrics_of, run_main, same_state, train_run
+from tests.training_cases import (
+    assert_same_run,
+    build,
+    metrics_of,
+    on_cpu,
+    run_main,
+    same_state,
+    train_run,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -18,6 +26,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_run(tmp_path_factory.mktemp("short") / "run", values(2))
 
 
+@on_cpu
 def test_new_run_starts_from_weights_and_recipe_of_a_finished_one(
     short: Path, tmp_path: Path
 ) -> None:

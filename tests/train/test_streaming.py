@@ -14,6 +14,7 @@ from tests.training_cases import (
     assert_same_run,
     finish,
     metrics_of,
+    on_cpu,
     program,
     run_main,
     start,
@@ -67,6 +68,7 @@ def test_killed_stream_goes_on_bit_for_bit(parquet: Path, tmp_path: Path) -> Non
     assert summary_of(whole)["images"] == TEST
 
 
+@on_cpu
 def test_two_processes_stream_and_resume_only_as_two(
     parquet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

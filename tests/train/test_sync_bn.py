@@ -11,7 +11,7 @@ from timm.layers.norm_act import SyncBatchNormAct
 from torch import nn
 
 from tests.recipe_cases import PLAIN, recipe_values, write_recipe
-from tests.training_cases import run_main, same_state, state_of
+from tests.training_cases import on_cpu, run_main, same_state, state_of
 from timm_ktg.errors import RecipeError
 from timm_ktg.graph.edge import Edge
 from timm_ktg.graph.node import Node
@@ -44,6 +44,7 @@ def test_learning_nodes_alone_are_synchronized_and_keep_their_weights(
     assert all(same_state(before[each], state_of(after[each].model)) for each in after)
 
 
+@on_cpu
 def test_sync_bn_is_refused_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = write_recipe(tmp_path / "r.yaml", recipe_values(PLAIN))
     capsys.readouterr()

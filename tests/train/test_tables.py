@@ -16,6 +16,7 @@ from tests.training_cases import (
     assert_same_run,
     build,
     metrics_of,
+    on_cpu,
     run_main,
     same_state,
     state_of,
@@ -25,6 +26,9 @@ from tests.training_cases import (
 from timm_ktg.data import cache as cached
 from timm_ktg.graph.weights import export_node
 from timm_ktg.train.loop import evaluate, start_epoch, train_epoch
+
+pytestmark = on_cpu  # tables are on a CPU alone
+
 
 TEACHER = "teacher.safetensors"
 

@@ -14,6 +14,7 @@ from tests.training_cases import (
     finish,
     interrupted_in,
     metrics_of,
+    on_cpu,
     program,
     run_main,
     same_state,
@@ -130,6 +131,7 @@ def test_each_seed_has_a_teacher_of_its_own(run: Path, tmp_path: Path) -> None:
     assert weights_of(seeds / "seed-0") == weights_of(run)
 
 
+@on_cpu
 def test_two_processes_train_the_teacher_together(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "r.yaml", taught(epochs=1))
     processes = start_two(tmp_path, program, recipe, "--output-dir", tmp_path / "run")

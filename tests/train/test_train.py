@@ -26,6 +26,7 @@ from tests.tiny_data import TEST, TRAIN, UPDATES, VAL, small_digits
 from tests.training_cases import (
     assert_same_run,
     metrics_of,
+    on_cpu,
     run_main,
     summary_of,
     train_run,
@@ -88,6 +89,7 @@ def test_learning_rate_follows_timms_schedule(run: Path) -> None:
     assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * e / 2)) / 2 for e in (0, 1)])
 
 
+@on_cpu
 def test_summary_holds_what_was_promised(run: Path) -> None:
     summary = summary_of(run)
     assert summary["target"] == "a" and summary["split"] == "test"

@@ -22,6 +22,7 @@ from tests.tiny_data import TRAIN, UPDATES, VAL
 from tests.training_cases import (
     build,
     furthest,
+    on_cpu,
     reset_accelerate,
     run_main,
     same_state,
@@ -159,6 +160,7 @@ def test_update_is_nesterovs_with_decay_of_every_parameter() -> None:
 # Labels.
 
 
+@on_cpu
 def test_smoothing_reaches_the_edges_from_the_label_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     training = build(recipe_values(THROUGH, smoothing=0.2))
     steps = spy_on_losses(training, monkeypatch)
@@ -176,6 +178,7 @@ def test_smoothing_reaches_the_edges_from_the_label_alone(monkeypatch: pytest.Mo
             assert float(losses.edges[pair]) == pytest.approx(values.mean(), rel=1e-4), pair
 
 
+@on_cpu
 def test_mixed_labels_are_soft_and_smoothed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     values = recipe_values(data={"mixup": 0.2, "cutmix": 0.5}, smoothing=0.1)
     training = build(values)
@@ -260,6 +263,7 @@ def test_terminal_says_the_precision(
     assert f"building 2 nodes ({word})." in capsys.readouterr().out
 
 
+@on_cpu
 def test_fp16_without_a_gpu_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -392,6 +396,7 @@ def test_gates_see_progress_from_the_first_update_to_exactly_one(
 # Evaluation.
 
 
+@on_cpu
 def test_evaluation_counts_every_image_once_and_changes_nothing() -> None:
     training = build(recipe_values(NORMED))
     train(training)

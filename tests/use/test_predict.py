@@ -13,7 +13,7 @@ from PIL import Image
 import timm_ktg as ktg
 from tests.recipe_cases import recipe_values
 from tests.tiny_data import small_digits
-from tests.training_cases import build
+from tests.training_cases import build, on_cpu
 from timm_ktg.data.sources import load_source
 from timm_ktg.predict import main
 
@@ -40,6 +40,7 @@ def expected(run: Path, node: str | None = None) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("node", [None, "b"])
+@on_cpu
 def test_probabilities_are_those_of_the_node(run: Path, images: Path, node: str | None) -> None:
     flags = [] if node is None else ["--node", node]
     command = [str(run), "images", *flags, "--format", "json", "--top", "10", "-o", "found.json"]

@@ -12,7 +12,7 @@ from datasets import ClassLabel
 import timm_ktg as ktg
 from tests.recipe_cases import MUTUAL, recipe_values
 from tests.tiny_data import TEST, VAL, rows, save, save_images
-from tests.training_cases import build, metrics_of, summary_of, train_run
+from tests.training_cases import build, metrics_of, on_cpu, summary_of, train_run
 from timm_ktg.data.sources import load_source
 from timm_ktg.validate import main
 
@@ -56,6 +56,7 @@ def test_validation_images_are_those_of_the_last_epoch(run: Path) -> None:
     assert found["nodes"]["b"]["loss"] == pytest.approx(last["val/loss/b"], rel=1e-5)
 
 
+@on_cpu
 def test_tables_agree_with_the_nodes_predictions(run: Path) -> None:
     found = validated(run)
     loader = build(recipe_values()).images.test

@@ -17,6 +17,7 @@ from .gates import EdgeContext
 from .losses import NodeOutput
 from .node import Channels, GraphNode, Network, Place
 from .problems import Reduction, graph_problems
+from .streams import Streams
 from .table import LogitTable
 from .topology import LABEL, Topology
 
@@ -117,6 +118,7 @@ class KnowledgeTransferGraph(nn.Module):
             modules[name] = by_name[name].at_work(place, needed)
         self.members = nn.ModuleDict({name: modules[name] for name in by_name if name in modules})
         self.tables: dict[str, LogitTable] = {}
+        self._streams: Streams | None = None
         self.emas = tuple(node for node in nodes if isinstance(node, Ema) and node.name in modules)
 
     @property
@@ -217,6 +219,14 @@ class KnowledgeTransferGraph(nn.Module):
         for name in set(self.frozen) & set(self.untapped):
             self.network(name).speed_up(images, dtype, torchcompile)
 
+    def fork(self, device: torch.device) -> None:
+        """Let networks compute side by side in training; for updates that are recorded.
+
+        Args:
+            device: The graph's CUDA device.
+        """
+        self._streams = Streams(self.networks, device)
+
     def forward(
         self,
         images: Tensor,
@@ -232,8 +242,12 @@ class KnowledgeTransferGraph(nn.Module):
             views: The row of each image in `tables`, int64 [B]; None: compute all nodes.
             known: Outputs of nodes for these images, which need not be computed.
         """
+        names = self.topology.in_training if self.training else self.topology.order
+        if self.training and self._streams is not None and views is None:
+            networks = {name: self.network(name) for name in names if name in self.networks}
+            known = {**known, **self._streams.run(networks, images)}
         outputs: dict[str, NodeOutput] = {}
-        for name in self.topology.in_training if self.training else self.topology.order:
+        for name in names:
             if name in known:
                 outputs[name] = known[name]
             elif views is not None and name in self.tables:

@@ -32,6 +32,7 @@ PLACE = {
         "torchcompile",
         "channels_last",
         "cuda_graph",
+        "deterministic",
         "device",
         "teacher_table",
         "log_interval",

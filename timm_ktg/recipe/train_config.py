@@ -197,6 +197,9 @@ class TrainConfig(Section):
     """Compile every node without taps with torch.compile."""
     cuda_graph: Literal["auto", "always", "never"] = "never"
     """Record an update once and replay it as one launch (CUDA); `auto`: where possible."""
+    deterministic: bool = False
+    """Use torch's deterministic algorithms, so that a GPU computes the same bits again, as a CPU
+    does anyway."""
     teacher_table: Literal["auto", "never"] = "auto"
     """Keep the logits of frozen nodes (in float16) for every view of every image, where that is
     possible: on a CPU, pipeline memory without mixup, no taps, room for it."""

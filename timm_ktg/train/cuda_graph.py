@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +16,9 @@ from timm.optim import get_optimizer_class
 from torch import Tensor
 
 from ..errors import first_line, located
+from ..graph.edge import Edge
+from ..graph.node import GraphNode, Node
+from ..graph.registry import Bound, shown
 from ..recipe.train_config import TrainConfig
 from .metrics import TrainingError
 
@@ -96,7 +99,10 @@ RECORDERS: Mapping[str, type[Recorder]] = {"cuda": CudaRecorder}  # by device ty
 
 # In older versions a failed recording left the allocator in a state in which the next failure can
 # crash, so `auto` does not try.
-FAILS_CLEANLY = torch.__version__ >= "2.15"
+FAILS_CLEANLY = torch.__version__ >= "2.11"
+
+# Packages whose code was seen to be recordable: a recording repeats what Python did once.
+KNOWN = ("timm_ktg", "timm", "torch")
 
 
 class RecordedUpdates:
@@ -177,8 +183,19 @@ class RecordedUpdates:
                 group["lr"] = number
 
 
-def cuda_graph_problem(train: TrainConfig, accelerator: Accelerator) -> str | None:
+def cuda_graph_problem(
+    train: TrainConfig,
+    accelerator: Accelerator,
+    nodes: Sequence[GraphNode] = (),
+    edges: Sequence[Edge] = (),
+) -> str | None:
     """Return why updates cannot be recorded; None if there is no known reason.
+
+    Args:
+        train: The section of the recipe.
+        accelerator: Device, processes and precision.
+        nodes: The nodes.
+        edges: The edges.
 
     Raises:
         RecipeError: A package that the optimizer needs is missing.
@@ -187,13 +204,17 @@ def cuda_graph_problem(train: TrainConfig, accelerator: Accelerator) -> str | No
     if kind not in RECORDERS:
         return f"needs a device of type {', '.join(RECORDERS)}. Found {kind}."
     if train.cuda_graph == "auto" and not FAILS_CLEANLY:
-        return f"needs torch 2.15 or newer, unless it is `always`. Found {torch.__version__}."
+        return f"needs torch 2.11 or newer, unless it is `always`. Found {torch.__version__}."
+    foreign = _foreign(nodes, edges) if train.cuda_graph == "auto" else None
+    if foreign:
+        return (
+            f"needs `always` for code that is neither this package's nor timm's, because a "
+            f"recording repeats what Python did once. Found {foreign}."
+        )
     if accelerator.num_processes > 1:
         return f"needs a single process. Found {accelerator.num_processes}."
     if accelerator.mixed_precision == "fp16":
         return "does not work with fp16: its scaler reads back whether gradients are finite."
-    if train.torchcompile:
-        return "does not work with train.torchcompile."
     if train.grad_checkpointing:
         return "does not work with train.grad_checkpointing, which reads the generator's state."
     arguments = cuda_graph_arguments(train.opt)
@@ -222,6 +243,23 @@ def cuda_graph_arguments(opt: str) -> dict[str, bool]:
         kind = get_optimizer_class(opt, bind_defaults=False)
     taken = inspect.signature(kind).parameters if kind in FUSED else ()
     return {name: True for name in ("fused", "capturable") if name in taken}
+
+
+def _foreign(nodes: Sequence[GraphNode], edges: Sequence[Edge]) -> str | None:
+    """Return the first loss, gate or model that other packages define."""
+    used: list[tuple[str, Any]] = []
+    for edge in edges:
+        used += [
+            (f"the gate {shown(edge.gate)}", edge.gate),
+            (f"the loss {shown(edge.loss)}", edge.loss),
+        ]
+    used += [(f"the model of {each.name}", each.model) for each in nodes if isinstance(each, Node)]
+    for name, code in used:
+        code = code.function if isinstance(code, Bound) else code
+        package = getattr(code, "__module__", type(code).__module__).partition(".")[0]
+        if package not in KNOWN:
+            return f"{name}, of {package}"
+    return None
 
 
 def _shapes(batch: Batch) -> Sequence[torch.Size]:

@@ -120,6 +120,10 @@ def create_accelerator(recipe: Recipe) -> Accelerator:
     Raises:
         RecipeError: This machine does not support the precision, or accelerate has another device.
     """
+    if recipe.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS begins
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.deterministic = True
     with located("train.mixed_precision"):
         accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision or _precision())
         if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":

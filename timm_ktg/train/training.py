@@ -161,7 +161,7 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
         RecipeError: The recipe does not work; lists all problems.
     """
     nodes, edges, data = _build_parts(recipe, accelerator, data)
-    recorded = _is_recorded(recipe, accelerator)
+    recorded = _is_recorded(recipe, accelerator, nodes, edges)
     graph, cost = _build_graph(recipe, nodes, edges, data, accelerator, recorded)
     arguments = cuda_graph_arguments(recipe.train.opt) if recorded else None
     optimizer = build_optimizer(recipe.train, graph, arguments)
@@ -311,6 +311,8 @@ def _build_graph(
     cost = replace(cost, training_flops=cost.training_flops * views)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
     graph.speed_up_frozen(some, dtype, train.torchcompile)
+    if recorded and accelerator.device.type == "cuda":
+        graph.fork(accelerator.device)
     if train.torchcompile:
         for name in set(graph.untapped) - set(graph.frozen):
             graph.model(name).compile()
@@ -334,10 +336,14 @@ def _layout(train: TrainConfig) -> torch.memory_format:
     return torch.channels_last if train.channels_last else torch.contiguous_format
 
 
-def _is_recorded(recipe: Recipe, accelerator: Accelerator) -> bool:
+def _is_recorded(
+    recipe: Recipe, accelerator: Accelerator, nodes: Sequence[GraphNode], edges: Sequence[Edge]
+) -> bool:
     """Return whether updates are recorded."""
     wanted = recipe.train.cuda_graph
-    problem = None if wanted == "never" else cuda_graph_problem(recipe.train, accelerator)
+    problem = None
+    if wanted != "never":
+        problem = cuda_graph_problem(recipe.train, accelerator, nodes, edges)
     if problem and wanted == "always":
         raise RecipeError([f"train.cuda_graph: {problem}"])
     if problem:

@@ -1,0 +1,53 @@
+"""Networks that compute side by side on a CUDA device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from .losses import NodeOutput
+
+
+class Streams:
+    """A stream for each network.
+
+    A network of small images fills few of a device's multiprocessors, so several compute in little
+    more than the time of the longest. Launched one by one they would not: the launches take longer.
+    Autograd does an operator's backward on the stream of its forward.
+
+    Args:
+        names: The networks.
+        device: A CUDA device.
+    """
+
+    def __init__(self, names: Iterable[str], device: torch.device) -> None:
+        self._streams = {
+            name: torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            for name in names
+        }
+
+    def run(
+        self, networks: Mapping[str, Callable[[Tensor], NodeOutput]], images: Tensor
+    ) -> dict[str, NodeOutput]:
+        """Return the networks' outputs, each computed on its stream.
+
+        Args:
+            networks: By name.
+            images: [B, 3, H, W].
+        """
+        current, outputs = torch.cuda.current_stream(images.device), {}
+        for name, network in networks.items():
+            stream = self._streams[name]
+            stream.wait_stream(current)
+            # Memory that one stream gives back must not be reused while another one reads it.
+            images.record_stream(stream)
+            with torch.cuda.stream(stream):
+                outputs[name] = network(images)
+        for name, output in outputs.items():
+            current.wait_stream(self._streams[name])
+            tensors = (output.logits, *output.features.values(), *output.heads.values())
+            for tensor in tensors:
+                tensor.record_stream(current)
+        return outputs
