@@ -28,7 +28,9 @@ def inference_copy(model: nn.Module, images: Tensor, dtype: torch.dtype | None =
     copy's weights are cast already, so it works under that autocast only.
 
     On a CPU in float32 the copy's forward took 0.90 of the model's (quartiles 0.87 to 0.92, n=30;
-    resnet20_cifar, batch 64, 2 cores of an AMD EPYC, torch 2.15.0, commit 702a614).
+    resnet20_cifar, batch 64, 2 cores of an AMD EPYC, torch 2.15.0, commit 702a614). On a GPU, a
+    recorded update in bfloat16 with three frozen nodes took 0.93 with copies (6.69 ms against 7.19;
+    7 rounds of 20; one H100, torch 2.11.0, timm 1.0.31, commit 0680cca).
 
     Args:
         model: The model; it is not changed.

@@ -195,8 +195,9 @@ class TrainConfig(Section):
     """Share BatchNorm's statistics of a batch among all processes, which need accelerators."""
     torchcompile: bool = False
     """Compile every node without taps with torch.compile."""
-    cuda_graph: Literal["auto", "always", "never"] = "never"
-    """Record an update once and replay it as one launch (CUDA); `auto`: where possible."""
+    cuda_graph: Literal["auto", "always", "never"] = "auto"
+    """Record an update once and replay it as one launch (CUDA); `auto`: where that is possible,
+    with losses, gates and models of this package and of timm."""
     deterministic: bool = False
     """Use torch's deterministic algorithms, so that a GPU computes the same bits again, as a CPU
     does anyway."""
@@ -204,7 +205,7 @@ class TrainConfig(Section):
     """Keep the logits of frozen nodes (in float16) for every view of every image, where that is
     possible: on a CPU, pipeline memory without mixup, no taps, room for it."""
     channels_last: bool | None = None
-    """Use the channels-last memory format; null: only on a CPU, where it is faster."""
+    """Use the channels-last memory format; null: on a CPU and with CUDA, where it is faster."""
 
     @property
     def learning_rate(self) -> float:

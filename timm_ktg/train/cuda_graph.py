@@ -183,6 +183,11 @@ class RecordedUpdates:
                 group["lr"] = number
 
 
+def has_recorder(device: torch.device) -> bool:
+    """Return whether updates can be recorded on a kind of device."""
+    return device.type in RECORDERS
+
+
 def cuda_graph_problem(
     train: TrainConfig,
     accelerator: Accelerator,
@@ -200,9 +205,8 @@ def cuda_graph_problem(
     Raises:
         RecipeError: A package that the optimizer needs is missing.
     """
-    kind = accelerator.device.type
-    if kind not in RECORDERS:
-        return f"needs a device of type {', '.join(RECORDERS)}. Found {kind}."
+    if not has_recorder(accelerator.device):
+        return f"needs a device of type {', '.join(RECORDERS)}. Found {accelerator.device.type}."
     if train.cuda_graph == "auto" and not FAILS_CLEANLY:
         return f"needs torch 2.11 or newer, unless it is `always`. Found {torch.__version__}."
     foreign = _foreign(nodes, edges) if train.cuda_graph == "auto" else None
