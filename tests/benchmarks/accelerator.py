@@ -327,9 +327,8 @@ def main() -> None:
     )
     if "check" in arguments.only:
         check(setting)
-    modes = [
-        mode for mode in arguments.modes if records(mode) <= (setting.device.type in RECORDERS)
-    ]
+    recordable = setting.device.type in RECORDERS
+    modes = [mode for mode in arguments.modes if recordable or not records(mode)]
     if "updates" in arguments.only:
         print("nodes  mode                 ms  quartiles          nodes  memory  floor", flush=True)
         for mode in modes:
