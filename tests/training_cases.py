@@ -29,10 +29,12 @@ from timm_ktg.recipe.recipe import check_recipe, load_recipe
 from timm_ktg.train.identity import Identity
 from timm_ktg.train.training import Training, build_training
 
-# Runs are on the CPU, for many tests compare bits; KTG_TEST_DEVICE=cuda tries them on a GPU.
+# Tests train on the CPU, because many compare bits. KTG_TEST_DEVICE=cuda lets them train on a GPU.
 ON_CPU = os.environ.get("KTG_TEST_DEVICE", "cpu") == "cpu"
 USE_CPU = str(ON_CPU).lower()
-on_cpu = pytest.mark.skipif(not ON_CPU, reason="of a CPU: its words, tensors, tables or processes")
+on_cpu = pytest.mark.skipif(
+    not ON_CPU, reason="needs a CPU: its messages, tensors, tables or processes"
+)
 
 
 def settle_device() -> None:

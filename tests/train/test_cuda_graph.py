@@ -297,6 +297,18 @@ def test_code_of_others_is_recorded_only_if_that_is_asked_for(
     assert tape.replays == 0 and "needs `always` for code" in caplog.text and of in caplog.text
 
 
+def test_images_that_a_pipeline_delivers_are_recorded_only_if_that_is_asked_for(
+    tape: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = {"pipeline": "timm", "workers": 0, "img_size": 8, "pad": 4, "reprob": 0.3}
+    with caplog.at_level(logging.WARNING):
+        _, expected = trained(values("auto", data=data))
+    assert tape.replays == 0 and "needs `always` with data.pipeline timm" in caplog.text
+    _, found = trained(values("always", data=data))
+    assert tape.replays == REPLAYS
+    assert found == expected
+
+
 @pytest.mark.skipif(cases.ON_CPU, reason="a tape does not see what inductor computes")
 def test_compiled_nodes_are_replayed(tape: Recorder) -> None:
     _, expected = trained(values("never", torchcompile=True))

@@ -27,7 +27,7 @@ from timm_ktg.data import cache as cached
 from timm_ktg.graph.weights import export_node
 from timm_ktg.train.loop import evaluate, start_epoch, train_epoch
 
-pytestmark = on_cpu  # tables are on a CPU alone
+pytestmark = on_cpu  # only a CPU has tables
 
 
 TEACHER = "teacher.safetensors"

@@ -254,6 +254,26 @@ def test_open_precision_is_that_of_an_accelerator_that_is_there(
     assert accelerator.mixed_precision == "no"
 
 
+@on_cpu
+def test_deterministic_algorithms_are_used_if_they_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    reset_accelerate()
+    found = []
+    try:
+        for wanted in (False, True):
+            create_accelerator(check_recipe(recipe_values(deterministic=wanted)))
+            cudnn = torch.backends.cudnn.deterministic
+            found.append((torch.are_deterministic_algorithms_enabled(), cudnn))
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.deterministic = False
+    assert found == [(False, False), (True, True)]
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"]
+
+
 @pytest.mark.parametrize(("precision", "word"), [("no", "float32"), ("bf16", "bf16")])
 def test_terminal_says_the_precision(
     precision: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

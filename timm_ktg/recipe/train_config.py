@@ -197,7 +197,7 @@ class TrainConfig(Section):
     """Compile every node without taps with torch.compile."""
     cuda_graph: Literal["auto", "always", "never"] = "auto"
     """Record an update once and replay it as one launch (CUDA); `auto`: where that is possible,
-    with losses, gates and models of this package and of timm."""
+    with images in memory, and losses, gates and models of this package and of timm."""
     deterministic: bool = False
     """Use torch's deterministic algorithms, so that a GPU computes the same bits again, as a CPU
     does anyway."""

@@ -15,10 +15,11 @@ from accelerate import Accelerator
 from timm.optim import get_optimizer_class
 from torch import Tensor
 
-from ..errors import first_line, located
+from ..errors import RecipeError, first_line, located
 from ..graph.edge import Edge
 from ..graph.node import GraphNode, Node
 from ..graph.registry import Bound, shown
+from ..recipe.recipe import Recipe
 from ..recipe.train_config import TrainConfig
 from .metrics import TrainingError
 
@@ -101,7 +102,8 @@ RECORDERS: Mapping[str, type[Recorder]] = {"cuda": CudaRecorder}  # by device ty
 # crash, so `auto` does not try.
 FAILS_CLEANLY = torch.__version__ >= "2.11"
 
-# Packages whose code was seen to be recordable: a recording repeats what Python did once.
+# The packages whose code `auto` records. A replay does not run Python again, and code of others may
+# count or draw numbers there.
 KNOWN = ("timm_ktg", "timm", "torch")
 
 
@@ -183,52 +185,31 @@ class RecordedUpdates:
                 group["lr"] = number
 
 
-def has_recorder(device: torch.device) -> bool:
-    """Return whether updates can be recorded on a kind of device."""
-    return device.type in RECORDERS
-
-
-def cuda_graph_problem(
-    train: TrainConfig,
-    accelerator: Accelerator,
-    nodes: Sequence[GraphNode] = (),
-    edges: Sequence[Edge] = (),
-) -> str | None:
-    """Return why updates cannot be recorded; None if there is no known reason.
+def is_recorded(
+    recipe: Recipe, accelerator: Accelerator, nodes: Sequence[GraphNode], edges: Sequence[Edge]
+) -> bool:
+    """Return whether updates are recorded.
 
     Args:
-        train: The section of the recipe.
+        recipe: The recipe.
         accelerator: Device, processes and precision.
         nodes: The nodes.
         edges: The edges.
 
     Raises:
-        RecipeError: A package that the optimizer needs is missing.
+        RecipeError: Updates cannot be recorded as asked, or a package that the optimizer needs is
+            missing.
     """
-    if not has_recorder(accelerator.device):
-        return f"needs a device of type {', '.join(RECORDERS)}. Found {accelerator.device.type}."
-    if train.cuda_graph == "auto" and not FAILS_CLEANLY:
-        return f"needs torch 2.11 or newer, unless it is `always`. Found {torch.__version__}."
-    foreign = _foreign(nodes, edges) if train.cuda_graph == "auto" else None
-    if foreign:
-        return (
-            f"needs `always` for code that is neither this package's nor timm's, because a "
-            f"recording repeats what Python did once. Found {foreign}."
-        )
-    if accelerator.num_processes > 1:
-        return f"needs a single process. Found {accelerator.num_processes}."
-    if accelerator.mixed_precision == "fp16":
-        return "does not work with fp16: its scaler reads back whether gradients are finite."
-    if train.grad_checkpointing:
-        return "does not work with train.grad_checkpointing, which reads the generator's state."
-    arguments = cuda_graph_arguments(train.opt)
-    if not arguments:
-        return f"needs an optimizer with a fused step: sgd, adam, adamw. Found {train.opt}."
-    wanted = {**{name: False for name in OTHER_STEPS}, **arguments}
-    for name, value in wanted.items():
-        if train.opt_kwargs.get(name, value) not in (value, None):
-            return f"does not work with train.opt_kwargs `{name}: {train.opt_kwargs[name]}`."
-    return None
+    wanted, kind = recipe.train.cuda_graph, accelerator.device.type
+    if wanted == "never" or (wanted == "auto" and kind not in RECORDERS):
+        return False
+    problem = _auto_problem(recipe, nodes, edges) if wanted == "auto" else None
+    problem = problem or _problem(recipe.train, accelerator)
+    if problem and wanted == "always":
+        raise RecipeError([f"train.cuda_graph: {problem}"])
+    if problem:
+        _logger.warning("Updates are not recorded: train.cuda_graph %s", problem)
+    return problem is None
 
 
 def cuda_graph_arguments(opt: str) -> dict[str, bool]:
@@ -247,6 +228,40 @@ def cuda_graph_arguments(opt: str) -> dict[str, bool]:
         kind = get_optimizer_class(opt, bind_defaults=False)
     taken = inspect.signature(kind).parameters if kind in FUSED else ()
     return {name: True for name in ("fused", "capturable") if name in taken}
+
+
+def _problem(train: TrainConfig, accelerator: Accelerator) -> str | None:
+    """Return why updates cannot be recorded; None if there is no known reason."""
+    if accelerator.device.type not in RECORDERS:
+        return f"needs a device of type {', '.join(RECORDERS)}. Found {accelerator.device.type}."
+    if accelerator.num_processes > 1:
+        return f"needs a single process. Found {accelerator.num_processes}."
+    if accelerator.mixed_precision == "fp16":
+        return "does not work with fp16: its scaler reads back whether gradients are finite."
+    if train.grad_checkpointing:
+        return "does not work with train.grad_checkpointing, which reads the generator's state."
+    arguments = cuda_graph_arguments(train.opt)
+    if not arguments:
+        return f"needs an optimizer with a fused step: sgd, adam, adamw. Found {train.opt}."
+    wanted = {**{name: False for name in OTHER_STEPS}, **arguments}
+    for name, value in wanted.items():
+        if train.opt_kwargs.get(name, value) not in (value, None):
+            return f"does not work with train.opt_kwargs `{name}: {train.opt_kwargs[name]}`."
+    return None
+
+
+def _auto_problem(recipe: Recipe, nodes: Sequence[GraphNode], edges: Sequence[Edge]) -> str | None:
+    """Return why `auto` does not record what `always` would."""
+    if not FAILS_CLEANLY:
+        return f"needs torch 2.11 or newer, unless it is `always`. Found {torch.__version__}."
+    if recipe.data.pipeline != "memory":
+        return f"needs `always` with data.pipeline {recipe.data.pipeline}, where it was not tried."
+    if foreign := _foreign(nodes, edges):
+        return (
+            "needs `always` for code that is neither this package's nor timm's, because a replay "
+            f"does not run Python again. Found {foreign}."
+        )
+    return None
 
 
 def _foreign(nodes: Sequence[GraphNode], edges: Sequence[Edge]) -> str | None:

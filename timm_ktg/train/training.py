@@ -46,8 +46,7 @@ from .cuda_graph import (
     Make,
     RecordedUpdates,
     cuda_graph_arguments,
-    cuda_graph_problem,
-    has_recorder,
+    is_recorded,
     plain_updates,
 )
 from .metrics import EpochMeter
@@ -162,7 +161,7 @@ def build_training(recipe: Recipe, accelerator: Accelerator, data: Data | None =
         RecipeError: The recipe does not work; lists all problems.
     """
     nodes, edges, data = _build_parts(recipe, accelerator, data)
-    recorded = _is_recorded(recipe, accelerator, nodes, edges)
+    recorded = is_recorded(recipe, accelerator, nodes, edges)
     graph, cost = _build_graph(recipe, nodes, edges, data, accelerator, recorded)
     arguments = cuda_graph_arguments(recipe.train.opt) if recorded else None
     optimizer = build_optimizer(recipe.train, graph, arguments)
@@ -336,18 +335,3 @@ def _with_views(loader: MemoryLoader) -> Make:
 
 def _layout(train: TrainConfig) -> torch.memory_format:
     return torch.channels_last if train.channels_last else torch.contiguous_format
-
-
-def _is_recorded(
-    recipe: Recipe, accelerator: Accelerator, nodes: Sequence[GraphNode], edges: Sequence[Edge]
-) -> bool:
-    """Return whether updates are recorded."""
-    wanted = recipe.train.cuda_graph
-    if wanted == "never" or (wanted == "auto" and not has_recorder(accelerator.device)):
-        return False
-    problem = cuda_graph_problem(recipe.train, accelerator, nodes, edges)
-    if problem and wanted == "always":
-        raise RecipeError([f"train.cuda_graph: {problem}"])
-    if problem:
-        _logger.warning("Updates are not recorded: train.cuda_graph %s", problem)
-    return problem is None
