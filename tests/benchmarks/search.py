@@ -1,7 +1,7 @@
 """What a search costs beside its training, and what early stopping and more workers save.
 
     python -m tests.benchmarks.search [--seeds 0 1 2 ...] [--workers 1 2 4 8]
-        [--only cost share pruning workers] [--each 8] [--flags --train.cuda_graph always ...]
+        [--only cost share pruning workers] [--seconds 60] [--flags --train.cuda_graph always ...]
 
 - `cost`: one worker, the digits data, graphs of two tiny models, so that training takes little: the
   seconds of a trial that are neither building models nor training nor evaluating, and the process's
@@ -20,7 +20,7 @@
   1000, which is not shown. Seeds 0 to 9: 0.58, 0.58, 0.75, 0.58, 1.25, 0.41, 0.55, 0.53, 1.08,
   0.77, median 0.58 (2 cores of an AMD EPYC, torch 2.15.0, timm 1.0.31, commits 4df8bee, 350d0b2).
 - `workers`: trials an hour of the same, without pruning, by several workers of one thread
-  that share this machine, or its accelerator; `--each` trials a worker, with more `--flags`.
+  that share this machine, or its accelerator; `--seconds` for each number, with more `--flags`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -185,35 +185,81 @@ def _searched(folder: Path, kind: str, seed: int) -> list[tuple[int, float]]:
 def _trials(folder: Path, flags: list[str], workers: int) -> list[FrozenTrial]:
     """Search with some workers of one thread each, and return the trials that were trained."""
     command = [sys.executable, "-m", "timm_ktg.search", *flags, "--output-dir", str(folder)]
-    processes = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-        )
-        for _ in range(workers)
-    ]
+    processes = [_worker(command) for _ in range(workers)]
     assert [process.wait() for process in processes] == [0] * workers
+    return [trial for trial in _study(folder).trials if "epochs" in trial.user_attrs]
+
+
+def throughput(
+    folder: Path, counts: Sequence[int], seconds: float, flags: Sequence[str]
+) -> Iterator[str]:
+    """Yield how many trials an hour workers on one device do, while more and more are at work.
+
+    A trial counts in a window by the part of it that lies in there.
+
+    Args:
+        folder: An empty folder.
+        counts: How many workers, ascending.
+        seconds: Of a window, once that many are in a trial.
+        flags: More of their search.
+    """
+    command = [sys.executable, "-m", "timm_ktg.search", RECIPE, "--search.top_k", "0"]
+    command += ["--search.trials", "100000", "--search.pruner", "none", *flags]
+    command += ["--output-dir", str(folder)]
+    workers: list[subprocess.Popen[bytes]] = []
+    windows = []
+    try:
+        for count in counts:
+            workers += [_worker(command) for _ in range(count - len(workers))]
+            while len(_in_trial(folder)) < count:
+                assert all(worker.poll() is None for worker in workers)
+                time.sleep(0.5)
+            begun = datetime.now()
+            time.sleep(seconds)
+            windows.append((count, begun, datetime.now()))
+        last = set(_in_trial(folder).values())
+        while last & set(_in_trial(folder).values()):
+            time.sleep(0.5)
+        assert all(worker.poll() is None for worker in workers)
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.wait()
+    ended = [
+        (trial.datetime_start, trial.datetime_complete)
+        for trial in _study(folder).get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        if trial.datetime_start and trial.datetime_complete
+    ]
+    for count, begun, over in windows:
+        parts = [
+            max((min(over, end) - max(begun, start)) / (end - start), 0) for start, end in ended
+        ]
+        rate = 3600 * sum(parts) / (over - begun).total_seconds()
+        some = sum(part > 0 for part in parts)
+        yield f"{count} workers: {rate:,.0f} trials an hour ({sum(parts):.1f} trials, of {some})"
+
+
+def _worker(command: list[str]) -> subprocess.Popen[bytes]:
+    """Start a worker of one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+
+
+def _study(folder: Path) -> optuna.Study:
     backend = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
-    storage = optuna.storages.JournalStorage(backend)
-    study = optuna.load_study(study_name="digits", storage=storage)
-    return [trial for trial in study.trials if "epochs" in trial.user_attrs]
+    return optuna.load_study(study_name="digits", storage=optuna.storages.JournalStorage(backend))
 
 
-def throughput(folder: Path, workers: int, each: int, flags: list[str]) -> str:
-    """Return how many trials an hour some workers on one device do, while all are at work."""
-    many = ["--search.trials", str(each * workers), "--search.top_k", "0"]
-    trials = _trials(folder, [RECIPE, *many, "--search.pruner", "none", *flags], workers)
-    starts: dict[int, list[datetime]] = {}
-    for trial in trials:
-        if trial.datetime_start:
-            starts.setdefault(trial.user_attrs["worker"]["pid"], []).append(trial.datetime_start)
-    assert len(starts) == workers
-    begun, over = max(map(min, starts.values())), min(map(max, starts.values()))
-    ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
-    count = sum(begun < end <= over for end in ends)
-    return f"{workers} workers: {3600 * count / (over - begun).total_seconds():,.0f} trials an hour"
+def _in_trial(folder: Path) -> dict[int, int]:
+    """Return the numbers of the trials at work, by their worker's process."""
+    if not (folder / JOURNAL).exists():
+        return {}
+    running = _study(folder).get_trials(deepcopy=False, states=[TrialState.RUNNING])
+    return {
+        trial.user_attrs["worker"]["pid"]: trial.number
+        for trial in running
+        if "worker" in trial.user_attrs
+    }
 
 
 PARTS = ["cost", "share", "pruning", "workers"]
@@ -225,7 +271,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--only", nargs="+", choices=PARTS)
-    parser.add_argument("--each", type=int, default=8, help="trials of each of the workers")
+    parser.add_argument("--seconds", type=float, default=60, help="for each number of workers")
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="of their search")
     arguments = parser.parse_args()
     chosen = arguments.only or PARTS
@@ -235,9 +281,11 @@ def main() -> None:
             print(cost(Path(folder, "cost")), flush=True)
         if "share" in chosen:
             print(share(Path(folder, "share")), flush=True)
-        for workers in arguments.workers if "workers" in chosen else []:
-            place = Path(folder, f"workers-{workers}")
-            print(throughput(place, workers, arguments.each, arguments.flags), flush=True)
+        if "workers" in chosen:
+            place = Path(folder, "workers")
+            counts = sorted(set(arguments.workers))
+            for line in throughput(place, counts, arguments.seconds, arguments.flags):
+                print(line, flush=True)
         ratios = []
         for seed in arguments.seeds if "pruning" in chosen else []:
             line, ratio = pruning(Path(folder, f"seed-{seed}"), seed)
