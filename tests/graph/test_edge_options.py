@@ -168,10 +168,18 @@ def test_taps_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="^label->a: the label has no modules to tap. Found act."):
         edge("label", "a", taps="act")
     with pytest.raises(ValueError, match=r"^nodes.a.taps: `acct` is not a module of TinyNet"):
-        graph_of(edge("label", "a"), edge("b", "a", taps="acct"), edge("label", "b"))
+        graph_of(
+            edge("label", "a"), edge("b", "a", loss=Distance(), taps="acct"), edge("label", "b")
+        )
+    with pytest.raises(ValueError, match="^b->a: taps should be left out: kl_div reads logits."):
+        edge("b", "a", taps="act")
     crowd = ktg.Ensemble("crowd", ("a", "b"))
     nodes = [crowd, *(ktg.Node(name, TinyNet(seed)) for seed, name in enumerate("ab"))]
-    edges = [edge("label", "a"), edge("label", "b"), edge("crowd", "a", taps="act")]
+    edges = [
+        edge("label", "a"),
+        edge("label", "b"),
+        edge("crowd", "a", loss=Distance(), taps="act"),
+    ]
     with pytest.raises(ValueError, match="^edges.crowd->a: `crowd` is an ensemble and has no mod"):
         ktg.KnowledgeTransferGraph(nodes, edges, "a")
 

@@ -114,8 +114,6 @@ TRAIN = {
     "lr_noise_pct": ("0.5", 0.5),
     "lr_noise_std": ("2", 2.0),
     "sched_on_updates": ("true", True),
-    "decay_epochs": ("2.5", 2.5),
-    "decay_milestones": ("[3,4]", [3, 4]),
     "decay_rate": ("0.5", 0.5),
     "min_lr": ("1e-6", 1e-6),
     "warmup_epochs": ("1", 1),
@@ -140,6 +138,8 @@ TRAIN = {
     "deterministic": ("true", True),
     "channels_last": ("true", True),
 }
+STEPPED_TRAIN = {"sched": ("step", "step"), "decay_epochs": ("2.5", 2.5)}
+MILESTONES = {"sched": ("multistep", "multistep"), "decay_milestones": ("[3,4]", [3, 4])}
 NODE = {
     "model": ("resnet14_cifar", "resnet14_cifar"),
     "model_kwargs": ('{"stem_stride": 2}', {"stem_stride": 2}),
@@ -153,8 +153,8 @@ NODE = {
 EDGE = {
     "gate": ("confident", "confident"),
     "gate_kwargs": ('{"threshold": 0.5}', {"threshold": 0.5}),
-    "loss": ("cross_entropy", "cross_entropy"),
-    "loss_kwargs": ('{"smoothing": 0.1}', {"smoothing": 0.1}),
+    "loss": ("attention", "attention"),
+    "loss_kwargs": ('{"p": 1}', {"p": 1}),
     "temperature": ("3", 3.0),
     "weight": ("0.5", 0.5),
     "taps": ("layer3", "layer3"),
@@ -183,8 +183,8 @@ def refusal(*argv: str) -> str:
 def test_tables_name_every_field() -> None:
     data = MEMORY_DATA.keys() | TIMM_DATA.keys() | STREAMED_DATA.keys()
     assert data == DataConfig.model_fields.keys()
-    # The recipe below has another schedule.
-    assert TRAIN.keys() | {"patience_epochs"} == TrainConfig.model_fields.keys()
+    train = TRAIN.keys() | STEPPED_TRAIN.keys() | MILESTONES.keys()
+    assert train | {"patience_epochs"} == TrainConfig.model_fields.keys()  # only `plateau` has it
     assert NODE.keys() | {"learns_from"} == NodeConfig.model_fields.keys()
     assert EDGE.keys() == EdgeConfig.model_fields.keys()
 
@@ -197,10 +197,21 @@ def test_tables_name_every_field() -> None:
         ("data", TIMM_DATA),
         ("data", STREAMED_DATA),
         ("train", TRAIN),
+        ("train", STEPPED_TRAIN),
+        ("train", MILESTONES),
         ("graph.nodes.student", NODE),
         ("graph.nodes.student.learns_from.helper", EDGE),
     ],
-    ids=["data in memory", "data by timm", "data streamed", "train", "node", "edge"],
+    ids=[
+        "data in memory",
+        "data by timm",
+        "data streamed",
+        "train",
+        "step",
+        "multistep",
+        "node",
+        "edge",
+    ],
 )
 def test_any_field_can_be_overridden(
     where: str, fields: dict[str, tuple[str, Any]], timms_style: bool
@@ -266,7 +277,8 @@ def test_gate_of_an_edge_and_its_temperature_can_be_given_together(flags: list[s
 
 @pytest.mark.parametrize("typed", [["[3,4]"], ["3,4"], ["3", "--train.decay_milestones", "4"]])
 def test_list_can_be_typed_in_three_ways(typed: list[str]) -> None:
-    assert parsed("--train.decay_milestones", *typed).train.decay_milestones == [3, 4]
+    found = parsed("--train.sched", "multistep", "--train.decay_milestones", *typed)
+    assert found.train.decay_milestones == [3, 4]
 
 
 def test_null_is_no_value_and_refused_where_one_is_needed() -> None:

@@ -53,7 +53,7 @@ def test_saved_recipe_of_made_nodes_says_the_same(tmp_path: Path) -> None:
 
 def test_edge_says_weight_taps_and_head() -> None:
     taps = {"source": "layer3", "destination": ["layer2", "layer3"]}
-    edge = {"weight": 0.9, "taps": taps, "gate": "correct"}
+    edge = {"weight": 0.9, "taps": taps, "gate": "correct", "loss": "attention"}
     graph = build_graph(check_recipe(made({"helper": edge})), 10)
     found = next(each for each in graph.edges if each.name == "helper->student")
     assert found.weight == 0.9
@@ -108,7 +108,10 @@ def test_wrong_node_or_edge_costs_a_line(values: Any, where: str, said: str) -> 
 
 def test_tap_or_head_that_a_model_lacks_costs_a_line() -> None:
     for edge, said in (
-        ({"taps": "layer9"}, "graph.nodes.student.taps: `layer9` is not a module of"),
+        (
+            {"taps": "layer9", "loss": "attention"},
+            "graph.nodes.student.taps: `layer9` is not a module of",
+        ),
         ({"head": "dist"}, "graph.nodes.student: the model has no head `dist`."),
     ):
         with pytest.raises(ValueError, match="^graph.nodes") as caught:

@@ -44,8 +44,17 @@ def test_shortened_schedule_has_the_rates_of_the_whole_at_equal_shares(
 
 
 def test_shortened_schedule_rounds_halves_up_and_keeps_an_epoch() -> None:
-    train = TrainConfig(epochs=10, warmup_epochs=1, cooldown_epochs=2)
+    train = TrainConfig(epochs=10, sched="cosine", warmup_epochs=1, cooldown_epochs=2)
     assert [train.shortened(share).epochs for share in (0.01, 0.24, 0.25, 1)] == [1, 2, 3, 10]
     short = train.shortened(0.5)
     assert (short.warmup_epochs, short.cooldown_epochs) == (1, 1)
+    assert TrainConfig(**train.shortened(0.5).model_dump()) == train.shortened(0.5)
     assert train.shortened(1) == train.model_copy(update={"decay_epochs": 60.0})
+
+
+def test_shortened_training_without_a_warm_up_has_no_settings_of_one() -> None:
+    train = TrainConfig(epochs=40, warmup_epochs=2, warmup_lr=0.01, warmup_prefix=True)
+    assert train.shortened(0.5).warmup_lr == 0.01
+    short = train.shortened(0.1)
+    assert (short.warmup_epochs, short.warmup_lr, short.warmup_prefix) == (0, 1e-5, False)
+    assert TrainConfig(**short.model_dump()) == short

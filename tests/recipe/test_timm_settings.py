@@ -1,5 +1,6 @@
 """Settings with timm's names do what timm's training script does with them."""
 
+import json
 from argparse import Namespace
 from typing import Any
 
@@ -132,6 +133,11 @@ def test_given_rate_does_not_grow_with_the_batch() -> None:
     assert TrainConfig(lr=0.3, batch_size=1024).learning_rate == 0.3
 
 
+def test_setting_of_an_average_that_is_on_in_another_word_has_an_effect() -> None:
+    assert problems_of(recipe(train={"model_ema": "on", "model_ema_decay": "0.9"})) == ()
+    assert problems_of(recipe(train={"model_ema": "off", "model_ema_warmup": "no"})) == ()
+
+
 @pytest.mark.parametrize(
     ("values", "field", "said"),
     [
@@ -142,6 +148,24 @@ def test_given_rate_does_not_grow_with_the_batch() -> None:
         ({"sched": "tanh", "lr_k_decay": 2}, "lr_k_decay", "cosine or poly"),
         ({"lr_cycle_mul": 2}, "lr_cycle_mul", "train.lr_cycle_limit is above 1"),
         ({"lr_noise_pct": 0.5}, "lr_noise_pct", "train.lr_noise is given"),
+        ({"sched": "cosine", "decay_epochs": 30}, "decay_epochs", "step, wsd or rsqrt"),
+        (
+            {"sched": "step", "decay_milestones": [9]},
+            "decay_milestones",
+            "train.sched is multistep",
+        ),
+        ({"sched": "cosine", "decay_rate": 0.2}, "decay_rate", "step, multistep, poly or plateau"),
+        (
+            {"sched": "constant", "min_lr": 1e-4},
+            "min_lr",
+            "cosine, tanh, poly, wsd, rsqrt or plateau",
+        ),
+        ({"sched": "step", "cooldown_epochs": 3}, "cooldown_epochs", "cosine, tanh or poly"),
+        ({"warmup_lr": 0.01}, "warmup_lr", "train.warmup_epochs is above 0"),
+        ({"warmup_epochs": "0", "warmup_prefix": True}, "warmup_prefix", "warmup_epochs is above"),
+        ({"clip_mode": "agc"}, "clip_mode", "train.clip_grad is given"),
+        ({"model_ema_decay": 0.9}, "model_ema_decay", "train.model_ema is true"),
+        ({"model_ema": "false", "model_ema_warmup": "on"}, "model_ema_warmup", "model_ema is true"),
     ],
     ids=str,
 )
@@ -150,6 +174,10 @@ def test_setting_without_an_effect_is_refused(
 ) -> None:
     (line,) = problems_of(recipe(train=values))
     assert line.startswith(f"train.{field}: has no effect unless train.") and said in line
+    default = TrainConfig.model_fields[field].default
+    assert line.endswith(f"Leave it out, or give its default, {json.dumps(default)}.")
+    typed = default if isinstance(default, list) or default is None else str(default)
+    assert problems_of(recipe(train={**values, field: typed})) == ()
 
 
 def test_list_is_no_schedule() -> None:

@@ -91,12 +91,14 @@ def test_two_processes_stream_and_resume_only_as_two(
     [
         (
             {"pipeline": "memory"},
-            "data.streaming: has no effect unless data.pipeline is timm.",
+            "data.streaming: has no effect unless data.pipeline is timm. Leave it out, or give its "
+            "default, false.",
         ),
         ({"holdout": 5}, "data.holdout: has no effect on images that are streamed. Leave it out."),
         (
             {"streaming": False},
-            "data.train_num_samples: has no effect unless data.streaming is true.",
+            "data.train_num_samples: has no effect unless data.streaming is true. Leave it out, or "
+            "give its default, null.",
         ),
         (
             {"target_key": "lable"},

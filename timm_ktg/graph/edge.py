@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ContractError, did_you_mean
 from .gates import EdgeContext, Gate, create_gate, cutoff, through
-from .losses import EdgeLoss, NodeOutput, create_loss, problem_of
+from .losses import EdgeLoss, NodeOutput, create_loss, ignores_taps, problem_of
 from .registry import Bound, shown
 from .topology import CUTOFF, LABEL, Link, Pair, tags_of
 
@@ -111,6 +111,8 @@ class Edge:
             raise ValueError(f"{self}: {error}") from None
         if self.source == LABEL and taps.source:
             raise ValueError(f"{self}: the label has no modules to tap. Found {taps.source[0]}.")
+        if taps != EdgeTaps() and ignores_taps(self.loss):
+            raise ValueError(f"{self}: taps should be left out: {shown(self.loss)} reads logits.")
         object.__setattr__(self, "taps", taps)
 
     def __str__(self) -> str:

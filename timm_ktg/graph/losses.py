@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from .registry import Registry
+from .registry import Bound, Registry
 
 L = TypeVar("L", bound=Callable[..., Tensor])
 
@@ -94,6 +94,11 @@ def stackable(loss: L) -> L:
     """
     loss.stackable = True  # type: ignore[attr-defined]
     return loss
+
+
+def ignores_taps(loss: EdgeLoss | None) -> bool:
+    """Return whether a loss reads logits alone, so that taps would have no effect."""
+    return getattr(loss.function if isinstance(loss, Bound) else loss, "stackable", False)
 
 
 def between_networks(loss: L) -> L:

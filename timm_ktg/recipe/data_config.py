@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from pydantic_core import InitErrorDetails
 
 from ..data.images import MODES
-from .section import Section, Share, changed, checked, problem
+from .section import Section, Share, changed, checked, problem, without_effect
 
 _ONLY_IN: dict[str, tuple[str, ...]] = {
     "memory": ("pad", "cache"),
@@ -21,6 +21,7 @@ _ONLY_IN: dict[str, tuple[str, ...]] = {
     ),
 }
 _ONLY_STREAMED = ("train_num_samples", "num_classes", "shuffle_buffer")
+_ONLY_MIXED = ("mixup_prob", "mixup_mode", "mixup_off_epoch")
 _NOT_STREAMED = ("holdout", "images_per_class", "split_seed", "class_map", "aug_repeats")
 
 
@@ -55,6 +56,19 @@ def _splits_problems(
             yield problem((name,), "should be left out beside data.aug_splits.")
     elif changed(section, data, ("resplit",)):
         yield problem(("resplit",), "has no effect without data.aug_splits.")
+
+
+def _mix_problems(section: type[DataConfig], data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
+    """Yield what has no effect on images that are not mixed, or are mixed in one way only."""
+    cutmix = bool(changed(section, data, ("cutmix", "cutmix_minmax")))
+    mixup = bool(changed(section, data, ("mixup",)))
+    if not (mixup or cutmix):
+        yield from without_effect(
+            section, data, _ONLY_MIXED, "data.mixup or data.cutmix is above 0"
+        )
+    if not (mixup and cutmix):
+        both = "data.mixup and data.cutmix are above 0"
+        yield from without_effect(section, data, ("mixup_switch_prob",), both)
 
 
 def _channel_problems(
@@ -187,16 +201,16 @@ class DataConfig(Section):
         """Yield the fields that have no effect or exclude each other."""
         for pipeline, fields in _ONLY_IN.items():
             if pipeline != data.get("pipeline", cls.model_fields["pipeline"].default):
-                for name in changed(cls, data, fields):
-                    yield problem((name,), f"has no effect unless data.pipeline is {pipeline}.")
+                yield from without_effect(cls, data, fields, f"data.pipeline is {pipeline}")
         streamed = bool(changed(cls, data, ("streaming",)))
-        for name in changed(cls, data, () if streamed else _ONLY_STREAMED):
-            yield problem((name,), "has no effect unless data.streaming is true.")
+        if not streamed:
+            yield from without_effect(cls, data, _ONLY_STREAMED, "data.streaming is true")
         for name in changed(cls, data, _NOT_STREAMED if streamed else ()):
             yield problem((name,), "has no effect on images that are streamed. Leave it out.")
         if (data.get("mean") is None) != (data.get("std") is None):
             yield problem(("mean",), "mean and std should be given together.")
         yield from _channel_problems(cls, data)
         yield from _splits_problems(cls, data)
+        yield from _mix_problems(cls, data)
         if changed(cls, data, ["holdout"]) and data.get("val_split"):
             yield problem(("holdout",), "should be 0 when val_split names a split.")

@@ -26,7 +26,7 @@ from ..errors import did_you_mean, found, one_line
 from ..graph.edge import EdgeTaps, default_loss
 from ..graph.ensemble import Combine, weights_problem
 from ..graph.gates import create_gate
-from ..graph.losses import create_loss
+from ..graph.losses import create_loss, ignores_taps
 from ..graph.topology import EMA, ENSEMBLE, NETWORK, Traits, tags_of
 from .section import Section, checked, problem
 
@@ -114,6 +114,16 @@ def loss_problems(data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
         yield problem(("loss_kwargs",), "should come with `loss`, the name of the loss.")
     elif said := _problem_of(create_loss, loss, arguments):
         yield problem(("loss",), said)
+    elif (
+        data.get("taps") and _taps_problem(data["taps"]) is None and _reads_logits(loss, arguments)
+    ):
+        said = "should come with a loss that compares what modules put out, such as attention."
+        yield problem(("taps",), said)
+
+
+def _reads_logits(loss: Any, arguments: Mapping[str, Any]) -> bool:
+    """Return whether a loss that can be created, or the loss of an edge without one, does so."""
+    return loss is None or (isinstance(loss, str) and ignores_taps(create_loss(loss, **arguments)))
 
 
 def _problem_of(create: Callable[..., object], name: Any, arguments: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Self
 
@@ -11,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -20,6 +22,7 @@ from ..errors import found
 
 Location = tuple[int | str, ...]
 _LARGEST = 3.4e38  # of float32
+_TRUTH = TypeAdapter(bool)
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -79,10 +82,36 @@ def changed(section: type[BaseModel], data: Mapping[str, Any], names: Iterable[s
     return [name for name, value in defaults.items() if not _is(data.get(name, value), value)]
 
 
+def without_effect(
+    section: type[BaseModel], data: Mapping[str, Any], names: Iterable[str], unless: str
+) -> Iterator[InitErrorDetails]:
+    """Yield an error for each field that is given in unchecked data and does nothing.
+
+    Args:
+        section: The section.
+        data: Its data, unchecked.
+        names: The fields to look at.
+        unless: When they have an effect, such as `train.sched is step`.
+    """
+    for name in changed(section, data, names):
+        default = json.dumps(section.model_fields[name].default)
+        said = f"has no effect unless {unless}. Leave it out, or give its default, {default}."
+        yield problem((name,), said)
+
+
+def is_on(given: Any) -> bool | None:
+    """Return the truth value that pydantic makes of an unchecked value; None if it is none."""
+    try:
+        return _TRUTH.validate_python(given)
+    except ValidationError:
+        return None
+
+
 def _is(given: Any, value: Any) -> bool:
-    """Return whether an unchecked value is `value`; the command line gives numbers as strings."""
-    if isinstance(given, list):
-        given = tuple(given)
+    """Return whether an unchecked value is `value`; the command line gives texts for both."""
+    if isinstance(value, bool):
+        return is_on(given) is value
+    given, value = (tuple(each) if isinstance(each, list) else each for each in (given, value))
     try:
         return float(given) == float(value)
     except (TypeError, ValueError, OverflowError):

@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails
 
 from ..errors import did_you_mean
-from .section import Section, Share, changed, checked, problem
+from .section import Section, Share, changed, checked, is_on, problem, without_effect
 
 
 def _optimizer_problem(name: str) -> str | None:
@@ -56,11 +56,31 @@ def _rungs_problem(rungs: list[float]) -> str | None:
 Rungs = Annotated[list[float], checked(_rungs_problem)]
 
 
-# Fields that depend on another field: its name, when they have an effect, and how that is said.
-_ONLY_WITH: tuple[tuple[str, Callable[[Any], bool], str, tuple[str, ...]], ...] = (
+# Fields that depend on another field: its name, the values with which they have an effect, and how
+# that is said. Unchecked values from the command line are texts.
+_ONLY_WITH: tuple[tuple[str, Callable[[Any], bool | None], str, tuple[str, ...]], ...] = (
     ("lr", lambda lr: lr is None, "null", ("lr_base", "lr_base_size", "lr_base_scale")),
     ("layer_decay", lambda decay: decay is not None, "given", ("layer_decay_min_scale",)),
-    ("sched", ("cosine", "tanh", "poly").__contains__, "cosine, tanh or poly", ("lr_cycle_limit",)),
+    ("sched", ("step", "wsd", "rsqrt").__contains__, "step, wsd or rsqrt", ("decay_epochs",)),
+    ("sched", ("multistep",).__contains__, "multistep", ("decay_milestones",)),
+    (
+        "sched",
+        ("step", "multistep", "poly", PLATEAU).__contains__,
+        "step, multistep, poly or plateau",
+        ("decay_rate",),
+    ),
+    (
+        "sched",
+        ("cosine", "tanh", "poly", "wsd", "rsqrt", PLATEAU).__contains__,
+        "cosine, tanh, poly, wsd, rsqrt or plateau",
+        ("min_lr",),
+    ),
+    (
+        "sched",
+        ("cosine", "tanh", "poly").__contains__,
+        "cosine, tanh or poly",
+        ("lr_cycle_limit", "cooldown_epochs"),
+    ),
     ("sched", ("cosine", "poly").__contains__, "cosine or poly", ("lr_k_decay",)),
     (
         "lr_cycle_limit",
@@ -68,8 +88,16 @@ _ONLY_WITH: tuple[tuple[str, Callable[[Any], bool], str, tuple[str, ...]], ...] 
         "above 1",
         ("lr_cycle_mul", "lr_cycle_decay"),
     ),
-    ("sched", ("plateau",).__contains__, "plateau", ("patience_epochs",)),
+    ("sched", (PLATEAU,).__contains__, PLATEAU, ("patience_epochs",)),
     ("lr_noise", lambda noise: noise is not None, "given", ("lr_noise_pct", "lr_noise_std")),
+    (
+        "warmup_epochs",
+        lambda epochs: str(epochs) != "0",
+        "above 0",
+        ("warmup_lr", "warmup_prefix"),
+    ),
+    ("clip_grad", lambda value: value is not None, "given", ("clip_mode",)),
+    ("model_ema", is_on, "true", ("model_ema_decay", "model_ema_warmup")),
 )
 
 
@@ -134,11 +162,11 @@ class TrainConfig(Section):
     sched_on_updates: bool = False
     """Step the schedule at every update instead of every epoch."""
     decay_epochs: PositiveFloat = 60
-    """Epochs between decays (step)."""
+    """Epochs between decays (step), or of the decay at the end; below 1, a share (wsd, rsqrt)."""
     decay_milestones: list[PositiveInt] = [90, 180, 270]
     """Epochs of the decays (multistep). timm decays one epoch early: 41 acts after 40 epochs."""
     decay_rate: PositiveFloat = 0.1
-    """Factor of each decay."""
+    """Factor of each decay (step, multistep, plateau); the power (poly)."""
     patience_epochs: NonNegativeInt = 10
     """Epochs without a better validation before a decay (plateau)."""
     lr_cycle_limit: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -164,7 +192,7 @@ class TrainConfig(Section):
     warmup_prefix: bool = False
     """Add the warm-up to the epochs instead of taking it out of them."""
     cooldown_epochs: NonNegativeInt = 0
-    """Epochs at the lowest learning rate after the schedule."""
+    """Epochs at the lowest learning rate after the schedule (cosine, tanh, poly)."""
     smoothing: Share = 0.0
     """Label smoothing on edges from the label that name no loss; mixed labels have it on all."""
     head_init_scale: NonNegativeFloat | None = None
@@ -228,10 +256,9 @@ class TrainConfig(Section):
         """Yield the fields that have no effect."""
         for condition, holds, said, fields in _ONLY_WITH:
             if not holds(data.get(condition, cls.model_fields[condition].default)):
-                for name in changed(cls, data, fields):
-                    yield problem((name,), f"has no effect unless train.{condition} is {said}.")
-        if data.get("sched") == "plateau":
-            for name in changed(cls, data, ("sched_on_updates", "lr_noise", "cooldown_epochs")):
+                yield from without_effect(cls, data, fields, f"train.{condition} is {said}")
+        if data.get("sched") == PLATEAU:
+            for name in changed(cls, data, ("sched_on_updates", "lr_noise")):
                 yield problem((name,), "should be left out, because train.sched is plateau.")
 
     def shortened(self, share: float) -> TrainConfig:
@@ -247,14 +274,16 @@ class TrainConfig(Section):
         def scaled(epochs: int, least: int = 0) -> int:
             return max(least, int(epochs * share + 0.5))
 
-        return self.model_copy(
-            update={
-                "epochs": scaled(self.epochs, 1),
-                "warmup_epochs": scaled(self.warmup_epochs),
-                "cooldown_epochs": scaled(self.cooldown_epochs),
-                "patience_epochs": scaled(self.patience_epochs),
-                "decay_epochs": self.decay_epochs * share,
-                # Milestone n decays after n - 1 epochs.
-                "decay_milestones": [scaled(each - 1) + 1 for each in self.decay_milestones],
-            }
-        )
+        short: dict[str, Any] = {
+            "epochs": scaled(self.epochs, 1),
+            "warmup_epochs": scaled(self.warmup_epochs),
+            "cooldown_epochs": scaled(self.cooldown_epochs),
+            "patience_epochs": scaled(self.patience_epochs),
+            "decay_epochs": self.decay_epochs * share,
+            # Milestone n decays after n - 1 epochs.
+            "decay_milestones": [scaled(each - 1) + 1 for each in self.decay_milestones],
+        }
+        for found in self.problems({**self.model_dump(), **short}):  # of another schedule, say
+            name = str(found["loc"][0])
+            short[name] = type(self).model_fields[name].default
+        return self.model_copy(update=short)
