@@ -10,12 +10,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.utils import patch_environment
 
 from tests.disks import wait_for
 from tests.recipe_cases import Values
 from tests.suite.suite_values import suite_values, write_suite
 from tests.training_cases import USE_CPU, finish, on_cpu, reset_accelerate, start, start_two
+from timm_ktg.recipe.recipe import Recipe
+from timm_ktg.records.result import RunResult
+from timm_ktg.records.run_directory import RunDirectory
+from timm_ktg.search import processes
 
 pytestmark = pytest.mark.slow
 
@@ -133,6 +138,24 @@ def test_runs_that_fail_are_said_and_give_the_exit_code(
     said = capsys.readouterr()
     assert "digits, alone, seed 0 is missing: " in said.out
     assert said.err.startswith("1 run(s) failed: digits, alone, seed 0")
+    assert figures(workplace / "runs" / "s").keys() == {("teacher", "0"), ("kd", "0")}
+
+
+def test_out_of_memory_fails_its_run_and_not_the_worker(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_seed = processes.run_seed
+
+    def full(recipe: Recipe, seed: int, directory: RunDirectory) -> RunResult:
+        if "alone" in str(directory.path):
+            raise torch.OutOfMemoryError("out of memory")
+        return run_seed(recipe, seed, directory)
+
+    monkeypatch.setattr(processes, "run_seed", full)
+    suite = write_suite(workplace / "s.yml", suite_values(bases=["kd"]))
+    assert suite_main(suite, "--seeds", "0") == 1
+    said = capsys.readouterr()
+    assert "digits, alone, seed 0 is missing: " in said.out and "out of memory" in said.out
     assert figures(workplace / "runs" / "s").keys() == {("teacher", "0"), ("kd", "0")}
 
 

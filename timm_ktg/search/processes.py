@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from optuna import TrialPruned
@@ -139,6 +140,16 @@ class WorkerProcesses:
         training = build_training(recipe, accelerator, known)
         self._data = {read: training.data}
         return training
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """Return what fails a training and not the worker.
+
+    Memory that is exhausted is not among it under several processes, because it may be exhausted on
+    one of them alone.
+    """
+    alone = PartialState().num_processes == 1
+    return (TrainingError, *((torch.OutOfMemoryError, MemoryError) if alone else ()))
 
 
 def _spent(training: Training) -> Attributes:

@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import PartialState
 from optuna import Study, Trial, get_all_study_names
 from optuna.storages import BaseStorage
 
@@ -22,7 +20,6 @@ from ..graph.topology import CUTOFF
 from ..recipe.recipe import save_recipe
 from ..recipe.search_config import SearchConfig, SearchRecipe
 from ..tracking.wandb_run import mode_of
-from ..train.metrics import TrainingError
 from ..train.seeds import with_seed
 from .canonical import FROZEN, LEARNS
 from .identity import identity_of
@@ -30,7 +27,7 @@ from .jobs import Jobs
 from .looks import looks_before
 from .methods import Method, build_method
 from .objective import GraphObjective
-from .processes import WorkerProcesses
+from .processes import WorkerProcesses, failures
 from .pruning import build_pruner
 from .recipes import RecipeBuilder, candidate_named, candidates_recipe, label_only
 from .result import Row, best_and_controls
@@ -95,14 +92,8 @@ class Worker:
 
     @property
     def catch(self) -> tuple[type[Exception], ...]:
-        """What fails a trial and not the worker.
-
-        Memory that is exhausted is not among it under several processes, because it may be
-        exhausted on one of them alone.
-        """
-        alone = PartialState().num_processes == 1
-        memory = (torch.OutOfMemoryError, MemoryError) if alone else ()
-        return (TrainingError, NoWeightsError, *memory)
+        """What fails a trial and not the worker."""
+        return (NoWeightsError, *failures())
 
     def jobs(self, purpose: str, names: Sequence[str]) -> Jobs:
         """Return jobs that the study's workers share.

@@ -14,9 +14,8 @@ from ..errors import RecipeError, one_line
 from ..recipe.recipe import read_recipe
 from ..recipe.suite_config import SuiteConfig
 from ..records.files import replace_whole, writing
-from ..search.processes import WorkerProcesses
+from ..search.processes import WorkerProcesses, failures
 from ..search.study import say
-from ..train.metrics import TrainingError
 from .plan import Key, Planned, current_commit, left_to_train, plan
 from .table import add_runs, read_table
 
@@ -83,6 +82,7 @@ class SuiteWorker:
         """
         folder = run.directory.path
         folder.parent.mkdir(parents=True, exist_ok=True)
+        wrong: tuple[type[Exception], ...] = (RecipeError, *failures())
         try:
             with FileLock(folder.with_name(f".{folder.name}.lock"), timeout):
                 if not run.directory.summary.exists():
@@ -92,7 +92,7 @@ class SuiteWorker:
                 self._note(run)
         except Timeout:
             return False
-        except (TrainingError, RecipeError) as error:
+        except wrong as error:
             self.missing[run.name] = one_line(error)
             say(f"{run.name} is missing: {one_line(error)}")
         return True
