@@ -28,6 +28,8 @@ def rates(train: TrainConfig) -> list[float]:
         {"epochs": 200, "decay_epochs": 60},
         {"epochs": 80, "sched": "multistep", "decay_milestones": [41, 61, 73]},
         {"epochs": 80, "sched": "cosine"},
+        {"epochs": 80, "sched": "wsd", "decay_epochs": 20},
+        {"epochs": 80, "sched": "wsd", "decay_epochs": 0.25},
         {"epochs": 80, "sched": "cosine", "warmup_epochs": 8, "cooldown_epochs": 4},
     ],
 )
@@ -58,3 +60,11 @@ def test_shortened_training_without_a_warm_up_has_no_settings_of_one() -> None:
     short = train.shortened(0.1)
     assert (short.warmup_epochs, short.warmup_lr, short.warmup_prefix) == (0, 1e-5, False)
     assert TrainConfig(**short.model_dump()) == short
+
+
+@pytest.mark.parametrize(("decay", "expected"), [(0.2, 0.2), (40, 4), (2, 1)])
+def test_decay_at_the_end_that_is_a_share_stays_one_and_no_other_becomes_one(
+    decay: float, expected: float
+) -> None:
+    train = TrainConfig(epochs=80, sched="wsd", decay_epochs=decay)
+    assert train.shortened(0.1).decay_epochs == pytest.approx(expected)

@@ -274,12 +274,15 @@ class TrainConfig(Section):
         def scaled(epochs: int, least: int = 0) -> int:
             return max(least, int(epochs * share + 0.5))
 
+        decay = self.decay_epochs * share
+        if self.sched in ("wsd", "rsqrt"):  # below 1 it is a share already, and must not become one
+            decay = self.decay_epochs if self.decay_epochs < 1 else max(1.0, decay)
         short: dict[str, Any] = {
             "epochs": scaled(self.epochs, 1),
             "warmup_epochs": scaled(self.warmup_epochs),
             "cooldown_epochs": scaled(self.cooldown_epochs),
             "patience_epochs": scaled(self.patience_epochs),
-            "decay_epochs": self.decay_epochs * share,
+            "decay_epochs": decay,
             # Milestone n decays after n - 1 epochs.
             "decay_milestones": [scaled(each - 1) + 1 for each in self.decay_milestones],
         }
