@@ -102,6 +102,24 @@ def test_other_images_are_prepared_as_the_runs_were(run: Path) -> None:
     assert small["nodes"]["a"]["loss"] != resized["nodes"]["a"]["loss"]
 
 
+def test_data_may_have_test_images_alone(
+    run: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digits = load_source("digits")["test"]
+    save(Path("both"), train=digits.select(range(20)), test=digits)
+    save(Path("alone"), test=digits)
+    both = validated(run, "--data.holdout", "0", "--data.dataset", "both")
+    caplog.clear()
+    flags = ["--data.images_per_class", "2", "--data.dataset", "alone"]
+    alone = validated(run, *flags)
+    assert caplog.messages == ["There are no training images: the classes are those of `test`."]
+    assert {**alone, "dataset": "both"} == both and alone["images"] == len(digits)
+    line = said(capsys, run, "--data.test_split", "valid", "--data.dataset", "alone")
+    assert line.startswith("data.test_split: `valid` is no split. Splits: test.")
+    line = said(capsys, run, "--split", "val", "--data.dataset", "alone")
+    assert line.startswith("data.train_split: `train` is no split. Splits: test.")
+
+
 def test_classes_named_otherwise_are_told(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     digits = load_source("digits")
     save_images(Path("named"), **{name: digits[name].select(range(99)) for name in digits})

@@ -79,8 +79,8 @@ def validate(
     """
     names = run.nodes if node is None else [run.name_of(node)]
     members = {name: each.to(device) for name, each in run.load(*names).items()}
-    splits = build_splits(data)
-    images = _images(splits, split)
+    splits, there = _read(data, split)
+    images = _images(splits, there)
     class_names = run.result.data.class_names
     _check_classes(splits.class_names, class_names)
     loader = _loader(images, splits, run, data, device)
@@ -96,6 +96,32 @@ def validate(
         {name: tally.measured() for name, tally in tallies.items()},
         _shares(list(tallies), agreement, count),
     )
+
+
+def _read(data: DataConfig, split: str) -> tuple[Splits, str]:
+    """Return the images and the split in which those asked for are.
+
+    Without training images, the split stands in their place, where the classes are read.
+
+    Raises:
+        RecipeError: The data cannot be read.
+    """
+    try:
+        return build_splits(data), split
+    except RecipeError as error:
+        named = {"val": data.val_split, "test": data.test_split}.get(split)
+        lacks = all(each.startswith("data.train_split: ") for each in error.problems)
+        if named is None or not lacks:
+            raise
+    alone = {"train_split": named, "val_split": None, "test_split": None, "holdout": 0}
+    every = {"images_per_class": None, "train_num_samples": None}
+    try:
+        splits = build_splits(data.model_copy(update={**alone, **every}))
+    except RecipeError as error:
+        said = [each.replace("data.train_split", f"data.{split}_split") for each in error.problems]
+        raise RecipeError(said) from error
+    _logger.warning("There are no training images: the classes are those of `%s`.", named)
+    return splits, "train"
 
 
 def _predict_all(
