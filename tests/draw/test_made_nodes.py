@@ -223,10 +223,11 @@ def word(source: str = "b", **edge: Any) -> str:
 def test_word_says_all_settings_that_are_not_the_default() -> None:
     assert word(weight=1.0, temperature=1.0, loss="kl_div") == "through"
     assert word(weight=0.9, temperature=4, loss="dkd") == "through, dkd, T=4, weight=0.9"
-    assert word(taps="act", gate="correct") == "correct, taps=act"
-    assert word(taps=["stem", "act"]) == "through, taps=stem+act"
+    maps = {"loss": "attention"}
+    assert word(**maps, taps="act", gate="correct") == "correct, attention, taps=act"
+    assert word(**maps, taps=["stem", "act"]) == "through, attention, taps=stem+act"
     ends = {"source": "stem", "destination": "act"}
-    assert word(taps=ends, head="dist") == "through, taps=stem→act, head=dist"
+    assert word(**maps, taps=ends, head="dist") == "through, attention, taps=stem→act, head=dist"
 
 
 def test_arrow_is_as_thick_as_its_weight_until_there_are_results() -> None:
@@ -257,7 +258,12 @@ def test_graph_by_hand_has_the_picture_of_its_recipe() -> None:
         ktg.Edge("label", "a", weight=0.1),
         ktg.Edge("old", "a", loss=ktg.create_loss("kl_div"), temperature=4.0, weight=9.0),
         ktg.Edge("old", "a", loss=ktg.create_loss("dkd", beta=2.0), tag="second"),
-        ktg.Edge("crowd", "a", taps={"source": (), "destination": "act"}),
+        ktg.Edge(
+            "crowd",
+            "a",
+            loss=ktg.create_loss("attention"),
+            taps={"source": (), "destination": "act"},
+        ),
         ktg.Edge("slow", "a", ktg.create_gate("linear")),
     ]
     nodes = [
@@ -271,7 +277,7 @@ def test_graph_by_hand_has_the_picture_of_its_recipe() -> None:
         "label": {"weight": 0.1},
         "old": {"temperature": 4.0, "weight": 9.0},
         "old/second": {"loss": "dkd", "loss_kwargs": {"beta": 2.0}},
-        "crowd": {"taps": {"destination": "act"}},
+        "crowd": {"loss": "attention", "taps": {"destination": "act"}},
         "slow": "linear",
     }
     crowd = {"ensemble": ["a", "old"], "combine": "probabilities", "weights": [3.0, 1.0]}
