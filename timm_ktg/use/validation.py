@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,8 +79,8 @@ def validate(
     """
     names = run.nodes if node is None else [run.name_of(node)]
     members = {name: each.to(device) for name, each in run.load(*names).items()}
-    splits, there = _read(data, split)
-    images = _images(splits, there)
+    splits = _read(data, split)
+    images = _images(splits, split)
     class_names = run.result.data.class_names
     _check_classes(splits.class_names, class_names)
     loader = _loader(images, splits, run, data, device)
@@ -98,16 +98,14 @@ def validate(
     )
 
 
-def _read(data: DataConfig, split: str) -> tuple[Splits, str]:
-    """Return the images and the split in which those asked for are.
-
-    Without training images, the split stands in their place, where the classes are read.
+def _read(data: DataConfig, split: str) -> Splits:
+    """Return the images; if there are none to train on, the classes are those of the split.
 
     Raises:
         RecipeError: The data cannot be read.
     """
     try:
-        return build_splits(data), split
+        return build_splits(data)
     except RecipeError as error:
         named = {"val": data.val_split, "test": data.test_split}.get(split)
         lacks = all(each.startswith("data.train_split: ") for each in error.problems)
@@ -121,7 +119,9 @@ def _read(data: DataConfig, split: str) -> tuple[Splits, str]:
         said = [each.replace("data.train_split", f"data.{split}_split") for each in error.problems]
         raise RecipeError(said) from error
     _logger.warning("There are no training images: the classes are those of `%s`.", named)
-    return splits, "train"
+    return (
+        replace(splits, val=splits.train) if split == "val" else replace(splits, test=splits.train)
+    )
 
 
 def _predict_all(
