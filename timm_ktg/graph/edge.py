@@ -112,7 +112,8 @@ class Edge:
         if self.source == LABEL and taps.source:
             raise ValueError(f"{self}: the label has no modules to tap. Found {taps.source[0]}.")
         if taps != EdgeTaps() and ignores_taps(self.loss):
-            raise ValueError(f"{self}: taps should be left out: {shown(self.loss)} reads logits.")
+            said = f"because {shown(self.loss)} reads logits alone."
+            raise ValueError(f"{self}: taps should be left out, {said}")
         object.__setattr__(self, "taps", taps)
 
     def __str__(self) -> str:

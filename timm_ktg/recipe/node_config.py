@@ -117,12 +117,12 @@ def loss_problems(data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
     elif (
         data.get("taps") and _taps_problem(data["taps"]) is None and _reads_logits(loss, arguments)
     ):
-        said = "should come with a loss that compares what modules put out, such as attention."
+        said = "should come with a loss that compares the outputs of modules, such as attention."
         yield problem(("taps",), said)
 
 
 def _reads_logits(loss: Any, arguments: Mapping[str, Any]) -> bool:
-    """Return whether a loss that can be created, or the loss of an edge without one, does so."""
+    """Return whether a loss reads logits alone, as those do that edges have by default (None)."""
     return loss is None or (isinstance(loss, str) and ignores_taps(create_loss(loss, **arguments)))
 
 

@@ -108,7 +108,7 @@ def is_on(given: Any) -> bool | None:
 
 
 def _is(given: Any, value: Any) -> bool:
-    """Return whether an unchecked value is `value`; the command line gives texts for both."""
+    """Return whether an unchecked value is `value`; a command line gives texts."""
     if isinstance(value, bool):
         return is_on(given) is value
     given, value = (tuple(each) if isinstance(each, list) else each for each in (given, value))

@@ -286,7 +286,8 @@ class TrainConfig(Section):
             # Milestone n decays after n - 1 epochs.
             "decay_milestones": [scaled(each - 1) + 1 for each in self.decay_milestones],
         }
-        for found in self.problems({**self.model_dump(), **short}):  # of another schedule, say
+        for found in self.problems({**self.model_dump(), **short}):
+            # It belongs to another schedule, or to a warm-up that has become too short.
             name = str(found["loc"][0])
             short[name] = type(self).model_fields[name].default
         return self.model_copy(update=short)

@@ -143,10 +143,10 @@ class WorkerProcesses:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """Return what fails a training and not the worker.
+    """Return the errors that fail a training but not its worker.
 
-    Memory that is exhausted is not among it under several processes, because it may be exhausted on
-    one of them alone.
+    With several processes, running out of memory is not one of them, because it may happen to one
+    process alone.
     """
     alone = PartialState().num_processes == 1
     return (TrainingError, *((torch.OutOfMemoryError, MemoryError) if alone else ()))
