@@ -200,14 +200,32 @@ def throughput(
 ) -> Iterator[str]:
     """Yield how many trials an hour workers on one device do, while more and more are at work.
 
-    A trial counts in a window by the part of it that lies in there.
-
     Args:
         folder: An empty folder.
         counts: How many workers, ascending.
-        seconds: Of a window, once that many are in a trial.
+        seconds: How long to count, once that many workers are in a trial.
         flags: More of their search.
     """
+    windows = _windows(folder, counts, seconds, flags)
+    ended = [
+        (trial.datetime_start, trial.datetime_complete)
+        for trial in _study(folder).get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        if trial.datetime_start and trial.datetime_complete
+    ]
+    for count, begun, over in windows:
+        # The part of each trial that lies in the window.
+        parts = [
+            max((min(over, end) - max(begun, start)) / (end - start), 0) for start, end in ended
+        ]
+        rate = 3600 * sum(parts) / (over - begun).total_seconds()
+        some = sum(part > 0 for part in parts)
+        yield f"{count} workers: {rate:,.0f} trials an hour ({sum(parts):.1f} trials, of {some})"
+
+
+def _windows(
+    folder: Path, counts: Sequence[int], seconds: float, flags: Sequence[str]
+) -> list[tuple[int, datetime, datetime]]:
+    """Search, and return from when to when how many workers were at work; see `throughput`."""
     command = [sys.executable, "-m", "timm_ktg.search", RECIPE, "--search.top_k", "0"]
     command += ["--search.trials", "100000", "--search.pruner", "none", *flags]
     command += ["--output-dir", str(folder)]
@@ -230,18 +248,7 @@ def throughput(
         for worker in workers:
             worker.terminate()
             worker.wait()
-    ended = [
-        (trial.datetime_start, trial.datetime_complete)
-        for trial in _study(folder).get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        if trial.datetime_start and trial.datetime_complete
-    ]
-    for count, begun, over in windows:
-        parts = [
-            max((min(over, end) - max(begun, start)) / (end - start), 0) for start, end in ended
-        ]
-        rate = 3600 * sum(parts) / (over - begun).total_seconds()
-        some = sum(part > 0 for part in parts)
-        yield f"{count} workers: {rate:,.0f} trials an hour ({sum(parts):.1f} trials, of {some})"
+    return windows
 
 
 def _worker(command: list[str]) -> subprocess.Popen[bytes]:
