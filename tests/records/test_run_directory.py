@@ -7,6 +7,7 @@ import pytest
 
 from tests.records.result_cases import a_result
 from timm_ktg.errors import RecipeError
+from timm_ktg.records import run_directory
 from timm_ktg.records.run_directory import RunDirectory, create_run_directory
 
 
@@ -65,9 +66,26 @@ def test_run_is_replaced_only_by_overwrite() -> None:
         RecipeError, match=r"output-dir: mine holds a run\. .*--resume mine.*--over"
     ):
         create_run_directory("digits", Path("mine"))
-    assert content("mine") == before
     run = create_run_directory("digits", Path("mine"), overwrite=True)
+    with pytest.raises(RecipeError, match="output-dir: mine holds a run"):
+        run.clear()  # as if the run had come between the two calls
+    assert content("mine") == before
+    run.clear(overwrite=True)
     assert run.path == Path("mine") and list(run.path.iterdir()) == []
+
+
+def test_directory_is_held_by_one_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_directory, "_PATIENCE", 0.0)
+    run = create_run_directory("digits", Path("mine"))
+    said = r"another command trains into mine\. If none does, remove mine/\.lock\."
+    with run.held(), pytest.raises(RecipeError, match=f"output-dir: {said}"), run.held():
+        pass
+    with run.held():  # what was refused, or has ended, holds nothing
+        run.clear()
+    # The file stays, and hinders no run.
+    run = create_run_directory("digits", Path("mine"))
+    run.clear()
+    assert list(run.path.iterdir()) == [run.lock]
 
 
 def test_folder_that_is_no_run_is_never_deleted() -> None:
@@ -101,6 +119,7 @@ def test_run_behind_a_link_can_be_replaced_or_is_refused() -> None:
     Path("link").symlink_to("elsewhere/mine")
     try:
         run = create_run_directory("digits", Path("link"), overwrite=True)
+        run.clear(overwrite=True)
     except RecipeError as error:
         assert "output-dir: link" in str(error)
     else:

@@ -23,6 +23,8 @@ from tests.training_cases import (
     stop_run,
     train_run,
 )
+from timm_ktg.records import run_directory
+from timm_ktg.records.run_directory import RunDirectory
 from timm_ktg.train import run as running
 
 pytestmark = pytest.mark.slow
@@ -62,12 +64,17 @@ def digits(folder: Path) -> list[str]:
     ]
 
 
-def kill_when(process: BaseProcess, *paths: Path, delay: float = 0.0) -> None:
-    """Kill a process, as `kill -9` does, once one of these files exists."""
+def wait_for(process: BaseProcess, *paths: Path) -> None:
+    """Wait until a process has made one of these files."""
     deadline = time.monotonic() + DEADLINE
     while not any(path.exists() for path in paths):
         assert process.is_alive() and time.monotonic() < deadline, f"{paths} never came"
         time.sleep(0.002)
+
+
+def kill_when(process: BaseProcess, *paths: Path, delay: float = 0.0) -> None:
+    """Kill a process, as `kill -9` does, once one of these files exists."""
+    wait_for(process, *paths)
     time.sleep(delay)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
@@ -94,6 +101,25 @@ def test_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert "epochs done: 0" not in (tmp_path / "3.log").read_text()
     assert_same_run(whole, killed)
     assert [line["epoch"] for line in metrics_of(killed)] == list(range(1, EPOCHS + 1))
+
+
+def test_run_that_another_process_trains_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    new = (*digits(tmp_path), "--train.epochs", "1000", "--output-dir", run)
+    process = start(tmp_path / "1.log", program, *new)
+    wait_for(process, run / "checkpoint" / "epoch-0001")
+    monkeypatch.setattr(run_directory, "_PATIENCE", 0.0)
+    for arguments in (("--resume", run), (*new, "--overwrite")):
+        assert run_main(*arguments) == 2
+        said = f"output-dir: another command trains into {run}. If none does, remove {run}/.lock."
+        assert said in " ".join(capsys.readouterr().err.split())
+    kill_when(process, run / "recipe.yaml")
+    epochs = [line["epoch"] for line in metrics_of(run)]
+    assert epochs == list(range(1, len(epochs) + 1))
+    with RunDirectory(run).held():  # nobody holds what a killed process held
+        pass
 
 
 TIMM = {"pipeline": "timm", "workers": 0, "img_size": 8, "pad": 4, "reprob": 0.3, "mixup": 0.2}

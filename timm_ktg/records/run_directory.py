@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import RecipeError, located, one_line
@@ -17,6 +19,10 @@ from .metrics import EPOCH, Metrics
 from .result import RunResult
 
 RUNS = Path("runs")
+
+# The loader processes of a killed run notice within 5 s that they are alone; until then they may
+# hold its lock.
+_PATIENCE = 10.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -117,9 +123,55 @@ class RunDirectory:
         return (*files, *shown, *tracked, *self.path.glob("seed-*"), *self.leftovers)
 
     @property
+    def lock(self) -> Path:
+        """The file that a command holds locked while it trains into this directory."""
+        return self.path / ".lock"
+
+    @property
     def leftovers(self) -> tuple[Path, ...]:
         """Files that were being written when a process was killed."""
         return tuple(self.path.glob(".*.partial"))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other commands from training into this directory as long as the block runs.
+
+        The kernel ends the lock of a killed process.
+
+        Raises:
+            RecipeError: Another command trains into it.
+            StorageError: Nothing can be written there.
+        """
+        lock = FileLock(self.lock, _PATIENCE)
+        try:
+            with writing(self.lock):
+                try:
+                    lock.acquire()
+                except Timeout:
+                    said = f"another command trains into {self.path}"
+                    problem = f"output-dir: {said}. If none does, remove {self.lock}."
+                    raise RecipeError([problem]) from None
+            yield
+        finally:
+            lock.release()
+
+    def clear(self, overwrite: bool = False) -> None:
+        """Remove what an earlier run left, before a new one is written. Call it while it is held.
+
+        Args:
+            overwrite: Whether to remove a run.
+
+        Raises:
+            RecipeError: There is something else, or a run that may not be removed.
+            StorageError: It cannot be removed.
+        """
+        check_output_dir(self.path, overwrite)
+        for path in reversed(self.content):  # recipe.yaml last: without it the rest is no run
+            with writing(path):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
 
     def check(self) -> None:
         """Check that no file is a folder, and no folder a file.
@@ -165,7 +217,7 @@ class RunDirectory:
 def create_run_directory(
     name: str, output_dir: Path | None, overwrite: bool = False
 ) -> RunDirectory:
-    """Create the directory of a new run.
+    """Create the directory of a new run; a run that is there stays until `clear`.
 
     Args:
         name: Name of the run.
@@ -179,16 +231,9 @@ def create_run_directory(
         with located(f"output-dir: {RUNS / name} cannot be made"):
             return RunDirectory(_next_free(RUNS / name))
     check_output_dir(output_dir, overwrite)
-    run = RunDirectory(output_dir)
     with located(f"output-dir: {output_dir} cannot be made"):
         output_dir.mkdir(parents=True, exist_ok=True)
-    for path in reversed(run.content):  # recipe.yaml last: without it the rest would be no run
-        with writing(path):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    return run
+    return RunDirectory(output_dir)
 
 
 def check_output_dir(output_dir: Path, overwrite: bool) -> None:
@@ -205,7 +250,7 @@ def check_output_dir(output_dir: Path, overwrite: bool) -> None:
         return
     run = RunDirectory(output_dir)
     found = list(output_dir.iterdir()) if output_dir.is_dir() else [output_dir]
-    found = [path for path in found if path not in run.leftovers]
+    found = [path for path in found if path not in (run.lock, *run.leftovers)]
     if found and not (run.recipe.is_file() and all(path in run.content for path in found)):
         raise RecipeError([f"output-dir: {output_dir} is there and is no run; choose another."])
     if found and not overwrite:

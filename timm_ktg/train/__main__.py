@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from .program import (
 from .run import run_training
 from .seeds import Ready, first_to_run, run_seeds, taught, with_seed
 from .show import show_graph, show_result, show_seeds
-from .training import build_training, together
+from .training import build_training
 
 PROGRAM = "accelerate launch -m timm_ktg.train"
 
@@ -132,20 +133,20 @@ def run(command: Command) -> None:
         return
     if recipe.graph.trained_first:
         ready = {}  # what was built lacks their weights
-    directory = _open(command, recipe, accelerator)
-    if command.seeds:
-        seeds_result = run_seeds(recipe, command.seeds, directory, ready)
-        if accelerator.is_main_process:
-            show_seeds(seeds_result, directory)
-    else:
-        training = (
-            ready[recipe.train.seed]
-            if ready
-            else build_training(taught(recipe, directory), create_accelerator(recipe))
-        )
-        result = run_training(training, directory, command.resume is not None, start)
-        if accelerator.is_main_process:
-            _show(result, directory)
+    with _opened(command, recipe, accelerator) as directory:
+        if command.seeds:
+            seeds_result = run_seeds(recipe, command.seeds, directory, ready)
+            if accelerator.is_main_process:
+                show_seeds(seeds_result, directory)
+        else:
+            training = (
+                ready[recipe.train.seed]
+                if ready
+                else build_training(taught(recipe, directory), create_accelerator(recipe))
+            )
+            result = run_training(training, directory, command.resume is not None, start)
+            if accelerator.is_main_process:
+                _show(result, directory)
     accelerator.end_training()
 
 
@@ -173,28 +174,44 @@ def _build(command: Command, recipe: Recipe) -> Ready:
     return {recipe.train.seed: training}
 
 
-def _open(command: Command, recipe: Recipe, accelerator: Accelerator) -> RunDirectory:
-    """Return the directory of the run, which the main process creates and broadcasts."""
-    if command.resume:
-        with together():
-            if command.overridden and accelerator.is_main_process:
-                _change(RunDirectory(command.resume), recipe)
-        return RunDirectory(command.resume)
+@contextmanager
+def _opened(command: Command, recipe: Recipe, accelerator: Accelerator) -> Iterator[RunDirectory]:
+    """Yield the directory of the run, which the main process makes and holds for this command."""
     made: list[Any] = [None]
-    if accelerator.is_main_process:
-        try:
-            directory = create_run_directory(command.name, command.output_dir, command.overwrite)
-            save_recipe(recipe, directory.recipe)
-            if command.seeds:
-                write_seeds(directory.path, command.seeds)
-            made = [directory]
-        except (RecipeError, OSError) as error:
-            made = [error]
-    broadcast_object_list(made)
-    if isinstance(made[0], Exception):
-        raise made[0]
-    assert isinstance(made[0], RunDirectory)
-    return made[0]
+    with ExitStack() as held:
+        if accelerator.is_main_process:
+            try:
+                made = [_made(command, recipe, held)]
+            except (RecipeError, OSError) as error:
+                made = [error]
+        broadcast_object_list(made)
+        if isinstance(made[0], Exception):
+            raise made[0]
+        assert isinstance(made[0], RunDirectory)
+        yield made[0]
+
+
+def _made(command: Command, recipe: Recipe, held: ExitStack) -> RunDirectory:
+    """Make the directory of a new run with its recipe, or change the recipe of one to resume.
+
+    Args:
+        command: The command.
+        recipe: The resolved recipe.
+        held: Is given the lock of the directory.
+    """
+    if command.resume:
+        directory = RunDirectory(command.resume)
+        held.enter_context(directory.held())
+        if command.overridden:
+            _change(directory, recipe)
+        return directory
+    directory = create_run_directory(command.name, command.output_dir, command.overwrite)
+    held.enter_context(directory.held())
+    directory.clear(command.overwrite)
+    save_recipe(recipe, directory.recipe)
+    if command.seeds:
+        write_seeds(directory.path, command.seeds)
+    return directory
 
 
 def _change(directory: RunDirectory, recipe: Recipe) -> None:
