@@ -14,6 +14,7 @@ from tests.draw.picture_cases import checked_graph
 from timm_ktg.draw.curves import draw_curves, plot_curves
 from timm_ktg.draw.scene import scene_of
 from timm_ktg.errors import RecipeError
+from timm_ktg.recipe.graph_config import GraphConfig
 from timm_ktg.records.metrics import Metrics
 from timm_ktg.records.run_directory import RunDirectory
 from timm_ktg.train.pictures import RunPictures
@@ -67,6 +68,29 @@ def test_curves_are_an_image(epochs: int, val: bool, tmp_path: Path) -> None:
     assert {path.name for path in run.path.iterdir()} == {
         *("recipe.yaml", "metrics.jsonl", "curves.png")
     }
+
+
+@pytest.mark.parametrize("target", ["student", "slow"])
+def test_slow_copy_that_teaches_nobody_is_shown(target: str) -> None:
+    learning = {"model": "resnet8_cifar", "learns_from": {"label": "through"}}
+    nodes = {"student": learning, "slow": {"ema": "student"}}
+    graph = GraphConfig.model_validate({"target": target, "nodes": nodes})
+    epochs: list[Metrics] = [
+        {
+            "epoch": epoch,
+            "train/loss/student": 1.0,
+            "train/top1/student": 80.0,
+            "val/top1/student": 70.0,
+            "val/top1/slow": 70.0 + epoch,
+            "train/weight/label->student": 1.0,
+        }
+        for epoch in (1, 2)
+    ]
+    _, top1, _ = plot_curves(epochs, scene_of(graph)).axes
+    assert any(
+        name.startswith("slow") and name.endswith(": val, best 72.00 at 2")
+        for name in legend_of(top1)
+    )
 
 
 def test_panels_show_every_node_and_every_edge() -> None:

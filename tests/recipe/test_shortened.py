@@ -5,9 +5,17 @@ from typing import Any
 
 import pytest
 import torch
+from optuna.trial import create_trial
 
+from timm_ktg.recipe.data_config import DataConfig
+from timm_ktg.recipe.recipe import check_section
 from timm_ktg.recipe.schedule import build_scheduler, epochs_of
+from timm_ktg.recipe.search_config import SearchRecipe
 from timm_ktg.recipe.train_config import TrainConfig
+from timm_ktg.search.canonical import all_through
+from timm_ktg.search.methods import build_method
+from timm_ktg.search.recipes import RecipeBuilder
+from timm_ktg.search.trials import TrialRecord
 
 
 def rates(train: TrainConfig) -> list[float]:
@@ -52,6 +60,29 @@ def test_shortened_schedule_rounds_halves_up_and_keeps_an_epoch() -> None:
     assert (short.warmup_epochs, short.cooldown_epochs) == (1, 1)
     assert TrainConfig(**train.shortened(0.5).model_dump()) == train.shortened(0.5)
     assert train.shortened(1) == train.model_copy(update={"decay_epochs": 60.0})
+
+
+def test_shortened_training_mixes_for_as_large_a_part() -> None:
+    data = DataConfig(mixup=0.2, mixup_off_epoch=15)
+    offs = [data.shortened(share).mixup_off_epoch for share in (0.01, 0.1, 0.5, 1)]
+    assert offs == [1, 2, 8, 15]
+    assert DataConfig().shortened(0.5) == DataConfig()  # 0: it never ends
+    recipe = check_section(
+        SearchRecipe,
+        {
+            "search": {
+                "nodes": 1,
+                "target_model": "ktg_tiny",
+                "method": "short_runs",
+                "rungs": [0.1, 1.0],
+            },
+            "data": {"holdout": 100, "mixup": 0.2, "mixup_off_epoch": 15},
+            "train": {"epochs": 20},
+        },
+    )
+    whole = RecipeBuilder(recipe, lambda teacher: None, 0).recipe_of(all_through("ktg_tiny", ()))
+    short, rungs = build_method(recipe).training(whole, TrialRecord(create_trial(value=1.0)))
+    assert (short.train.epochs, short.data.mixup_off_epoch, rungs) == (2, 2, (2,))
 
 
 def test_shortened_training_without_a_warm_up_has_no_settings_of_one() -> None:

@@ -8,6 +8,7 @@ from optuna.trial import create_trial
 
 from tests.search_cases import search_values
 from timm_ktg.graph.topology import LABEL
+from timm_ktg.recipe.build import build_edges
 from timm_ktg.recipe.recipe import check_section
 from timm_ktg.recipe.search_config import SearchRecipe
 from timm_ktg.records.sample import Sample
@@ -29,7 +30,11 @@ def recipe_with(**train: float) -> SearchRecipe:
     return check_section(SearchRecipe, values)
 
 
-def rows_of(best: CanonicalGraph, recipe: SearchRecipe | None = None) -> dict[str, Row]:
+def rows_of(
+    best: CanonicalGraph,
+    recipe: SearchRecipe | None = None,
+    values: dict[str, float] | None = None,
+) -> dict[str, Row]:
     """The rows of a search that has found a graph."""
     recipe = recipe or recipe_with()
     choices, study = build_choices(recipe.search), optuna.create_study(direction="maximize")
@@ -39,7 +44,7 @@ def rows_of(best: CanonicalGraph, recipe: SearchRecipe | None = None) -> dict[st
             value=90.0, params=params, distributions=_distributions(choices.largest.choices())
         )
     )
-    values = {TINY: 80.0, WIDE: 85.0}
+    values = {TINY: 80.0, WIDE: 85.0} if values is None else values
     return {row.name: row for row in best_and_controls(study, choices, recipe, values)}
 
 
@@ -72,6 +77,28 @@ def test_best_graph_with_teachers_stands_beside_kd_from_its_own_teachers() -> No
     assert set(teachers_of(both, 0).values()) == own > set(teachers_of(one, 0).values())
     single = rows_of(taught(WIDE))
     assert [name for name in single if name.startswith("KD")] == ["KD T=1", "KD T=4"]
+
+
+def test_teachers_of_unknown_accuracy_each_have_a_control() -> None:
+    # Nobody has evaluated WIDE, whose weights were given.
+    rows = rows_of(taught(TINY, WIDE), values={TINY: 80.0})
+    for model in (TINY, WIDE):
+        assert rows[f"KD from {model} T=1"].graph == distillation(TINY, model)
+
+
+def test_smoothing_is_smoothing_whatever_losses_the_search_names() -> None:
+    values = search_values(label_losses=["cross_entropy", "bce"])
+    recipe = check_section(SearchRecipe, values)
+    builder = RecipeBuilder(recipe, lambda teacher: None, 0)
+    rows = rows_of(all_through(TINY, ()), recipe)
+    losses = {
+        name: build_edges(builder.final(rows[name]))[0].loss
+        for name in ("label smoothing 0.1", "label-only")
+    }
+    assert {name: str(loss) for name, loss in losses.items()} == {
+        "label smoothing 0.1": "cross_entropy(smoothing=0.1)",
+        "label-only": "cross_entropy",
+    }
 
 
 def test_recipes_of_controls_are_what_they_say(tmp_path: Path) -> None:

@@ -43,6 +43,19 @@ def test_search_calls_every_gate_before_its_first_trial(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("split", [["--data.val_split", "dev"], []])
+def test_search_tests_its_graphs_on_test_images_only(split: list[str]) -> None:
+    flags = ["digits-search", "--data.test_split", "null", *split]
+    with pytest.raises(RecipeError) as caught:
+        parse_search([*flags, *(["--data.holdout", "0"] if split else [])], "prog")
+    assert list(caught.value.problems) == [
+        "data.test_split: should name a split, because the best graphs are tested on it. With "
+        "search.top_k: 0, nothing is tested."
+    ]
+    for nothing in (["--search.top_k", "0"], ["--search.final_seeds", "[]"]):
+        assert parse_search([*flags, *nothing], "prog").recipe.data.test_split is None
+
+
 @pytest.mark.parametrize("name", ["../../x", "/x", "a/../../x", "..", "", ".", "a\0b"])
 def test_search_study_name_that_leaves_the_directory_is_refused(name: str) -> None:
     with pytest.raises(RecipeError, match="search.study: should name a folder below runs"):

@@ -7,6 +7,7 @@ import os
 import runpy
 import signal
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from timm_ktg.recipe.recipe import Recipe
 from timm_ktg.records.result import RunResult
 from timm_ktg.records.run_directory import RunDirectory
 from timm_ktg.search import processes
+from timm_ktg.suite import plan
 
 pytestmark = pytest.mark.slow
 
@@ -181,12 +183,58 @@ def test_methods_of_one_precision_at_a_time(
     suite = write_suite(workplace / "s.yml", values)
     assert suite_main(suite, "--seeds", "0") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("train.mixed_precision: should be the same for all methods of a command")
+    assert line.startswith(
+        "train.mixed_precision: should be the same for all trainings of a command"
+    )
     assert "Found bf16, no." in line and "--datasets, --methods" in line
     assert suite_main(suite, "--seeds", "0", "--methods", "alone") == 0
     assert suite_main(suite, "--seeds", "0", "--methods", "kd") == 0
     rows = table(workplace / "runs" / "s")
     assert set(rows) == {("alone", "0"), ("teacher", "0"), ("kd", "0")}
+
+
+def test_teacher_of_another_precision_is_trained_first_by_itself(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = suite_values()
+    values["methods"]["teacher"]["train"] = {"mixed_precision": "bf16"}
+    suite = write_suite(workplace / "s.yml", values)
+    assert suite_main(suite, "--seeds", "0", "--methods", "kd") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Found bf16, no." in line and "teachers first" in line
+    assert suite_main(suite, "--seeds", "0", "--methods", "teacher") == 0
+    assert suite_main(suite, "--seeds", "0", "--methods", "kd") == 0
+
+
+def test_suite_has_the_device_that_it_names(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = suite_values()
+    values["methods"]["alone"]["train"] = {"device": "cuda:99"}
+    suite = write_suite(workplace / "s.yml", values)
+    assert suite_main(suite, "--methods", "alone") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train.device: ") and "should be the same" not in line
+    assert suite_main(suite) == 2
+    assert "train.device: should be the same for all trainings" in capsys.readouterr().err
+
+
+def test_row_names_what_trained_the_run_and_not_what_wrote_it_down(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = write_suite(workplace / "s.yml", suite_values())
+    assert suite_main(suite, "--seeds", "0", "--methods", "alone") == 0
+    runs = workplace / "runs" / "s"
+    before = table(runs)
+    (runs / "results.csv").unlink()
+    monkeypatch.setattr(plan, "_git", lambda *_: "later")
+    assert suite_main(suite, "--seeds", "0", "--methods", "alone") == 0
+    assert table(runs) == before
+    (runs / "results.csv").unlink()
+    for file in (runs / "digits").rglob(".*.commit"):
+        file.unlink()  # as earlier versions left it
+    assert suite_main(suite, "--seeds", "0", "--methods", "alone") == 0
+    assert table(runs)["alone", "0"]["commit"] == metadata.version("timm_ktg")
 
 
 def test_dry_run_says_what_would_be_trained(

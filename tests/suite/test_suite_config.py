@@ -56,6 +56,17 @@ def test_problem_of_a_recipe_names_method_and_data_set(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("where", ["datasets.digits.train.seed", "methods.alone.train.seed"])
+def test_seeds_are_those_of_the_data_set(where: str, tmp_path: Path) -> None:
+    values = suite_values()
+    section, name, *_ = where.split(".")
+    train = {**values[section][name].get("train", {}), "seed": 7}
+    values[section][name]["train"] = train
+    assert problems(tmp_path, **{section: values[section]}) == [
+        f"{where}: should be left out, because the data set names the seeds."
+    ]
+
+
 def test_model_names_are_those_of_the_data_set(tmp_path: Path) -> None:
     recipe = suite_of(tmp_path).recipe("digits", "alone", 3, {})
     assert recipe.graph.nodes["a"].title == "ktg_tiny"
@@ -117,7 +128,7 @@ def test_names_are_those_of_folders(name: str, tmp_path: Path) -> None:
 def test_digest_leaves_out_what_has_its_default(tmp_path: Path) -> None:
     suite = suite_of(tmp_path)
     methods = copy.deepcopy(METHODS)
-    methods["alone"]["train"] = {"clip_mode": "norm", "seed": 5}
+    methods["alone"]["train"] = {"clip_mode": "norm"}
     assert suite_of(tmp_path, methods=methods).digest("digits", "alone") == suite.digest(
         "digits", "alone"
     )

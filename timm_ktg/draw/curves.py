@@ -138,15 +138,15 @@ def _accuracies(epochs: Sequence[Metrics], scene: Scene) -> Iterator[Line]:
     train = [top1_by_node(epoch, "train") for epoch in epochs]
     val = [top1_by_node(epoch, "val") for epoch in epochs]
     for name, shown, style in _nodes(scene):
-        if not any(name in epoch for epoch in train):
-            continue  # the node is left out
-        watched = any(name in epoch for epoch in val)
-        thin = {**style, "linewidth": 0.7, "alpha": 0.6} if watched else style
-        values = [epoch.get(name) for epoch in train]
-        yield Line(None if watched else f"{shown}: train", values, thin, best=not watched)
+        # One that is left out has neither; a slow copy that teaches nobody is only validated.
+        trained, watched = (any(name in epoch for epoch in split) for split in (train, val))
+        if trained:
+            thin = {**style, "linewidth": 0.7, "alpha": 0.6} if watched else style
+            values = [epoch.get(name) for epoch in train]
+            yield Line(None if watched else f"{shown}: train", values, thin, best=not watched)
         if watched:
-            values = [epoch.get(name) for epoch in val]
-            yield Line(f"{shown}: val (train thin)", values, style, best=True)
+            said = f"{shown}: val (train thin)" if trained else f"{shown}: val"
+            yield Line(said, [epoch.get(name) for epoch in val], style, best=True)
     if any(ALL_NETWORKS in epoch for epoch in val):
         values = [epoch.get(ALL_NETWORKS) for epoch in val]
         yield Line(f"{ALL_NETWORKS}: val", values, _TOGETHER, best=True)

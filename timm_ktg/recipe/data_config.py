@@ -196,6 +196,17 @@ class DataConfig(Section):
         """Whether images and labels are mixed."""
         return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
 
+    def shortened(self, share: float) -> DataConfig:
+        """Return the images of a shorter training, which mixes for as large a part of it.
+
+        Args:
+            share: The part of the epochs that is left; see `TrainConfig.shortened`.
+        """
+        off = self.mixup_off_epoch
+        return self.model_copy(
+            update={"mixup_off_epoch": max(1, int(off * share + 0.5)) if off else 0}
+        )
+
     @classmethod
     def problems(cls, data: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
         """Yield the fields that have no effect or exclude each other."""

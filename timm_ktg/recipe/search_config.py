@@ -231,6 +231,14 @@ def kinds_of(frozen: bool) -> tuple[Kind, ...]:
     return ("learns", "frozen") if frozen else ("learns",)
 
 
+def _tests(search: Any) -> bool:
+    """Say whether a section `search`, unchecked, has its best graphs tested."""
+    if not isinstance(search, Mapping):
+        return False
+    seeds, best = search.get("final_seeds", True), search.get("top_k", 1)
+    return bool(seeds) and str(best) != "0"  # the command line gives numbers as strings
+
+
 class SearchRecipe(Section):
     """All settings of a search."""
 
@@ -249,7 +257,15 @@ class SearchRecipe(Section):
         if isinstance(tracking, Mapping) and tracking.get("with"):
             yield problem(("tracking", "with"), "is for a training; a search supports wandb only.")
         images = data.get("data") or {}
-        if not isinstance(images, Mapping) or images.get("val_split"):
+        if not isinstance(images, Mapping):
+            return
+        if "test_split" in images and images["test_split"] is None and _tests(data.get("search")):
+            yield problem(
+                ("data", "test_split"),
+                "should name a split, because the best graphs are tested on it. With "
+                "search.top_k: 0, nothing is tested.",
+            )
+        if images.get("val_split"):
             return
         if str(images.get("holdout", 0)) == "0":  # the command line gives numbers as strings
             yield problem(

@@ -92,6 +92,11 @@ class SuiteConfig(Section):
         given: list[tuple[Location, Any]] = [
             (("bases", i), name) for i, name in _numbered(data.get("bases"))
         ]
+        for section, group in (("datasets", datasets), ("methods", methods)):
+            for name, each in group.items():
+                if "seed" in below(each, "train"):
+                    said = "should be left out, because the data set names the seeds."
+                    yield problem((section, name, "train", "seed"), said)
         for name, each in datasets.items():
             listed = each.get("methods") if isinstance(each, Mapping) else None
             given += [(("datasets", name, "methods", i), method) for i, method in _numbered(listed)]

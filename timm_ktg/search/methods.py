@@ -138,8 +138,9 @@ class ShortRuns:
 
     def training(self, recipe: Recipe, trial: TrialRecord) -> tuple[Recipe, tuple[int, ...]]:
         """Return the training on the schedule of the trial's rung, and its last epoch."""
-        train = recipe.train.shortened(self.shares[trial.rung])
-        return recipe.model_copy(update={"train": train}), (self.ladder.costs[trial.rung],)
+        share = self.shares[trial.rung]
+        short = {"train": recipe.train.shortened(share), "data": recipe.data.shortened(share)}
+        return recipe.model_copy(update=short), (self.ladder.costs[trial.rung],)
 
     def _is_idle(self, study: Study) -> bool:
         """Enqueue the best promotion, if there is one; say whether there is nothing to do."""

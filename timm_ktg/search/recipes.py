@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -66,11 +66,13 @@ class RecipeBuilder:
 
     def final(self, row: Row) -> Recipe:
         """Return the recipe that trains a graph, or a control, on all training images."""
-        recipe = on_all_images(self.recipe_of(row.graph, row.reduction, row.temperature))
         if row.smoothing is None:
-            return recipe
-        train = recipe.train.model_copy(update={"smoothing": row.smoothing})
-        return recipe.model_copy(update={"train": train})
+            return on_all_images(self.recipe_of(row.graph, row.reduction, row.temperature))
+        # A loss that is named is not smoothed, so these controls have the usual one.
+        search = self.recipe.search.model_copy(update={"label_losses": []})
+        train = self.recipe.train.model_copy(update={"smoothing": row.smoothing})
+        changed = self.recipe.model_copy(update={"search": search, "train": train})
+        return replace(self, recipe=changed).final(replace(row, smoothing=None))
 
 
 def label_only(recipe: SearchRecipe, model: str) -> Recipe:

@@ -248,8 +248,10 @@ def _distilled(graph: CanonicalGraph, reduction: str, values: Mapping[str, float
     teachers = list(graph.frozen_nodes)
     kinds = {"KD": teachers} if teachers else {}
     if len(teachers) > 1:
-        best = max(teachers, key=lambda name: values.get(models[name], 0.0))
-        kinds[f"KD from {models[best]}"] = [best]
+        single = teachers
+        if all(models[name] in values for name in teachers):  # those that are given have none
+            single = [max(teachers, key=lambda name: values[models[name]])]
+        kinds |= {f"KD from {models[name]}": [name] for name in single}
     for (name, sources), temperature in product(kinds.items(), TEMPERATURES):
         distilled = distillation(models[TARGET], *(models[source] for source in sources))
         if graph.objective != ALONE:

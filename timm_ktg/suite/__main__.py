@@ -11,7 +11,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -24,8 +24,9 @@ from ..search.processes import WorkerProcesses
 from ..search.study import STOPS, StoppedError, say
 from ..terminal import Parser
 from ..train.metrics import TrainingError
-from ..train.program import PATIENCE, create_accelerator, run_program
+from ..train.program import PATIENCE, choose_device, create_accelerator, run_program
 from .page import write_page
+from .plan import Planned
 from .worker import SuiteWorker
 
 GOES_ON = "The same command again goes on with the suite."
@@ -46,6 +47,7 @@ class SuiteCommand:
         seeds: Planned seeds; none: all.
         page: Only write the page.
         dry_run: Only say what would be trained.
+        example: The recipe of one of the trainings; None: none will be trained.
     """
 
     suite: SuiteConfig
@@ -57,6 +59,7 @@ class SuiteCommand:
     seeds: tuple[int, ...]
     page: bool
     dry_run: bool
+    example: Recipe | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,7 +115,7 @@ def _command(given: Namespace) -> SuiteCommand:
     if problems:
         raise RecipeError(problems)
     folder = given.output_dir or RUNS / given.suite.stem
-    return SuiteCommand(
+    command = SuiteCommand(
         suite,
         given.suite,
         folder,
@@ -123,6 +126,11 @@ def _command(given: Namespace) -> SuiteCommand:
         given.page,
         given.dry_run,
     )
+    if command.page or command.dry_run:
+        return command
+    example = _example(command)
+    choose_device(example.train.device)
+    return replace(command, example=example)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -158,7 +166,8 @@ def run(command: SuiteCommand) -> None:
 def _work(command: SuiteCommand) -> dict[str, str]:
     """Train; return what the runs that failed said, by name."""
     suite, processes = command.suite, WorkerProcesses()
-    accelerator = create_accelerator(_example(command))
+    assert command.example is not None  # it is there unless nothing is to be trained
+    accelerator = create_accelerator(command.example)
     logging.getLogger("timm_ktg.graph").setLevel(logging.ERROR)
     if not accelerator.is_main_process:
         processes.follow()
@@ -175,30 +184,40 @@ def _work(command: SuiteCommand) -> dict[str, str]:
 
 
 def _example(command: SuiteCommand) -> Recipe:
-    """Return the recipe of one of the chosen methods, which have one precision.
+    """Return the recipe of one of the trainings, which have one precision and one device.
+
+    Those are counted whose teachers are still to be trained, but not the teachers that are done.
 
     Raises:
         RecipeError: They have several.
     """
-    suite, examples = command.suite, dict[str | None, Recipe]()
-    for dataset in command.datasets:
-        for method in suite.methods_of(dataset):
-            if not command.methods or method in command.methods:
-                recipe = suite.recipe(dataset, method, 0, {})
-                examples.setdefault(recipe.train.mixed_precision, recipe)
-    if len(examples) > 1:
-        found = ", ".join(sorted(map(str, examples)))
-        said = "should be the same for all methods of a command, because accelerate sets it once."
-        how = f"Found {found}. Name data sets or methods that share one (--datasets, --methods)."
-        raise RecipeError([f"train.mixed_precision: {said} {how}"])
-    if not examples:
+    suite = command.suite
+    chosen = {
+        (dataset, method)
+        for dataset in command.datasets
+        for method in suite.methods_of(dataset)
+        if not command.methods or method in command.methods
+    }
+    if not chosen:
         raise RecipeError(["methods: should belong to one of the data sets. Found none that does."])
-    return next(iter(examples.values()))
+    left = {(run.dataset, run.method) for run in _left(command)}
+    recipes = [suite.recipe(*each, 0, {}) for each in sorted(chosen | left)]
+    for field in ("mixed_precision", "device"):
+        found = ", ".join(sorted({str(getattr(recipe.train, field)) for recipe in recipes}))
+        if ", " in found:
+            said = "should be the same for all trainings of a command, because it is set once"
+            how = "Name data sets or methods that share one (--datasets, --methods)"
+            raise RecipeError([f"train.{field}: {said}. Found {found}. {how}, teachers first."])
+    return recipes[0]
+
+
+def _left(command: SuiteCommand) -> list[Planned]:
+    worker = SuiteWorker(command.suite, command.output_dir, command.table, WorkerProcesses())
+    return worker.left(command.datasets, command.methods, command.seeds)
 
 
 def _say_plan(command: SuiteCommand) -> None:
-    worker = SuiteWorker(command.suite, command.output_dir, command.table, WorkerProcesses())
-    left = worker.left(command.datasets, command.methods, command.seeds)
+    left = _left(command)
     say(f"{len(left)} run{'s' * (len(left) != 1)} to train.")
     for run in left:
         say(f"  {run.name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 
 from ..errors import RecipeError
@@ -90,11 +90,13 @@ class Planned:
         files = {each.method: each.weights for each in self.needs}
         return self.suite.recipe(self.dataset, self.method, self.seed, files)
 
-    def row(self, commit: str) -> Run | None:
-        """Return the row of the run in the table; None if it is not complete.
+    @property
+    def commit(self) -> Path:
+        """File of the commit that trains it, or goes on with it; see `current_commit`."""
+        return self.directory.path.with_name(f".{self.directory.path.name}.commit")
 
-        Args:
-            commit: What trained it; see `current_commit`.
+    def row(self) -> Run | None:
+        """Return the row of the run in the table; None if it is not complete.
 
         Raises:
             RecipeError: Its files cannot be read, or it was not tested on test images.
@@ -104,6 +106,9 @@ class Planned:
             return None
         if result.split != "test" or result.images is None:
             raise RecipeError([f"{self.name}: should have test images. Found {result.split} only."])
+        commit = result.packages["timm_ktg"]  # earlier versions wrote down no commit
+        if self.commit.is_file():
+            commit = self.commit.read_text().strip()
         last, cost = read_epochs(self.directory)[-1], result.cost
         return Run(
             dataset=self.dataset,
@@ -161,11 +166,11 @@ def current_commit() -> str:
     try:
         top = _git(package, "rev-parse", "--show-toplevel")
         if Path(top).resolve() != package.parent.resolve():
-            return version("timm_ktg")  # installed inside some other repository
+            return metadata.version("timm_ktg")  # installed inside some other repository
         changed = _git(package, "status", "--porcelain", "--untracked-files=no", "--", ".")
         return _git(package, "rev-parse", "--short", "HEAD") + "+" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
-        return version("timm_ktg")
+        return metadata.version("timm_ktg")
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from ..errors import RecipeError, one_line
 from ..recipe.recipe import read_recipe
 from ..recipe.suite_config import SuiteConfig
-from ..records.files import replace_whole, writing
+from ..records.files import replace_whole, write_whole, writing
 from ..search.processes import WorkerProcesses, failures
 from ..search.study import say
 from .plan import Key, Planned, current_commit, left_to_train, plan
@@ -88,6 +88,7 @@ class SuiteWorker:
                 if not run.directory.summary.exists():
                     say(f"Training {run.name}.")
                     recipe = run.recipe
+                    write_whole(run.commit, f"{self.commit}\n")
                     self.processes.final(recipe, recipe.train.seed, folder)
                 self._note(run)
         except Timeout:
@@ -99,7 +100,7 @@ class SuiteWorker:
 
     def _note(self, run: Planned) -> None:
         """Write the row of a complete run into the table, and its log beside it."""
-        row = run.row(self.commit)
+        row = run.row()
         if row is not None and run.key not in self._known():
             write_log(run, self.table.parent / "logs")
             add_runs(self.table, [row])
