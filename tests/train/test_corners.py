@@ -151,6 +151,16 @@ def test_single_image_is_refused_before_training_where_it_cannot_be_normalized(
     build(recipe_values(PROJECTED, batch_size=batch_size + 3 * parts, grad_accum_steps=parts))
 
 
+def test_single_image_of_a_stream_is_refused_before_training() -> None:
+    register_cases()
+    values = recipe_values(PROJECTED, batch_size=64)
+    streamed = {"pipeline": "timm", "streaming": True, "img_size": 8, "workers": 0, "pad": 4}
+    values["data"] |= {**streamed, "holdout": 0, "train_num_samples": 65}
+    with pytest.raises(RecipeError, match="train.batch_size: leaves a single image .*65 images"):
+        build(values)
+    build({**values, "data": {**values["data"], "train_num_samples": 66}})
+
+
 def test_single_image_that_can_be_normalized_changes_nothing() -> None:
     nodes: Values = {"a": {"model": "resnet8_cifar", "learns_from": {"label": "through"}}}
     before, after = (state_of(build(recipe_values(nodes, batch_size=b)).graph) for b in (64, 53))

@@ -33,6 +33,17 @@ def test_run_with_a_plateau_resumes_exactly(tmp_path: Path) -> None:
     assert_same_run(whole, stopped)
 
 
+def test_warm_up_before_a_plateau_is_resumed_exactly(tmp_path: Path) -> None:
+    values = recipe_values(
+        **{"epochs": 5, "sched": "plateau", "warmup_epochs": 3, "warmup_lr": 0.1, "lr": 0.4}
+    )
+    whole = train_run(tmp_path / "whole", values)
+    assert [line["lr"] for line in metrics_of(whole)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
+    stopped = stop_run(tmp_path / "stopped", values, epoch=3)
+    assert run_main("--resume", stopped) == 0
+    assert_same_run(whole, stopped)
+
+
 def started(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     """A run in a process of its own, because accelerate chooses the device of a process once."""
     path = write_recipe(folder / "recipe.yaml", recipe(train={"epochs": 1}))

@@ -12,6 +12,7 @@ from tests.records.result_cases import a_result
 from tests.training_cases import assert_same_run, interrupted_in, run_main, summary_of, train_run
 from timm_ktg.errors import RecipeError
 from timm_ktg.recipe.recipe import Recipe, check_recipe
+from timm_ktg.records import run_directory
 from timm_ktg.records.run_directory import RunDirectory
 from timm_ktg.review.__main__ import main as review
 from timm_ktg.train.seeds import run_seed
@@ -55,6 +56,26 @@ def test_seeds_go_on_where_they_were_interrupted(tmp_path: Path) -> None:
         assert_same_run(whole / f"seed-{seed}", path / f"seed-{seed}")
     assert run_main("--resume", path) == 0  # nothing is left to do
     assert (path / "seed-0" / "summary.json").stat().st_mtime_ns == first
+
+
+def test_seed_that_another_command_trains_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_directory, "_PATIENCE", 0.0)
+    recipe, path = write_recipe(tmp_path / "r.yaml", values()), tmp_path / "runs"
+    new = (recipe, "--seeds", "3", "5", "--output-dir", path)
+    assert run_main(*new) == 0
+    (path / "seed-5" / "summary.json").unlink()
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    with RunDirectory(path / "seed-5").held():
+        for arguments in (("--resume", path), (*new, "--overwrite")):
+            assert run_main(*arguments) == 2
+            said = f"output-dir: another command trains into {path}/seed-5."
+            assert said in capsys.readouterr().err
+    after = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    assert after == before
+    assert run_main("--resume", path) == 0
+    assert run_main(*new, "--overwrite") == 0
 
 
 def test_no_training_is_built_that_is_not_run(

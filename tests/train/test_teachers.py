@@ -8,6 +8,7 @@ import timm
 from safetensors.torch import load_file
 
 import timm_ktg
+import timm_ktg.train.__main__
 from tests.recipe_cases import Values, problems_of, recipe_values, write_recipe
 from tests.training_cases import (
     assert_same_run,
@@ -139,6 +140,26 @@ def test_two_processes_train_the_teacher_together(tmp_path: Path) -> None:
     assert summary_of(tmp_path / "run" / "teachers" / "t")["processes"] == 2
     names = {"a.safetensors", "t.safetensors"}
     assert set(weights_of(tmp_path / "run")) == names
+
+
+def test_average_of_the_target_is_not_of_its_teacher(tmp_path: Path) -> None:
+    average = {"model_ema": True, "model_ema_decay": 0.9, "model_ema_warmup": True}
+    values = taught(epochs=1, **average)
+    run = train_run(tmp_path / "run", values)
+    assert not load_recipe(str(run / "teachers" / "t")).train.model_ema
+    assert "a_ema" in summary_of(run)["nodes"]
+
+
+def test_dry_run_builds_the_recipes_of_teachers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrong(*_: object) -> None:
+        raise RecipeError(["train.lr: is wrong for a teacher"])
+
+    monkeypatch.setattr(timm_ktg.train.__main__, "teacher_recipe", wrong)
+    recipe = write_recipe(tmp_path / "r.yaml", taught())
+    assert run_main(recipe, "--dry-run") == 2
+    assert "wrong for a teacher" in capsys.readouterr().err
 
 
 def test_dry_run_trains_no_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

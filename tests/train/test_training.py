@@ -29,6 +29,7 @@ from tests.training_cases import (
     state_of,
 )
 from timm_ktg import GraphLosses, NodeOutput
+from timm_ktg.errors import RecipeError
 from timm_ktg.graph.weights import export_node
 from timm_ktg.recipe.recipe import check_recipe
 from timm_ktg.records.metrics import Metrics
@@ -448,3 +449,14 @@ def test_compiled_node_trains_to_the_same_loss() -> None:
     first, second = update_once(plain), update_once(compiled)
     assert second["train/loss/a"] == pytest.approx(first["train/loss/a"], abs=1e-4)
     assert furthest(state_of(plain.graph), state_of(compiled.graph)) < 1e-4
+
+
+def test_gradients_are_not_divided_by_a_number_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "8")
+    with pytest.raises(RecipeError, match=r"train\.grad_accum_steps\. Found 8 in the environment"):
+        create_accelerator(check_recipe(recipe_values()))
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    create_accelerator(check_recipe(recipe_values()))

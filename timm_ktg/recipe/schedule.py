@@ -35,11 +35,10 @@ class Plateau:
     """
 
     def __init__(self, train: TrainConfig, optimizer: torch.optim.Optimizer) -> None:
-        self._groups, self._warmup = optimizer.param_groups, train.warmup_epochs
-        self._first = train.warmup_lr
-        for group in self._groups:
+        self._first, self._warmup = train.warmup_lr, train.warmup_epochs
+        for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
-        self._bases = [group["initial_lr"] for group in self._groups]
+        self._bases = [group["initial_lr"] for group in optimizer.param_groups]
         self._rule = ReduceLROnPlateau(
             optimizer,
             mode="max",
@@ -75,7 +74,8 @@ class Plateau:
         """Do nothing, because only epochs have a metric."""
 
     def _set(self, rates: Sequence[float]) -> None:
-        for group, rate in zip(self._groups, rates, strict=True):
+        # The optimizer makes new groups whenever it loads a state, as it does for accelerate.
+        for group, rate in zip(self._rule.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * group.get("lr_scale", 1.0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,8 @@ class RunDirectory:
         """
         lock = FileLock(self.lock, _PATIENCE)
         try:
-            with writing(self.lock):
+            with writing(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
                 try:
                     lock.acquire()
                 except Timeout:
@@ -162,16 +163,21 @@ class RunDirectory:
             overwrite: Whether to remove a run.
 
         Raises:
-            RecipeError: There is something else, or a run that may not be removed.
+            RecipeError: There is something else, or a run that may not be removed, or a command
+                trains one of its seeds or teachers.
             StorageError: It cannot be removed.
         """
         check_output_dir(self.path, overwrite)
-        for path in reversed(self.content):  # recipe.yaml last: without it the rest is no run
-            with writing(path):
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+        with ExitStack() as held:
+            for lock in self.path.rglob(self.lock.name):  # those of its seeds and teachers, too
+                if lock != self.lock:
+                    held.enter_context(RunDirectory(lock.parent).held())
+            for path in reversed(self.content):  # recipe.yaml last: without it the rest is no run
+                with writing(path):
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    else:
+                        path.unlink(missing_ok=True)
 
     def check(self) -> None:
         """Check that no file is a folder, and no folder a file.

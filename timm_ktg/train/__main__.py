@@ -40,6 +40,7 @@ from .program import (
 from .run import run_training
 from .seeds import Ready, first_to_run, run_seeds, taught, with_seed
 from .show import show_graph, show_result, show_seeds
+from .teachers import teacher_recipe
 from .training import build_training
 
 PROGRAM = "accelerate launch -m timm_ktg.train"
@@ -164,6 +165,8 @@ def _build(command: Command, recipe: Recipe) -> Ready:
     if recipe.graph.trained_first:  # they lack their weights, so no table of their logits is of use
         train = recipe.train.model_copy(update={"teacher_table": "never"})
         recipe = recipe.model_copy(update={"train": train})
+    for name in recipe.graph.trained_first:
+        teacher_recipe(recipe, name)  # raises what is wrong with it
     accelerator = create_accelerator(recipe)  # a separate one, because it refers to the training
     dataset = masked(recipe.data.dataset)
     precision = "float32" if recipe.train.mixed_precision == "no" else recipe.train.mixed_precision

@@ -124,6 +124,10 @@ def create_accelerator(recipe: Recipe) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS begins
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.deterministic = True
+    parts = get_int_from_env(["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"], 1)
+    if parts != 1:  # accelerate would divide every gradient by it
+        said = f"is set by train.grad_accum_steps. Found {parts} in the environment"
+        raise RecipeError([f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS: {said}; unset it."])
     with located("train.mixed_precision"):
         accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision or _precision())
         if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import RecipeError
+from accelerate import Accelerator
+
+from ..errors import RecipeError, collected
 from ..recipe.recipe import Recipe, check_recipe, read_recipe, same_run, save_recipe
 from ..recipe.resume import change_recipe
 from ..records.files import write_whole, writing
@@ -18,7 +21,7 @@ from ..records.run_directory import RunDirectory
 from .program import create_accelerator, resolved
 from .run import run_training
 from .teachers import teacher_recipe, with_teachers
-from .training import Training, build_training, together
+from .training import Training, build_training, problems_everywhere, together
 
 # Trainings by seed that were built ahead; each is removed when it runs.
 Ready = dict[int, Training]
@@ -74,6 +77,31 @@ def run_seed(
     start, ready = time.perf_counter(), ready or {}
     accelerator = create_accelerator(recipe)
     recipe = resolved(with_seed(recipe, seed), accelerator)
+    with _held(directory, accelerator):
+        return _run_seed(recipe, directory, ready, accelerator, start)
+
+
+@contextmanager
+def _held(directory: RunDirectory, accelerator: Accelerator) -> Iterator[None]:
+    """Hold the directory of a run in the main process; if that fails, all processes raise."""
+    problems: list[str] = []
+    with ExitStack() as held:
+        with together(), collected(problems):
+            if accelerator.is_main_process:
+                held.enter_context(directory.held())
+        problems = problems_everywhere(problems)
+        if problems:
+            raise RecipeError(problems)
+        yield
+
+
+def _run_seed(
+    recipe: Recipe,
+    directory: RunDirectory,
+    ready: Ready,
+    accelerator: Accelerator,
+    start: float,
+) -> RunResult:
     begun = directory.recipe.is_file()
     if begun and not same_run(_recipe_of(directory), recipe.model_dump(mode="json")):
         raise RecipeError(
@@ -85,13 +113,14 @@ def run_seed(
         return done
     with together(), writing(directory.path):
         if accelerator.is_main_process and not begun:
-            directory.path.mkdir(parents=True, exist_ok=True)
             save_recipe(recipe, directory.recipe)
     recipe = taught(recipe, directory)
     try:
         # No variable keeps the training, so that its memory can be freed.
         return run_training(
-            ready.pop(seed) if seed in ready else build_training(recipe, accelerator),
+            ready.pop(recipe.train.seed)
+            if recipe.train.seed in ready
+            else build_training(recipe, accelerator),
             directory,
             directory.checkpoint.exists(),
             start,

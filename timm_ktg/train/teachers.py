@@ -28,7 +28,7 @@ def teacher_recipe(recipe: Recipe, name: str) -> Recipe:
     values = recipe.model_dump(mode="json", exclude={"tracking"})
     node = {**values["graph"]["nodes"][name], "train_first": False, "learns_from": {LABEL: {}}}
     seed = derive_seed(f"teacher {name}", recipe.train.seed) % 2**32
-    train = {**values["train"], "seed": seed, "model_ema": False}
+    train = {key: value for key, value in values["train"].items() if "model_ema" not in key}
     student = recipe.graph.nodes[recipe.graph.sets_images]
     assert isinstance(student, NodeConfig)
     data = with_images_of(recipe.data, student.model, student.model_kwargs)
@@ -37,7 +37,7 @@ def teacher_recipe(recipe: Recipe, name: str) -> Recipe:
             **values,
             "graph": {"target": name, "nodes": {name: node}},
             "data": data.model_dump(mode="json"),
-            "train": train,
+            "train": {**train, "seed": seed},
         }
     )
 

@@ -15,7 +15,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data import MemoryLoader, Splits, Stream
+from ..data import MemoryLoader, Splits
 from ..errors import RecipeError, StorageError, collected, one_line, said
 from ..graph.edge import Edge
 from ..graph.graph import KnowledgeTransferGraph
@@ -305,9 +305,8 @@ def _build_graph(
     some = torch.randn(
         2, *images.preparation.input_size, generator=torch.Generator().manual_seed(0)
     ).to(device)
-    if not isinstance(data.splits.train, Stream):
-        count, alone = len(data.splits.train), some[:1].expand(views, -1, -1, -1)
-        check_lone_image(graph, recipe, count, accelerator.num_processes, alone)
+    count, alone = len(data.splits.train), some[:1].expand(views, -1, -1, -1)
+    check_lone_image(graph, recipe, count, accelerator.num_processes, alone)
     cost = cost_of(graph, some, outputs, data.flops)
     cost = replace(cost, training_flops=cost.training_flops * views)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
