@@ -137,6 +137,21 @@ def test_output_that_is_not_one_tensor_is_refused_at_reading(name: str, sentence
             taps.read()
 
 
+@pytest.mark.parametrize("learns", [True, False])
+def test_output_that_the_model_overwrites_is_refused_at_reading(learns: bool) -> None:
+    model = timm.create_model("resnet10t", num_classes=10).train(learns)
+    taps = Taps(model, ("layer1.0.bn1", "layer1.0.act1", "layer1"))
+    with torch.set_grad_enabled(learns):
+        model(torch.randn(2, 3, 32, 32))
+    said = "What module `layer1.0.bn1` returns should stay as it is. .*overwrites it"
+    with pytest.raises(ValueError, match=said):
+        taps.read()
+    taps = Taps(model, ("layer1.0.act1", "layer1"))
+    with torch.set_grad_enabled(learns):
+        model(torch.randn(2, 3, 32, 32))
+    assert list(taps.read()) == ["layer1.0.act1", "layer1"]
+
+
 def test_second_read_of_one_forward_is_refused() -> None:
     model = TinyNet()
     taps = Taps(model, ("act",))

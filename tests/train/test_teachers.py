@@ -144,8 +144,11 @@ def test_two_processes_train_the_teacher_together(tmp_path: Path) -> None:
 
 def test_average_of_the_target_is_not_of_its_teacher(tmp_path: Path) -> None:
     average = {"model_ema": True, "model_ema_decay": 0.9, "model_ema_warmup": True}
-    values = taught(epochs=1, **average)
+    values = taught(epochs=1, eval_metric="top1", **average)
     run = train_run(tmp_path / "run", values)
+    for folder in (run, run / "best"):
+        card = (folder / "nodes" / "README.md").read_text(encoding="utf-8")
+        assert "Training its teachers first took another" in card
     assert not load_recipe(str(run / "teachers" / "t")).train.model_ema
     assert "a_ema" in summary_of(run)["nodes"]
 

@@ -21,17 +21,30 @@ class _Keep:
         self.listens = False
         self.runs = 0
         self.output: Any = None
+        self.version: int | None = None
 
     def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:
         if self.listens:
             self.runs += 1
-            self.output = output
+            self.output, self.version = output, _version(output)
+
+    @property
+    def is_overwritten(self) -> bool:
+        """Whether the output is no longer what the module returned."""
+        return _version(self.output) != self.version
 
     def __reduce__(self) -> tuple[type[_Keep], tuple[()]]:
         return _Keep, ()
 
     def clear(self) -> None:
-        self.listens, self.runs, self.output = True, 0, None
+        self.listens, self.runs, self.output, self.version = True, 0, None, None
+
+
+def _version(output: Any) -> int | None:
+    """Return a number that changes when a tensor is changed in place; None: nobody counts."""
+    if not isinstance(output, Tensor) or output.is_inference():
+        return None
+    return output._version
 
 
 class Taps:
@@ -75,8 +88,9 @@ class Taps:
 
         Raises:
             ValueError: Since the last `read`, a module ran twice or not at all, or returned
-                something other than one tensor.
+                something other than one tensor, or the model has overwritten what it returned.
         """
+        overwritten = {name for name, keep in self._keeps.items() if keep.is_overwritten}
         runs = {name: keep.runs for name, keep in self._keeps.items()}
         outputs = {name: keep.output for name, keep in self._keeps.items()}
         self.clear()
@@ -87,6 +101,11 @@ class Taps:
             if not isinstance(output, Tensor):
                 raise ValueError(
                     f"Module `{name}` should return one tensor. Found {type(output).__name__}."
+                )
+            if name in overwritten:
+                raise ValueError(
+                    f"What module `{name}` returns should stay as it is. Found that the model "
+                    "overwrites it, as an activation in place does. Name that module instead."
                 )
         return outputs
 

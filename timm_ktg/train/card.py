@@ -87,7 +87,9 @@ def _costs(directory: RunDirectory, target: str, cost: Cost) -> Iterator[str]:
         f"multiplication and an addition are two) and has {cost.parameters:,} parameters. "
         f"Training took {cost.training_flops / 1e6:,.1f} MFLOPs for each image in each epoch."
     )
-    first = [read_result(RunDirectory(folder)) for folder in directory.teachers.glob("*/")]
+    run = RunDirectory(directory.path.parent)
+    run = run if directory == run.best else directory  # the best epoch has the run's teachers
+    first = [read_result(RunDirectory(folder)) for folder in run.teachers.glob("*/")]
     flops = sum(each.cost.training_flops for each in first if each and each.cost)
     if flops:
         yield f"Training its teachers first took another {flops / 1e6:,.1f} MFLOPs."
