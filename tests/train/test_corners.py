@@ -196,3 +196,17 @@ def test_last_update_that_spoils_the_target_ends_the_run(
     assert "The last update of epoch 1 has spoiled a" in capsys.readouterr().err
     assert not (tmp_path / "run" / "summary.json").exists()
     assert len(metrics_of(tmp_path / "run")) == 1
+
+
+def test_tap_that_the_model_overwrites_is_refused_before_training() -> None:
+    edge = {"loss": "attention", "taps": "layer1.0.bn1"}
+    nodes: Values = {
+        "a": {"model": "resnet10t", "learns_from": {"label": "through", "b": edge}},
+        "b": {"model": "resnet10t", "learns_from": {"label": "through"}},
+    }
+    with pytest.raises(RecipeError) as caught:
+        build(recipe_values(nodes))
+    said = "What module `layer1.0.bn1` returns should stay as it is."
+    assert [line.partition(" Found")[0] for line in caught.value.problems] == [
+        f"graph.nodes.{name}: {said}" for name in nodes
+    ]

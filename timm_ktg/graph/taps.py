@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from ..errors import did_you_mean
 
 
+class TapError(ValueError):
+    """The output of a module cannot be handed over."""
+
+
 class _Keep:
     """A hook that keeps the last output, from the first `clear` on.
 
@@ -87,7 +91,7 @@ class Taps:
         """Return the outputs of the last forward by module name, and forget them.
 
         Raises:
-            ValueError: Since the last `read`, a module ran twice or not at all, or returned
+            TapError: Since the last `read`, a module ran twice or not at all, or returned
                 something other than one tensor, or the model has overwritten what it returned.
         """
         overwritten = {name for name, keep in self._keeps.items() if keep.is_overwritten}
@@ -97,13 +101,13 @@ class Taps:
         for name, output in outputs.items():
             if runs[name] != 1:
                 times = f"{runs[name]} times" if runs[name] else "not at all"
-                raise ValueError(f"Module `{name}` should run once in a forward. It ran {times}.")
+                raise TapError(f"Module `{name}` should run once in a forward. It ran {times}.")
             if not isinstance(output, Tensor):
-                raise ValueError(
+                raise TapError(
                     f"Module `{name}` should return one tensor. Found {type(output).__name__}."
                 )
             if name in overwritten:
-                raise ValueError(
+                raise TapError(
                     f"What module `{name}` returns should stay as it is. Found that the model "
                     "overwrites it, as an activation in place does. Name that module instead."
                 )

@@ -19,6 +19,7 @@ from ..graph.graph import KnowledgeTransferGraph
 from ..graph.label_losses import JSD_SPLITS
 from ..graph.losses import NodeOutput
 from ..graph.registry import Bound, shown
+from ..graph.taps import TapError
 from ..recipe.recipe import Recipe
 from ..recipe.train_config import TrainConfig
 
@@ -150,6 +151,9 @@ def check_outputs(
         try:
             outputs[name] = graph.members[name](images, outputs)
             found = list(outputs[name].logits.shape)
+        except TapError as error:
+            problems.append(f"graph.nodes.{name}: {error}")
+            continue
         except Exception as error:  # a model can raise anything for images it was not made for
             problems.append(
                 f"graph.nodes.{name}: cannot take images of {size[0]}x{size[1]}: {one_line(error)}"
