@@ -9,6 +9,7 @@ from torch import Tensor
 import timm_ktg as ktg
 from tests.recipe_cases import write_recipe
 from tests.search_cases import run_search, search_values
+from tests.tiny_data import TRAIN, VAL
 from timm_ktg.errors import RecipeError
 from timm_ktg.graph import gates
 from timm_ktg.recipe.search_command import parse_search
@@ -41,6 +42,20 @@ def test_search_calls_every_gate_before_its_first_trial(
     assert [line.partition(": ")[0] for line in said] == ["search.gates.2", "search.gates.3"]
     assert "hollow" in said[0] and "scalar" in said[1]
     assert not (tmp_path / "run").exists()
+
+
+def test_single_image_of_the_last_trainings_is_seen_before_the_trials(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = search_values(nodes=1, models=[], target_model="resnet10t", gates=["through"])
+    batch = TRAIN + VAL - 1  # only with the images that were held out, one is left over
+    values["train"]["batch_size"] = batch
+    recipe = write_recipe(tmp_path / "s.yaml", values)
+    assert run_search(recipe, "--dry-run", "--search.final_seeds", "[]") == 0
+    assert run_search(recipe, "--output-dir", tmp_path / "run") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    said = f"leaves a single image for an update: {TRAIN + VAL} images, {batch} a batch"
+    assert line.startswith(f"train.batch_size: {said}") and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("split", [["--data.val_split", "dev", "--data.holdout", "0"], []])

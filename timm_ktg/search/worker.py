@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from optuna import Study, Trial, get_all_study_names
 from optuna.storages import BaseStorage
 
@@ -19,7 +20,9 @@ from ..errors import RecipeError, located
 from ..graph.topology import CUTOFF
 from ..recipe.recipe import save_recipe
 from ..recipe.search_config import SearchConfig, SearchRecipe
+from ..recipe.splits import build_splits
 from ..tracking.wandb_run import mode_of
+from ..train.checks import smallest_update
 from ..train.seeds import with_seed
 from .canonical import FROZEN, LEARNS
 from .identity import identity_of
@@ -29,7 +32,7 @@ from .methods import Method, build_method
 from .objective import GraphObjective
 from .processes import WorkerProcesses, failures
 from .pruning import build_pruner
-from .recipes import RecipeBuilder, candidate_named, candidates_recipe, label_only
+from .recipes import RecipeBuilder, candidate_named, candidates_recipe, label_only, on_all_images
 from .result import Row, best_and_controls
 from .sampler import GraphSampler
 from .space import Choices, build_choices, controls
@@ -209,8 +212,14 @@ def check_candidates(recipe: SearchRecipe, processes: WorkerProcesses) -> None:
     Raises:
         RecipeError: All that is wrong.
     """
+    candidates = candidates_recipe(recipe)
     try:
-        processes.check(candidates_recipe(recipe))
+        processes.check(candidates)
+        if recipe.search.top_k and recipe.search.final_seeds:
+            whole = on_all_images(candidates)
+            images = len(build_splits(whole.data).train)
+            if smallest_update(whole, images, PartialState().num_processes) == 1:
+                processes.check(whole)  # what a single image does is seen now, not after all trials
     except RecipeError as error:
         problems = {candidate_named(each, recipe.search.models): None for each in error.problems}
         raise RecipeError(list(problems)) from None

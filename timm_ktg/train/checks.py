@@ -70,11 +70,9 @@ def check_lone_image(
         processes: The number of processes.
         alone: All views [V, 3, H, W] of an image, on the device.
     """
-    batch, parts = recipe.train.batch_size, recipe.train.grad_accum_steps
-    shares = {batch // processes, size % batch // processes} - {0}
-    smallest = min(len(part) for share in shares for part in torch.arange(share).chunk(parts))
-    if smallest > 1:
+    if smallest_update(recipe, size, processes) > 1:
         return
+    batch, parts = recipe.train.batch_size, recipe.train.grad_accum_steps
     before = {name: value.clone() for name, value in graph.state_dict().items()}
     labels = torch.zeros(len(alone), dtype=torch.int64, device=alone.device)
     graph.train()
@@ -88,6 +86,19 @@ def check_lone_image(
     finally:
         graph.load_state_dict(before)
         graph.eval()
+
+
+def smallest_update(recipe: Recipe, size: int, processes: int) -> int:
+    """Return how many images the smallest forward pass of an epoch has on a process.
+
+    Args:
+        recipe: The recipe.
+        size: Training images of an epoch.
+        processes: The number of processes.
+    """
+    batch, parts = recipe.train.batch_size, recipe.train.grad_accum_steps
+    shares = {batch // processes, size % batch // processes} - {0}
+    return min(len(part) for share in shares for part in torch.arange(share).chunk(parts))
 
 
 def check_views(recipe: Recipe) -> None:
