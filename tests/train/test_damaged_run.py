@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import timm_ktg.train.run
+from tests.disks import Disk
 from tests.recipe_cases import PLAIN, recipe_values, write_recipe
 from tests.training_cases import (
     assert_same_run,
@@ -172,7 +173,7 @@ def test_full_disk_ends_in_a_line_and_the_run_goes_on_when_there_is_room(
     whole = train_run(tmp_path / "whole", values)
     assert_same_run(whole, run)
     assert "lost" not in (tmp_path / "go.log").read_text()
-    assert not list(run.glob(".*"))
+    assert list(run.glob(".*")) == [run / ".lock"]
 
 
 def gone(run: Path) -> None:
@@ -180,7 +181,7 @@ def gone(run: Path) -> None:
 
 
 def read_only(run: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", str(run.parent)], check=True)
+    Disk(run.parent).lock()
 
 
 @pytest.mark.parametrize("what", [gone, read_only])
@@ -208,7 +209,7 @@ def test_folder_that_vanishes_or_is_locked_ends_the_run_in_a_line(
     assert line.startswith(str(run)) and "Traceback" not in err
     assert run.exists() == (what is read_only)
     if what is read_only:
-        small_disk("4m,rw")
+        Disk(run.parent).unlock()
         assert run_main("--resume", run) == 0
         assert len(metrics_of(run)) == 2
 
@@ -231,7 +232,7 @@ def test_overwrite_replaces_what_a_killed_run_left(tmp_path: Path) -> None:
     recipe = tmp_path / "run.yaml"
     assert run_main(recipe, "--output-dir", run) == 2
     assert run_main(recipe, "--output-dir", run, "--overwrite") == 0
-    assert not list(run.glob(".*"))
+    assert list(run.glob(".*")) == [run / ".lock"]
     # And where nothing but a leftover is there, nothing needs to be replaced.
     other = tmp_path / "other"
     other.mkdir()
