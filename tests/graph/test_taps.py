@@ -143,7 +143,7 @@ def test_output_that_the_model_overwrites_is_refused_at_reading(learns: bool) ->
     taps = Taps(model, ("layer1.0.bn1", "layer1.0.act1", "layer1"))
     with torch.set_grad_enabled(learns):
         model(torch.randn(2, 3, 32, 32))
-    said = "What module `layer1.0.bn1` returns should stay as it is. .*overwrites it"
+    said = "The output of module `layer1.0.bn1` should not be overwritten. .* tap that module"
     with pytest.raises(ValueError, match=said):
         taps.read()
     taps = Taps(model, ("layer1.0.act1", "layer1"))

@@ -77,7 +77,7 @@ def test_run_is_replaced_only_by_overwrite() -> None:
 def test_directory_is_held_by_one_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_directory, "_PATIENCE", 0.0)
     run = create_run_directory("digits", Path("mine"))
-    said = r"another command trains into mine\. If none does, remove mine/\.lock\."
+    said = r"mine is in use by another command\. If it is not, remove mine/\.lock\."
     with run.held(), pytest.raises(RecipeError, match=f"output-dir: {said}"), run.held():
         pass
     with run.held():  # what was refused, or has ended, holds nothing

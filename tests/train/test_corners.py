@@ -206,7 +206,7 @@ def test_tap_that_the_model_overwrites_is_refused_before_training() -> None:
     }
     with pytest.raises(RecipeError) as caught:
         build(recipe_values(nodes))
-    said = "What module `layer1.0.bn1` returns should stay as it is."
-    assert [line.partition(" Found")[0] for line in caught.value.problems] == [
+    said = "The output of module `layer1.0.bn1` should not be overwritten."
+    assert [line.partition(" An operation")[0] for line in caught.value.problems] == [
         f"graph.nodes.{name}: {said}" for name in nodes
     ]

@@ -113,7 +113,7 @@ def test_run_that_another_process_trains_is_left_alone(
     monkeypatch.setattr(run_directory, "_PATIENCE", 0.0)
     for arguments in (("--resume", run), (*new, "--overwrite")):
         assert run_main(*arguments) == 2
-        said = f"output-dir: another command trains into {run}. If none does, remove {run}/.lock."
+        said = f"output-dir: {run} is in use by another command. If it is not, remove {run}/.lock."
         assert said in " ".join(capsys.readouterr().err.split())
     kill_when(process, run / "recipe.yaml")
     epochs = [line["epoch"] for line in metrics_of(run)]

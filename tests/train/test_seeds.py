@@ -70,7 +70,7 @@ def test_seed_that_another_command_trains_is_left_alone(
     with RunDirectory(path / "seed-5").held():
         for arguments in (("--resume", path), (*new, "--overwrite")):
             assert run_main(*arguments) == 2
-            said = f"output-dir: another command trains into {path}/seed-5."
+            said = f"output-dir: {path}/seed-5 is in use by another command."
             assert said in capsys.readouterr().err
     after = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
     assert after == before

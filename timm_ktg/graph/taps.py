@@ -45,7 +45,7 @@ class _Keep:
 
 
 def _version(output: Any) -> int | None:
-    """Return a number that changes when a tensor is changed in place; None: nobody counts."""
+    """Return a number that changes when a tensor is changed in place; None: it has none."""
     if not isinstance(output, Tensor) or output.is_inference():
         return None
     return output._version
@@ -108,8 +108,8 @@ class Taps:
                 )
             if name in overwritten:
                 raise TapError(
-                    f"What module `{name}` returns should stay as it is. Found that the model "
-                    "overwrites it, as an activation in place does. Name that module instead."
+                    f"The output of module `{name}` should not be overwritten. An operation in "
+                    "place, such as an activation, does so; tap that module instead."
                 )
         return outputs
 

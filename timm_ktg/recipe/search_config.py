@@ -232,7 +232,7 @@ def kinds_of(frozen: bool) -> tuple[Kind, ...]:
 
 
 def _tests(search: Any) -> bool:
-    """Say whether a section `search`, unchecked, has its best graphs tested."""
+    """Return whether the best graphs of an unchecked section `search` will be tested."""
     if not isinstance(search, Mapping):
         return False
     seeds, best = search.get("final_seeds", True), search.get("top_k", 1)

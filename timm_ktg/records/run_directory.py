@@ -20,8 +20,8 @@ from .result import RunResult
 
 RUNS = Path("runs")
 
-# The loader processes of a killed run notice within 5 s that they are alone; until then they may
-# hold its lock.
+# The loader processes of a killed run notice within 5 s that they are alone. Until then they hold
+# its lock with old versions of filelock (3.12 was tried; with 4.3 they do not).
 _PATIENCE = 10.0  # seconds
 
 
@@ -139,7 +139,7 @@ class RunDirectory:
         The kernel ends the lock of a killed process.
 
         Raises:
-            RecipeError: Another command trains into it.
+            RecipeError: Another command is training into it.
             StorageError: Nothing can be written there.
         """
         lock = FileLock(self.lock, _PATIENCE)
@@ -149,8 +149,8 @@ class RunDirectory:
                 try:
                     lock.acquire()
                 except Timeout:
-                    said = f"another command trains into {self.path}"
-                    problem = f"output-dir: {said}. If none does, remove {self.lock}."
+                    said = f"{self.path} is in use by another command"
+                    problem = f"output-dir: {said}. If it is not, remove {self.lock}."
                     raise RecipeError([problem]) from None
             yield
         finally:

@@ -215,8 +215,8 @@ def check_candidates(recipe: SearchRecipe, processes: WorkerProcesses) -> None:
     candidates = candidates_recipe(recipe)
     try:
         processes.check(candidates)
-        if recipe.search.top_k and recipe.search.final_seeds:
-            whole = on_all_images(candidates)
+        whole = on_all_images(candidates)
+        if recipe.data.holdout and recipe.search.top_k and recipe.search.final_seeds:
             images = len(build_splits(whole.data).train)
             if smallest_update(whole, images, PartialState().num_processes) == 1:
                 processes.check(whole)  # what a single image does is seen now, not after all trials

@@ -47,7 +47,8 @@ class SuiteCommand:
         seeds: Planned seeds; none: all.
         page: Only write the page.
         dry_run: Only say what would be trained.
-        example: The recipe of one of the trainings; None: none will be trained.
+        left: The runs to train; empty if only the page is written.
+        example: The recipe of one of them; None: nothing will be trained.
     """
 
     suite: SuiteConfig
@@ -59,6 +60,7 @@ class SuiteCommand:
     seeds: tuple[int, ...]
     page: bool
     dry_run: bool
+    left: tuple[Planned, ...] = ()
     example: Recipe | None = None
 
 
@@ -126,7 +128,12 @@ def _command(given: Namespace) -> SuiteCommand:
         given.page,
         given.dry_run,
     )
-    if command.page or command.dry_run:
+    if command.page:
+        return command
+    worker = SuiteWorker(suite, command.output_dir, command.table, WorkerProcesses())
+    left = worker.left(command.datasets, command.methods, command.seeds)
+    command = replace(command, left=tuple(left))
+    if command.dry_run:
         return command
     example = _example(command)
     choose_device(example.train.device)
@@ -174,7 +181,7 @@ def _work(command: SuiteCommand) -> dict[str, str]:
         return {}
     worker = SuiteWorker(suite, command.output_dir, command.table, processes)
     try:
-        worker.work(worker.left(command.datasets, command.methods, command.seeds))
+        worker.work(command.left)
     except RecipeError:
         processes.dismiss()
         raise
@@ -186,7 +193,7 @@ def _work(command: SuiteCommand) -> dict[str, str]:
 def _example(command: SuiteCommand) -> Recipe:
     """Return the recipe of one of the trainings, which have one precision and one device.
 
-    Those are counted whose teachers are still to be trained, but not the teachers that are done.
+    Teachers that are still to be trained are among them, but not those that are done.
 
     Raises:
         RecipeError: They have several.
@@ -200,7 +207,7 @@ def _example(command: SuiteCommand) -> Recipe:
     }
     if not chosen:
         raise RecipeError(["methods: should belong to one of the data sets. Found none that does."])
-    left = {(run.dataset, run.method) for run in _left(command)}
+    left = {(run.dataset, run.method) for run in command.left}
     recipes = [suite.recipe(*each, 0, {}) for each in sorted(chosen | left)]
     for field in ("mixed_precision", "device"):
         found = ", ".join(sorted({str(getattr(recipe.train, field)) for recipe in recipes}))
@@ -211,15 +218,10 @@ def _example(command: SuiteCommand) -> Recipe:
     return recipes[0]
 
 
-def _left(command: SuiteCommand) -> list[Planned]:
-    worker = SuiteWorker(command.suite, command.output_dir, command.table, WorkerProcesses())
-    return worker.left(command.datasets, command.methods, command.seeds)
-
-
 def _say_plan(command: SuiteCommand) -> None:
-    left = _left(command)
-    say(f"{len(left)} run{'s' * (len(left) != 1)} to train.")
-    for run in left:
+    left = len(command.left)
+    say(f"{left} run{'s' * (left != 1)} to train.")
+    for run in command.left:
         say(f"  {run.name}")
 
 

@@ -91,8 +91,8 @@ class Planned:
         return self.suite.recipe(self.dataset, self.method, self.seed, files)
 
     @property
-    def commit(self) -> Path:
-        """File of the commit that trains it, or goes on with it; see `current_commit`."""
+    def commit_file(self) -> Path:
+        """Names the commit that trained it, or went on with it last; see `current_commit`."""
         return self.directory.path.with_name(f".{self.directory.path.name}.commit")
 
     def row(self) -> Run | None:
@@ -107,8 +107,8 @@ class Planned:
         if result.split != "test" or result.images is None:
             raise RecipeError([f"{self.name}: should have test images. Found {result.split} only."])
         commit = result.packages["timm_ktg"]  # earlier versions wrote down no commit
-        if self.commit.is_file():
-            commit = self.commit.read_text().strip()
+        if self.commit_file.is_file():
+            commit = self.commit_file.read_text(encoding="utf-8").strip()
         last, cost = read_epochs(self.directory)[-1], result.cost
         return Run(
             dataset=self.dataset,

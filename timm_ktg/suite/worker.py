@@ -88,7 +88,7 @@ class SuiteWorker:
                 if not run.directory.summary.exists():
                     say(f"Training {run.name}.")
                     recipe = run.recipe
-                    write_whole(run.commit, f"{self.commit}\n")
+                    write_whole(run.commit_file, f"{self.commit}\n")
                     self.processes.final(recipe, recipe.train.seed, folder)
                 self._note(run)
         except Timeout:

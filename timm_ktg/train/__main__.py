@@ -200,7 +200,7 @@ def _made(command: Command, recipe: Recipe, held: ExitStack) -> RunDirectory:
     Args:
         command: The command.
         recipe: The resolved recipe.
-        held: Is given the lock of the directory.
+        held: Takes over the lock of the directory.
     """
     if command.resume:
         directory = RunDirectory(command.resume)

@@ -126,8 +126,8 @@ def create_accelerator(recipe: Recipe) -> Accelerator:
         torch.backends.cudnn.deterministic = True
     parts = get_int_from_env(["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"], 1)
     if parts != 1:  # accelerate would divide every gradient by it
-        said = f"is set by train.grad_accum_steps. Found {parts} in the environment"
-        raise RecipeError([f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS: {said}; unset it."])
+        said = f"should not be set; use train.grad_accum_steps instead. Found {parts}."
+        raise RecipeError([f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS: {said}"])
     with located("train.mixed_precision"):
         accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision or _precision())
         if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
