@@ -111,7 +111,7 @@ def test_missing_and_stale_runs_are_said_and_not_averaged(
     text = write_page(suite, table, "s.yml").read_text()
     assert "- **Missing**: teacher: seeds 0, 1, 2; kd: seeds 1, 2." in text
     assert "the plan has changed since: kd seed 1 (old), kd seed 7 (" in text
-    assert "| kd | 30.00 (n=1) |" in text and "99" not in text
+    assert "| kd | 30.00 (n=1) |" in text and "99.00" not in text
     assert "Too few seeds to say what differs from labels alone." in text
 
 
