@@ -25,6 +25,10 @@ MUTUAL: Values = {
         "learns_from": {"label": "linear", "a": {"gate": "through", "temperature": 2.0}},
     },
 }
+NORMED: Values = {
+    name: {**node, "model_kwargs": {**node.get("model_kwargs", {}), "norm": True}}
+    for name, node in MUTUAL.items()
+}
 PLAIN: Values = {"a": {"model": "ktg_tiny", "learns_from": {"label": "through"}}}
 NO_AUGMENTATION: Values = {"pad": 0, "hflip": 0.0}
 TWO: Values = {"learns_from": {"label": "through", "helper": "through"}}

@@ -26,7 +26,9 @@ from tests import edge_modules
 from tests.recipe_cases import Values, write_recipe
 from timm_ktg.graph import gates, label_losses, losses
 from timm_ktg.recipe.recipe import check_recipe, load_recipe
+from timm_ktg.records.metrics import Metrics
 from timm_ktg.train.identity import Identity
+from timm_ktg.train.loop import start_epoch, train_epoch
 from timm_ktg.train.training import Training, build_training
 
 # Tests train on the CPU, because many compare bits. KTG_TEST_DEVICE=cuda lets them train on a GPU.
@@ -120,6 +122,25 @@ def build(values: Values) -> Training:
     torch.manual_seed(77)  # nothing should depend on it
     accelerator = Accelerator(cpu=ON_CPU, mixed_precision=recipe.train.mixed_precision)
     return build_training(recipe, accelerator)
+
+
+def train(training: Training, epochs: int = 1) -> list[Metrics]:
+    """Train some epochs and return their figures."""
+    return [train_epoch(training, start_epoch(training)) for _ in range(epochs)]
+
+
+def spy_on_losses(training: Training, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list that will hold outputs, labels and losses of every update."""
+    steps: list[Any] = []
+    losses = training.graph.losses
+
+    def spy(outputs: dict[str, ktg.NodeOutput], labels: Tensor, progress: float) -> ktg.GraphLosses:
+        found = losses(outputs, labels, progress)
+        steps.append((outputs, labels, found))
+        return found
+
+    monkeypatch.setattr(training.graph, "losses", spy)
+    return steps
 
 
 def identity_in(state: Path) -> Identity:

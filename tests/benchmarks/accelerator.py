@@ -32,10 +32,9 @@ import gc
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import timm
 import torch
@@ -43,11 +42,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from timm.optim import create_optimizer_v2
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import timm_ktg as ktg
+from tests.benchmarks.device_limits import Bytes, rates, wait
 from tests.benchmarks.ratios import provenance
 from timm_ktg.data import MemoryLoader
 from timm_ktg.graph.table import LogitTable
@@ -97,22 +95,6 @@ class Cost:
 
     ms: tuple[float, ...]
     memory: float
-
-
-class Bytes(TorchDispatchMode):
-    """Counts what operators read and write; views cost nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-        made = [each for each in tree_leaves(output) if isinstance(each, Tensor)]
-        if not func.is_view:
-            self.total += sum(each.nbytes for each in (*given, *made))
-        return output
 
 
 class Run:
@@ -257,38 +239,6 @@ def endless(loader: MemoryLoader, setting: Setting) -> Iterator[Batch]:
     for epoch in itertools.count():
         loader.set_epoch(epoch)
         yield from itertools.islice(loader.draws(), len(loader.images) // setting.batch_size)
-
-
-def wait(device: torch.device) -> None:
-    """Wait until a device has done what it was asked."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def rate(work: Callable[[], object], amount: float, device: torch.device) -> float:
-    """Return how much a second a device does at best, of 5 rounds of 10."""
-    best = 0.0
-    for _ in range(6):
-        wait(device)
-        start = time.perf_counter()
-        for _ in range(10):
-            work()
-        wait(device)
-        best = max(best, 10 * amount / (time.perf_counter() - start))
-    return best
-
-
-def rates(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """Return operations a second of a matrix product, and bytes a second of a copy."""
-    size, numbers = (8192, 2**30) if device.type == "cuda" else (1024, 2**24)
-    first, second = (torch.randn(2, size, size, device=device, dtype=dtype)).unbind()
-    source = torch.zeros(numbers, device=device, dtype=torch.uint8)
-    copy = torch.empty_like(source)
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32  # as convolutions do
-    product = rate(lambda: first @ second, 2 * size**3, device)
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    return product, rate(lambda: copy.copy_(source), 2 * numbers, device)
 
 
 def line(graph: int, mode: str, cost: Cost, alone: float, floor: float) -> str:
