@@ -115,6 +115,19 @@ def test_missing_and_stale_runs_are_said_and_not_averaged(
     assert "Too few seeds to say what differs from labels alone." in text
 
 
+def test_data_set_without_the_base_says_why_nothing_is_compared(tmp_path: Path) -> None:
+    values = suite_values()
+    values["datasets"]["digits"]["methods"] = ["kd"]
+    suite = load_suite(write_suite(tmp_path / "s.yml", values))
+    table = tmp_path / "r.csv"
+    add_runs(table, [run_of(suite, "kd", seed, 31.0 + seed) for seed in range(3)])
+    lines = write_page(suite, table, "s.yml").read_text().splitlines()
+    assert [line for line in lines if "Nothing is compared" in line] == [
+        "- Nothing is compared with labels alone, because it is not among the methods of this data "
+        "set."
+    ]
+
+
 def test_rows_of_a_data_set_that_is_gone_are_said(suite: SuiteConfig, tmp_path: Path) -> None:
     table = filled(suite, tmp_path / "r.csv")
     add_runs(table, [run_of(suite, "alone", 0, 28.0, dataset="former")])

@@ -203,6 +203,12 @@ def _notes(results: Results) -> Iterator[str]:
         ("timm", {run.timm for run in runs}),
     ):
         yield f"- {name}: {', '.join(sorted(values))}."
+    methods = results.suite.methods_of(results.dataset)
+    for absent in (base for base in results.suite.bases if base not in methods):
+        yield (
+            f"- Nothing is compared with {results.name_of(absent)}, because it is not among the "
+            "methods of this data set."
+        )
     if results.missing:
         yield f"- **Missing**: {'; '.join(results.missing)}."
     if results.stale:
