@@ -52,6 +52,23 @@ def test_linear_net_costs_what_one_counts_by_hand() -> None:
     assert found == Cost(FORWARD + BACKWARD, FORWARD, PARAMETERS)
 
 
+def test_module_that_is_called_on_a_parameter_is_counted() -> None:
+    class Token(Linear):  # as the class token of timm's CaiT, which is normalized by itself
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = nn.Parameter(torch.zeros(1, CLASSES))
+            self.mix = nn.Linear(CLASSES, CLASSES, bias=False)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images) + self.mix(self.token)
+
+    graph = KnowledgeTransferGraph([Node("a", Token())], [Edge("label", "a")], "a")
+    mix = 2 * CLASSES * CLASSES  # of one token, whatever the batch; backward, of both factors
+    found = cost_of(graph, torch.randn(1, 3, 4, 4))
+    assert found.inference_flops == FORWARD + mix
+    assert found.training_flops == FORWARD + BACKWARD + 3 * mix
+
+
 def test_hidden_layer_passes_gradients_on() -> None:
     net = TinyNet(num_classes=CLASSES, norm=False)  # 4 patches of 48 numbers, 8 channels, 32 to C
     graph = KnowledgeTransferGraph([Node("a", net)], [Edge("label", "a")], "a")

@@ -54,6 +54,27 @@ def cost_of(
     )
 
 
+class _NoModules:
+    """Takes the place of the counter's module tracker, because only the sum is wanted.
+
+    The tracker fails where a module is called on a parameter, as in timm's CaiT, TNT and SigLIP.
+    """
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def _counter() -> FlopCounterMode:
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    return counter
+
+
 def _count_losses(
     graph: KnowledgeTransferGraph, outputs: Mapping[str, NodeOutput]
 ) -> tuple[int, dict[str, tuple[int, ...]]]:
@@ -68,7 +89,7 @@ def _count_losses(
     places = [(name, at) for name, end in ends.items() for at in range(len(_tensors(end)))]
     tensors = [tensor for end in ends.values() for tensor in _tensors(end)]
     own = [each for each in graph.edge_modules.parameters() if each.requires_grad]
-    counter = FlopCounterMode(display=False)
+    counter = _counter()
     with counter if own or len(tensors) > len(ends) else nullcontext():
         total = graph.losses(ends, labels).total
         gradients = torch.autograd.grad(total, [*tensors, *own], allow_unused=True)
@@ -94,7 +115,7 @@ def _count_network(
     key = (str(network), network.size, *parts, images.shape, received)
     if key not in known:
         trained = [each for each in network.parameters() if each.requires_grad]
-        with torch.set_grad_enabled(bool(received)), FlopCounterMode(display=False) as counter:
+        with torch.set_grad_enabled(bool(received)), _counter() as counter:
             tensors = _tensors(network(images, {}))
             if received:
                 ends = [tensors[at] for at in received]
@@ -112,7 +133,7 @@ def _attached(output: NodeOutput) -> NodeOutput:
     """Return a copy of an output whose tensors take gradients."""
 
     def attached(tensor: Tensor) -> Tensor:
-        return tensor.detach().clone().requires_grad_() * 1  # the counter cannot handle leaves
+        return tensor.detach().clone().requires_grad_()
 
     features = {name: attached(each) for name, each in output.features.items()}
     heads = {name: attached(each) for name, each in output.heads.items()}
