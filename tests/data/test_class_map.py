@@ -37,6 +37,11 @@ def test_order_of_the_file_is_that_of_the_labels(tmp_path: Path) -> None:
     assert plain.fingerprint != found.fingerprint
 
 
+def test_file_may_begin_with_the_mark_that_windows_writes(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("cat\r\ndog\r\n", encoding="utf-8-sig")
+    assert read_class_map(str(tmp_path / "classes.txt")) == ("cat", "dog")
+
+
 def test_images_of_other_classes_are_left_out(tmp_path: Path) -> None:
     save(tmp_path / "data", train=rows(9), test=rows(6))
     listed = class_map(tmp_path, "class 2\nclass 1")

@@ -1,5 +1,7 @@
 """Where images come from: a folder gives its own files, whatever was read before."""
 
+import os
+import shutil
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -100,6 +102,70 @@ def test_link_to_a_folder_of_a_class_is_refused(workplace: Path, is_flat: bool) 
     where = link.relative_to(folder)
     with pytest.raises(ValueError, match=f"^data.dataset: `{where}` should be a folder. Found a l"):
         load_splits(str(folder), test_split=None)
+
+
+@pytest.mark.parametrize("is_flat", [True, False])
+@pytest.mark.parametrize("name", ["photos[1]", "ph?tos", "pho*s"])
+def test_folder_named_like_a_pattern_gives_its_own_images(
+    workplace: Path, name: str, is_flat: bool
+) -> None:
+    for folder, classes in (("photos1", ("bear", "fox")), ("photos", ("fox", "wolf"))):
+        write_images(workplace / folder / ("" if is_flat else "train"), classes)
+    write_images(workplace / name / ("" if is_flat else "train"), ("cat", "dog"))
+    for load in (load_splits, load_streams):
+        assert load(str(workplace / name), test_split=None).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("card", [CARD, None])
+def test_parquet_in_a_folder_named_like_a_pattern_is_refused(
+    workplace: Path, card: str | None
+) -> None:
+    folder = workplace / "photos[1]"
+    folder.mkdir()
+    if card is not None:
+        (folder / "README.md").write_text(card)
+    pq.write_table(pa.table({"label": [0, 1]}), folder / "train.parquet")
+    with pytest.raises(ValueError, match=r"\[1\]` should not have \*, \? or \[ in its name"):
+        load_source(str(folder))
+
+
+def test_path_that_datasets_would_cut_is_refused(workplace: Path) -> None:
+    write_images(workplace / "a::b" / "train", ("cat", "dog"))
+    with pytest.raises(ValueError, match="`.*a::b` should have no `::` in its path"):
+        load_source(str(workplace / "a::b"))
+
+
+@pytest.mark.parametrize("where", ["__background__", "train/__background__", "train/dog/__more"])
+def test_folder_of_images_that_datasets_leaves_out_is_refused(workplace: Path, where: str) -> None:
+    folder = workplace / "photos"
+    write_images(folder / "train" if "train" in where else folder, ("cat", "dog"))
+    write_images(folder, (where,))
+    with pytest.raises(ValueError, match=f"^data.dataset: `{where}` should not begin with `__`"):
+        load_source(str(folder))
+
+
+def test_hidden_files_and_empty_folders_are_left_out(workplace: Path) -> None:
+    folder = workplace / "photos" / "train"
+    write_images(folder, ("cat", "dog", ".thumbnails"))
+    (folder / "__pycache__").mkdir()
+    (folder / "__MACOSX").mkdir()
+    (folder / "__MACOSX" / "._0.png").touch()
+    assert places(workplace / "photos", "train") == {"train/cat": 3, "train/dog": 3}
+
+
+def test_link_to_a_folder_inside_a_class_is_refused(workplace: Path) -> None:
+    write_images(workplace / "photos" / "train", ("cat", "dog"))
+    (workplace / "photos" / "train" / "cat" / "more").symlink_to(workplace)
+    with pytest.raises(ValueError, match="^data.dataset: `train/cat/more` should be a folder."):
+        load_source(str(workplace / "photos"))
+
+
+def test_reason_why_a_folder_cannot_be_read_is_said(workplace: Path) -> None:
+    write_images(workplace / "photos" / "train", ("cat", "dog"))
+    odd = os.fsencode(workplace / "photos" / "train" / "cat") + b"/caf\xe9.png"
+    shutil.copy(workplace / "photos" / "train" / "cat" / "0.png", odd)
+    with pytest.raises(ValueError, match=r"the name '.*caf\\udce9.png' is not UTF-8"):
+        load_source(str(workplace / "photos"))
 
 
 def test_folder_of_a_split_is_not_always_called_as_its_split(workplace: Path) -> None:

@@ -140,6 +140,14 @@ def test_vit_at_another_size_hints_at_its_argument(refused: Refused) -> None:
     assert line.endswith("Did you mean `model_kwargs: {img_size: 64}`?")
 
 
+def test_average_of_a_node_that_cannot_take_the_images_is_not_blamed(refused: Refused) -> None:
+    student = {"model": "vit_tiny_patch16_224", **LABEL_ONLY}
+    values = recipe(student, data={"img_size": 64, "pad": 4})
+    values["graph"] = {"target": "slow", "nodes": {"student": student, "slow": {"ema": "student"}}}
+    (line,) = refused(values)
+    assert line.startswith("graph.nodes.student: cannot take images of 64x64")
+
+
 def test_flat_folder_hints_at_no_test_split(refused: Refused) -> None:
     for name in ("cat", "dog"):
         Path("flat", name).mkdir(parents=True)

@@ -1,17 +1,22 @@
 """From the section `data` to loaders: what a recipe says reaches timm's transforms."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features
+from datasets import Image as ImageFeature
+from PIL import Image
 from torch import Tensor
 
 import timm_ktg  # noqa: F401 registers the models
 from tests.recipe_cases import recipe
 from timm_ktg.errors import RecipeError
+from timm_ktg.recipe.data_config import DataConfig
 from timm_ktg.recipe.images import Images, ProcessInfo, build_images
 from timm_ktg.recipe.recipe import check_recipe
 from timm_ktg.recipe.splits import build_splits
@@ -105,3 +110,37 @@ def test_prefetcher_makes_the_same_batches(
     torch.testing.assert_close(evaluated, expected)
     unlike = ((found - plain).abs() > 1e-5).flatten(1).any(1)
     assert unlike.all() if reprob else not unlike.any()
+
+
+def test_size_is_that_of_which_the_target_was_built() -> None:
+    target = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, dynamic_img_size=True, num_classes=10, depth=1
+    )
+    mine = check_recipe(recipe(data={"pipeline": "timm", "workers": 0, "pad": 4, "crop_pct": 1.0}))
+    process = ProcessInfo(torch.device("cpu"))
+    found = build_images(mine, build_splits(mine.data), target, process)
+    assert found.size == (32, 32) and next(iter(found.train))[0].shape[-2:] == (32, 32)
+
+
+def test_channel_that_is_the_same_in_all_images_is_named(workplace: Path) -> None:
+    for label in ("cat", "dog"):
+        (workplace / "photos" / "train" / label).mkdir(parents=True)
+        for number in range(3):
+            image = Image.new("RGB", (8, 8), (number, number, 7))
+            image.save(workplace / "photos" / "train" / label / f"{number}.png")
+    data = {"dataset": str(workplace / "photos"), "test_split": None, "holdout": 0}
+    mine = check_recipe(recipe(data=data))
+    model = timm.create_model("resnet8_cifar", num_classes=2)
+    with pytest.raises(RecipeError, match="data.std: should be given, with data.mean: channel 2 i"):
+        build_images(mine, build_splits(mine.data), model, ProcessInfo(torch.device("cpu")))
+
+
+def test_data_with_one_class_are_refused(workplace: Path) -> None:
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["cat"])})
+    pixels = [np.zeros((8, 8, 3), np.uint8)] * 4
+    DatasetDict(
+        train=Dataset.from_dict({"image": pixels, "label": [0] * 4}, features)
+    ).save_to_disk(str(workplace / "saved"))
+    data = DataConfig(dataset=str(workplace / "saved"), test_split=None)
+    with pytest.raises(RecipeError, match="`label` should have two classes or more. Found only `c"):
+        build_splits(data)

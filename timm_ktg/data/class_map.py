@@ -21,7 +21,7 @@ def read_class_map(path: str) -> tuple[str, ...]:
         ValueError: The file cannot be read, or a class is missing or listed twice.
     """
     try:
-        names = tuple(Path(path).read_text(encoding="utf-8").split("\n"))
+        names = tuple(Path(path).read_text(encoding="utf-8-sig").split("\n"))
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is no text"
         raise ValueError(f"data.class_map: `{path}` cannot be read: {why}.") from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -120,21 +122,26 @@ def _files_by_split(path: str) -> dict[str, Any]:
         The argument for `load_dataset`; none, if the folder does not say, or its card does.
 
     Raises:
-        ValueError: A class's folder is a link, which Datasets does not follow.
+        ValueError: Datasets would read other images, or leave some out.
     """
     folder = Path(path)
-    if not folder.is_dir() or _states_files(folder / "README.md"):
+    if not folder.is_dir():
+        return {}
+    if _states_files(folder / "README.md"):
+        _refuse_patterns(path)
         return {}
     inside = [each for each in sorted(folder.iterdir()) if _is_visible_folder(each)]
     splits = [each for each in inside if each.name.lower() in _SPLIT_OF]
     is_flat = len(inside) > len(splits) and all(map(_holds_images, inside))
-    for each in inside if is_flat else splits:
-        _refuse_links(folder, [each] if is_flat else each.iterdir())
+    for each in [folder] if is_flat else splits:
+        _refuse_left_out(folder, each)
     if is_flat:
-        return {"data_files": {"train": "**"}}
+        return {"data_files": {"train": f"{glob.escape(path)}/**"}}
     files: dict[str, list[str]] = {}
     for each in splits:
-        files.setdefault(split_named(each.name), []).append(f"{each.name}/**")
+        files.setdefault(split_named(each.name), []).append(f"{glob.escape(str(each))}/**")
+    if not files:
+        _refuse_patterns(path)
     return {"data_files": files} if files else {}
 
 
@@ -148,27 +155,58 @@ def _is_visible_folder(path: Path) -> bool:
 
 
 def _holds_images(folder: Path) -> bool:
-    """Return whether a folder holds an image file itself."""
+    """Return whether a folder holds an image file itself; hidden ones do not count."""
     from PIL import Image
 
     endings = Image.registered_extensions()
-    return any(each.suffix.lower() in endings and each.is_file() for each in folder.iterdir())
+    return any(
+        each.suffix.lower() in endings and each.is_file()
+        for each in folder.iterdir()
+        if not each.name.startswith(".")
+    )
 
 
-def _refuse_links(folder: Path, paths: Iterable[Path]) -> None:
-    """Raise ValueError if one of some paths is a link to a folder."""
-    for each in paths:
-        if each.is_symlink() and each.is_dir():
-            raise ValueError(
-                f"data.dataset: `{each.relative_to(folder)}` should be a folder. Found a link to "
-                "one, which Datasets does not follow; links to files are read."
-            )
+def _refuse_left_out(folder: Path, root: Path) -> None:
+    """Raise ValueError if Datasets would leave out images below a folder, and not say so.
+
+    Args:
+        folder: The data set, which messages leave out of a path.
+        root: The folder to look through; hidden folders are not looked into.
+    """
+    for parent, names, _ in os.walk(root):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        for each in (Path(parent, name) for name in names):
+            where = f"data.dataset: `{each.relative_to(folder)}` should"
+            if each.is_symlink():
+                raise ValueError(
+                    f"{where} be a folder. Found a link to one, which Datasets does not follow; "
+                    "links to files are read."
+                )
+            if each.name.startswith("__") and _holds_images(each):
+                raise ValueError(
+                    f"{where} not begin with `__`, because Datasets leaves such folders out. Give "
+                    "it another name, or move it away."
+                )
+
+
+def _refuse_patterns(path: str) -> None:
+    """Raise ValueError if Datasets would take a folder's name for a pattern."""
+    if glob.escape(path) != path:
+        raise ValueError(
+            f"data.dataset: `{path}` should not have *, ? or [ in its name, because Datasets takes "
+            "it for a pattern."
+        )
 
 
 def _path_of(dataset: str) -> str:
     """Return what Datasets knows a folder or a data set on the hub by."""
     folder = Path(dataset).expanduser()
     if folder.is_dir():
+        if "::" in str(folder.resolve()):
+            raise ValueError(
+                f"data.dataset: `{dataset}` should have no `::` in its path, because Datasets "
+                "takes it for the end of the path."
+            )
         # The path is absolute because Datasets takes a folder named like a builder for the builder.
         return str(folder.resolve())
     if not HUB_ID.fullmatch(dataset):
@@ -230,7 +268,11 @@ def _load(dataset: str, path: str, dataset_config: str | None, **options: Any) -
     """Let Datasets read a folder or a hub id, and turn its many errors into one line."""
     from datasets import config, load_dataset
     from datasets.data_files import EmptyDatasetError
-    from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
+    from datasets.exceptions import (
+        DataFilesNotFoundError,
+        DatasetGenerationError,
+        DatasetNotFoundError,
+    )
 
     try:
         splits: Mapping[str, Any] = load_dataset(path, dataset_config, **options)
@@ -244,7 +286,13 @@ def _load(dataset: str, path: str, dataset_config: str | None, **options: Any) -
     except Exception as error:  # all kinds, and all for the user to fix
         if isinstance(error, ValueError):
             _check_config(path, dataset_config)
-        _refuse(dataset, f"cannot be read: {first_line(error)}", error)
+        # Datasets' own error while it reads says nothing but that there was one.
+        is_empty = isinstance(error, DatasetGenerationError)
+        cause = error.__cause__ if is_empty and error.__cause__ else error
+        said = first_line(cause)
+        if isinstance(cause, UnicodeEncodeError):
+            said = f"the name {cause.object!a} is not UTF-8"
+        _refuse(dataset, f"cannot be read: {said}", error)
     return splits
 
 

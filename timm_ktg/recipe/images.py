@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import timm
 import torch
 from timm.data import resolve_model_data_config
+from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from ..data import (
@@ -100,10 +101,19 @@ def with_images_of(data: DataConfig, model: str, arguments: Mapping[str, Any]) -
     if data.pipeline != "timm" or (data.img_size is not None and data.crop_pct is not None):
         return data
     with torch.random.fork_rng():
-        config = resolve_model_data_config(timm.create_model(model, **arguments))
+        config = model_data_config(timm.create_model(model, **arguments))
     seen = {"img_size": int(config["input_size"][-1]), "crop_pct": config["crop_pct"]}
     given = data.model_dump(include=set(seen), exclude_none=True)
     return data.model_copy(update={**seen, **given})
+
+
+def model_data_config(model: nn.Module) -> dict[str, Any]:
+    """Return how timm prepares images for a model, of the size that the model was built for.
+
+    timm's own function gives the size of the pretrained weights, whatever `img_size` was built.
+    """
+    size = get_model_input_config(model)["input_size"]
+    return {**resolve_model_data_config(model), "input_size": size}
 
 
 def build_images(recipe: Recipe, splits: Splits, target: nn.Module, process: ProcessInfo) -> Images:
@@ -136,7 +146,7 @@ def _in_memory(recipe: Recipe, splits: Splits, target: nn.Module, process: Proce
     _check_sizes({role: images for role, (images, _) in every.items()})
     pixels, labels = every["training"]
     image_size = (pixels.shape[-2], pixels.shape[-1])
-    mean, std = (data.mean, data.std) if data.mean and data.std else channel_stats(pixels)
+    mean, std = (data.mean, data.std) if data.mean and data.std else _measured(pixels)
     pixels, labels = pixels.to(process.device), labels.to(process.device)  # once for all seeds
 
     def loader(pixels: Tensor, labels: Tensor, train: bool = False, seed: int = 0) -> Loader:
@@ -175,8 +185,23 @@ def _in_memory(recipe: Recipe, splits: Splits, target: nn.Module, process: Proce
     )
 
 
+def _measured(pixels: Tensor) -> tuple[Channels, Channels]:
+    """Return mean and standard deviation of each channel of the images.
+
+    Raises:
+        ValueError: A channel is the same everywhere.
+    """
+    mean, std = channel_stats(pixels)
+    if 0 in std:
+        raise ValueError(
+            f"data.std: should be given, with data.mean: channel {std.index(0)} is the same in all "
+            "training images, so its standard deviation is 0."
+        )
+    return mean, std
+
+
 def _by_timm(recipe: Recipe, splits: Splits, target: nn.Module, process: ProcessInfo) -> Images:
-    data, config, test = recipe.data, resolve_model_data_config(target), splits.test
+    data, config, test = recipe.data, model_data_config(target), splits.test
     for role, split in _roles(splits).items():
         _checked(role, lambda split: _check_readable(split, splits.input_key), split)
     mean = data.mean or fitted(config["mean"], data.in_chans)

@@ -24,21 +24,29 @@ def build_splits(data: DataConfig) -> Splits:
     Raises:
         RecipeError: The data set or its splits are wrong.
     """
-    which = {name: getattr(data, name) for name in _WHICH}
     try:
-        if data.streaming:
-            return load_streams(
-                **which, train_num_samples=data.train_num_samples, num_classes=data.num_classes
-            )
-        return load_splits(
-            **which,
-            holdout=data.holdout,
-            split_seed=data.split_seed,
-            images_per_class=data.images_per_class,
-            class_map=data.class_map,
-        )
+        splits = _load(data)
     except ValueError as error:
         raise RecipeError(str(error).splitlines()) from error
+    if splits.num_classes < 2:
+        said = f"should have two classes or more. Found only `{splits.class_names[0]}`."
+        raise RecipeError([f"data.target_key: `{splits.target_key}` {said}"])
+    return splits
+
+
+def _load(data: DataConfig) -> Splits:
+    which = {name: getattr(data, name) for name in _WHICH}
+    if data.streaming:
+        return load_streams(
+            **which, train_num_samples=data.train_num_samples, num_classes=data.num_classes
+        )
+    return load_splits(
+        **which,
+        holdout=data.holdout,
+        split_seed=data.split_seed,
+        images_per_class=data.images_per_class,
+        class_map=data.class_map,
+    )
 
 
 def data_problems(values: Mapping[str, Any]) -> tuple[str, ...]:

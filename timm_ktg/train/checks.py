@@ -159,6 +159,9 @@ def check_outputs(
     images = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     graph.eval()
     for name in graph.topology.order:
+        made = graph.made.get(name)
+        if made is not None and not outputs.keys() >= set(made.traits.needs):
+            continue  # a node that it is made from has the problem
         try:
             outputs[name] = graph.members[name](images, outputs)
             found = list(outputs[name].logits.shape)
