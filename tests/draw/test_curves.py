@@ -94,7 +94,13 @@ def test_slow_copy_that_teaches_nobody_is_shown(target: str) -> None:
 
 
 def test_panels_show_every_node_and_every_edge() -> None:
-    loss, top1, weight = plot_curves(measured(3, val=True), scene_of(GRAPH)).axes
+    loss, top1, weight = axes = plot_curves(measured(3, val=True), scene_of(GRAPH)).axes
+    assert [each.get_ylabel() for each in axes] == [
+        "loss",
+        "top-1 %",
+        "mean weight, gate times edge",
+    ]
+    assert weight.get_xlabel() == "epoch"
     assert legend_of(loss) == ["student (target)", "helper"]  # a frozen node has no loss
     assert legend_of(top1) == [
         f"{name}: val (train thin), best 90.00 at 1"

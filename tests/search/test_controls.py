@@ -9,13 +9,15 @@ from optuna.trial import create_trial
 from tests.search_cases import search_values
 from timm_ktg.graph.topology import LABEL
 from timm_ktg.recipe.build import build_edges
+from timm_ktg.recipe.node_config import NodeConfig
 from timm_ktg.recipe.recipe import check_section
 from timm_ktg.recipe.search_config import SearchRecipe
 from timm_ktg.records.sample import Sample
 from timm_ktg.search.canonical import CanonicalGraph, all_through, canonical_form, distillation
+from timm_ktg.search.controls import best_and_controls
 from timm_ktg.search.looks import Looks
 from timm_ktg.search.recipes import RecipeBuilder
-from timm_ktg.search.result import Result, Row, best_and_controls
+from timm_ktg.search.result import Result, Row
 from timm_ktg.search.sampler import _distributions
 from timm_ktg.search.space import build_choices
 from timm_ktg.search.teachers import teachers_of
@@ -84,6 +86,80 @@ def test_teachers_of_unknown_accuracy_each_have_a_control() -> None:
     rows = rows_of(taught(TINY, WIDE), values={TINY: 80.0})
     for model in (TINY, WIDE):
         assert rows[f"KD from {model} T=1"].graph == distillation(TINY, model)
+
+
+def test_second_of_two_given_teachers_of_one_model_has_a_control_of_its_own(
+    tmp_path: Path,
+) -> None:
+    rows = rows_of(taught(WIDE, WIDE), values={})
+    numbers = {
+        name: [each.number for each in row.teachers(0).values()]
+        for name, row in rows.items()
+        if name.endswith("T=1")
+    }
+    assert numbers == {
+        "KD T=1": [1, 2],
+        f"KD from {WIDE} 1 T=1": [1],
+        f"KD from {WIDE} 2 T=1": [2],
+    }
+    (tmp_path / "2.pt").touch()
+    builder = RecipeBuilder(recipe_with(), lambda teacher: tmp_path / f"{teacher.number}.pt", 0)
+    nodes = builder.final(rows[f"KD from {WIDE} 2 T=1"]).graph.nodes
+    (teacher,) = (node for name, node in nodes.items() if name != "target")
+    assert isinstance(teacher, NodeConfig) and str(teacher.checkpoint_path).endswith("2.pt")
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("losses", [[], ["cross_entropy"], ["cross_entropy", "bce"]])
+def test_usual_loss_is_smoothed_as_the_training_is_even_if_a_search_names_it(
+    losses: list[str], smoothing: float
+) -> None:
+    values = search_values(label_losses=losses)
+    values["train"]["smoothing"] = smoothing
+    recipe = check_section(SearchRecipe, values)
+    builder = RecipeBuilder(recipe, lambda teacher: None, 0)
+    (edge,) = build_edges(builder.recipe_of(all_through(TINY, ())))
+    assert str(edge.loss) == ("cross_entropy(smoothing=0.1)" if smoothing else "cross_entropy")
+
+
+@pytest.mark.parametrize("gates", [["through", "linear", "cutoff"], ["linear", "cutoff"]])
+def test_controls_learn_from_the_label_as_all_graphs_of_the_search_do(
+    gates: list[str], tmp_path: Path
+) -> None:
+    values = search_values(nodes=3, frozen=True, label_losses=["bce"], gates=gates)
+    recipe = check_section(SearchRecipe, values)
+    (tmp_path / "weights.pt").touch()
+    builder = RecipeBuilder(recipe, lambda teacher: tmp_path / "weights.pt", 0)
+    nodes = {"target": TINY, "a": TINY, "b": WIDE}
+    words = {(LABEL, "target"): "linear, bce", ("a", "target"): "linear"}
+    best = canonical_form(nodes, words | {(LABEL, "a"): "linear, bce", ("b", "target"): "linear"})
+    rows = rows_of(best, recipe)
+    assert {"label-only", "all-through sum", "all-through mean", "KD T=1", "KD T=4"} <= set(rows)
+    for name, row in rows.items():
+        edges = build_edges(builder.final(row))
+        losses = {str(edge.loss) for edge in edges if edge.source == LABEL}
+        smoothed = "cross_entropy(smoothing=0.1)"
+        assert losses == {smoothed if "smoothing" in name else "bce"}, name
+
+
+def test_best_graph_that_is_kd_at_a_candidate_temperature_is_known_as_that_control(
+    tmp_path: Path,
+) -> None:
+    losses = ["kl_div", {"loss": "kl_div", "temperature": 4.0}]
+    values = search_values(nodes=3, frozen=True, losses=losses)
+    recipe = check_section(SearchRecipe, values)
+    rows = rows_of(taught(WIDE, gate="through, kl_div T=4"), recipe)
+    assert result_of(rows).twins == {"KD T=4": "best-1"}
+    (tmp_path / "weights.pt").touch()
+    builder = RecipeBuilder(recipe, lambda teacher: tmp_path / "weights.pt", 0)
+    best, control = (builder.final(rows[name]) for name in ("best-1", "KD T=4"))
+    assert best == control
+
+
+def test_figure_of_label_only_is_that_of_its_own_trial_if_there_is_one() -> None:
+    rows = rows_of(all_through(TINY, ()))
+    assert rows["label-only"].value == rows["best-1"].value == 90.0
+    assert rows_of(taught(WIDE))["label-only"].value == 80.0  # of a teacher of the same model
 
 
 def test_smoothing_is_smoothing_whatever_losses_the_search_names() -> None:

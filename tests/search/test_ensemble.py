@@ -20,9 +20,10 @@ from timm_ktg.records.sample import Sample
 from timm_ktg.review.study_data import read_study
 from timm_ktg.review.study_page import study_page
 from timm_ktg.search.canonical import CanonicalGraph, Models, canonical_form
+from timm_ktg.search.controls import best_and_controls
 from timm_ktg.search.looks import Looks
 from timm_ktg.search.recipes import RecipeBuilder, candidates_recipe
-from timm_ktg.search.result import Result, Row, best_and_controls
+from timm_ktg.search.result import Result, Row
 from timm_ktg.search.sampler import _distributions
 from timm_ktg.search.space import Choices, build_choices, controls
 from timm_ktg.search.tracking import accuracy_of

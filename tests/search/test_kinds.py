@@ -18,9 +18,9 @@ from timm_ktg.recipe.search_config import SearchRecipe
 from timm_ktg.review.study_data import read_study
 from timm_ktg.review.study_page import study_page
 from timm_ktg.search.canonical import CanonicalGraph, all_through, canonical_form
+from timm_ktg.search.controls import _all_through
 from timm_ktg.search.identity import identity_of
 from timm_ktg.search.recipes import RecipeBuilder, candidates_recipe
-from timm_ktg.search.result import _all_through
 from timm_ktg.search.space import build_choices
 from timm_ktg.search.study import IDENTITY, open_study
 from timm_ktg.search.tracking import graph_config
@@ -110,7 +110,7 @@ def test_slow_copy_is_written_into_the_recipe() -> None:
 
 
 def test_all_through_control_keeps_the_slow_copy() -> None:
-    (row,) = _all_through(mean_teacher())
+    (row,) = _all_through(mean_teacher(), "through")
     assert row.graph == canonical_form(SLOW, dict.fromkeys(EDGES, "through"))
 
 

@@ -137,6 +137,13 @@ def test_search_sampler_unique_draws_no_graph_twice_and_stops_at_the_end(small: 
     assert study.sampler.redrawn["seen"] > 100
 
 
+@pytest.mark.parametrize("kind", ["random", "tpe", "brute_force"])
+def test_search_sampler_stops_where_there_is_a_single_choice(kind: str) -> None:
+    one = Run(choices_of(1, models="a", gates=("through",)))
+    study = one.worker(kind)
+    assert len(one.trials(study, 10)) <= 2 and len(study.trials) <= 2
+
+
 def test_search_sampler_draws_again_where_graphs_need_not_be_unique(small: Run) -> None:
     small.trials(small.worker(unique=False), 60)
     assert len(small.graphs) == 60 > len(set(small.graphs))

@@ -89,7 +89,7 @@ def plot_curves(epochs: Sequence[Metrics], scene: Scene) -> Figure:
     return figure
 
 
-def _plot(axes: Any, numbers: Sequence[float], lines: Iterator[Line], name: str) -> None:
+def _plot(axes: Any, numbers: Sequence[float], lines: Iterator[Line], what: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     marker = {"marker": "o", "markersize": 3} if len(numbers) <= _MARKED else {}
@@ -97,14 +97,14 @@ def _plot(axes: Any, numbers: Sequence[float], lines: Iterator[Line], name: str)
     for line in lines:
         # An epoch that was not evaluated leaves no gap.
         points = [each for each in zip(numbers, line.values, strict=True) if each[1] is not None]
-        name = line.name or "_"  # matplotlib omits names that begin with _ from the legend
+        shown = line.name or "_"  # matplotlib omits names that begin with _ from the legend
         if line.best:
             epoch, value = max(points, key=itemgetter(1))
-            name += f", best {value:.2f} at {epoch:.0f}"
+            shown += f", best {value:.2f} at {epoch:.0f}"
             axes.scatter([epoch], [value], color=line.style["color"], s=30, zorder=4)
-        axes.plot(*zip(*points, strict=True), label=name, **marker, **line.style)
+        axes.plot(*zip(*points, strict=True), label=shown, **marker, **line.style)
         named += line.name is not None
-    axes.set_ylabel(name)
+    axes.set_ylabel(what)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

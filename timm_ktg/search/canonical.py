@@ -193,6 +193,21 @@ def distillation(target_model: str, *teachers: str) -> CanonicalGraph:
     return canonical_form({TARGET: target_model, **models}, gates)
 
 
+def worded(graph: CanonicalGraph, label: str, others: str = THROUGH) -> CanonicalGraph:
+    """Return a graph whose open gates are written as these words, which name losses, too.
+
+    Args:
+        graph: The graph.
+        label: The word on edges from the label; see `edge_word`.
+        others: The word on edges between nodes.
+    """
+    gates = {
+        pair: (label if pair[0] == LABEL else others) if gate == THROUGH else gate
+        for pair, gate in graph.gates.items()
+    }
+    return canonical_form(graph.models, gates, graph.objective)
+
+
 def node_names(count: int) -> tuple[str, ...]:
     """Return the names of so many nodes: the target and its auxiliaries."""
     return TARGET, *(f"aux{index}" for index in range(1, count))

@@ -16,6 +16,7 @@ from ..recipe.recipe import save_recipe
 from ..recipe.schedule import epochs_of
 from ..recipe.splits import build_splits
 from ..records.files import write_whole
+from ..records.run_directory import RunDirectory
 from ..records.sample import Sample
 from ..tracking.wandb_run import mode_of
 from .canonical import TARGET
@@ -25,7 +26,7 @@ from .result import Result, Row, spent
 from .show import control_path, show_result
 from .study import say
 from .study_run import show_study
-from .teachers import Teacher, teachers_of
+from .teachers import Teacher
 from .weights import SharedWeights, file_name
 from .worker import Worker
 
@@ -91,9 +92,7 @@ def _teachers(
     worker: Worker, rows: Sequence[Row], seeds: Sequence[int], digest: str
 ) -> SharedWeights:
     """Return the weights of the rows' frozen nodes, of each seed, trained on all images."""
-    teachers = {
-        each for row, seed in product(rows, seeds) for each in teachers_of(row.graph, seed).values()
-    }
+    teachers = {each for row, seed in product(rows, seeds) for each in row.teachers(seed).values()}
 
     def train(teacher: Teacher, path: Path) -> float:
         recipe = on_all_images(label_only(worker.recipe, teacher.model))
@@ -124,8 +123,9 @@ def _train(
 
     def do(name: str, trial: Trial) -> float:
         row, seed = by_name[name]
-        say(f"Training {name} on all training images.")
         path = run_path(worker.directory, row, seed)
+        is_done = RunDirectory(path).summary.exists()
+        say(f"{'Reading' if is_done else 'Training'} {name} on all training images.")
         builder = RecipeBuilder(worker.recipe, weights.path, seed)
         return worker.processes.final(builder.final(row), seed, path)
 
@@ -152,10 +152,7 @@ def _result(
     one_teacher = [
         row.name
         for row in rows
-        if any(
-            each.number <= len(given.get(each.model, ()))
-            for each in teachers_of(row.graph, 0).values()
-        )
+        if any(each.number <= len(given.get(each.model, ())) for each in row.teachers(0).values())
     ]
     looks = Looks((), None, worker.seen)
     if any(samples.values()):

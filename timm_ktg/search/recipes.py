@@ -46,7 +46,11 @@ class RecipeBuilder:
     seed: int
 
     def recipe_of(
-        self, graph: CanonicalGraph, reduction: str | None = None, temperature: float = 1.0
+        self,
+        graph: CanonicalGraph,
+        reduction: str | None = None,
+        temperature: float = 1.0,
+        first: int = 1,
     ) -> Recipe:
         """Return the recipe that trains a graph on the search's own split.
 
@@ -54,11 +58,12 @@ class RecipeBuilder:
             graph: The graph.
             reduction: How a node's losses from networks add up; None: as in the search.
             temperature: Of the edges between networks.
+            first: Number of the first teacher of each model.
         """
         search = self.recipe.search.model_dump() | {"objective": graph.objective}
         reduction = reduction or self.recipe.search.reduction
         section = graph_section(graph.models, graph.edges, reduction, search, temperature)
-        for name, teacher in teachers_of(graph, self.seed).items():
+        for name, teacher in teachers_of(graph, self.seed, first).items():
             path = self.weights(teacher)
             given = {"checkpoint_path": str(path.resolve())} if path else {"pretrained": True}
             section["nodes"][name] |= given
@@ -67,11 +72,10 @@ class RecipeBuilder:
     def final(self, row: Row) -> Recipe:
         """Return the recipe that trains a graph, or a control, on all training images."""
         if row.smoothing is None:
-            return on_all_images(self.recipe_of(row.graph, row.reduction, row.temperature))
-        # A loss that is named is not smoothed, so these controls have the usual one.
-        search = self.recipe.search.model_copy(update={"label_losses": []})
+            how = row.reduction, row.temperature, row.teacher
+            return on_all_images(self.recipe_of(row.graph, *how))
         train = self.recipe.train.model_copy(update={"smoothing": row.smoothing})
-        changed = self.recipe.model_copy(update={"search": search, "train": train})
+        changed = self.recipe.model_copy(update={"train": train})
         return replace(self, recipe=changed).final(replace(row, smoothing=None))
 
 
@@ -158,7 +162,8 @@ def words_of(search: Mapping[str, Any]) -> dict[tuple[bool, str], Any]:
     Args:
         search: The section `search`, maybe unchecked.
     """
-    gates = [from_word(each) for each in search.get("gates", ())]
+    # Controls have open gates, whatever gates are candidates.
+    gates = [from_word(each) for each in (*search.get("gates", ()), THROUGH)]
     words: dict[tuple[bool, str], Any] = {}
     for source, field in ((LABEL, "label_losses"), (TARGET, "losses")):
         losses = [loss_from_word(each) for each in search.get(field, ())] or [{}]
@@ -167,6 +172,8 @@ def words_of(search: Mapping[str, Any]) -> dict[tuple[bool, str], Any]:
             said = LossConfig.model_construct(**loss).shown if loss else ""
             given = {key: value for key, value in loss.items() if value is not None}
             word = edge_word((source, TARGET), shown, said)
+            if source == LABEL and word == edge_word((LABEL, TARGET), shown, ""):
+                given = {}  # the usual loss, which `train.smoothing` smooths only if it has no name
             written = from_word(THROUGH) if (source, shown) == (LABEL, CORRECT) else gate
             words[source == LABEL, word] = {**written, **given}
     return words

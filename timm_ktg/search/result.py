@@ -6,24 +6,23 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
 from typing import Any
 
 from optuna import Study
 
 from ..graph.topology import LABEL
-from ..recipe.search_config import SearchRecipe
 from ..records.sample import Sample, gain
-from .canonical import ALONE, EVERY, TARGET, CanonicalGraph, all_through, distillation, taught
+from .canonical import (
+    ALONE,
+    EVERY,
+    CanonicalGraph,
+)
 from .looks import Looks
-from .space import Choices
-from .trials import COMPLETE, DUPLICATE, FAILED, PRUNED, TRAINING, best_first, finished, records
+from .teachers import Teacher, teachers_of
+from .trials import COMPLETE, DUPLICATE, FAILED, PRUNED, TRAINING, finished, records
 
 LABEL_ONLY = "label-only"
 INDEPENDENT = "independent"  # the networks of an ensemble, each trained on the labels alone
-SUM, MEAN = "all-through sum", "all-through mean"
-SMOOTHING = 0.1
-TEMPERATURES = (1.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,7 @@ class Row:
         value: Validation top-1 in percent of one training on the search's split, if there was one.
         temperature: Of the edges between networks.
         smoothing: Of the labels; None: as the recipe says.
+        teacher: Number of the first teacher of each model, see `Teacher`.
         cost: What the trial cost, see `TrialRecord.cost`; empty for a control.
     """
 
@@ -51,6 +51,7 @@ class Row:
     value: float | None = None
     temperature: float = field(default=1.0, repr=False)
     smoothing: float | None = field(default=None, repr=False)
+    teacher: int = field(default=1, repr=False)
     cost: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     @property
@@ -59,7 +60,15 @@ class Row:
         sources = Counter(edge.destination for edge in self.graph.edges if edge.source != LABEL)
         several = max(sources.values(), default=0) > 1  # else sum and mean are the same
         reduction = self.reduction if several else "sum"
-        return self.graph.key, reduction, self.temperature, self.smoothing
+        return self.graph.key, reduction, self.temperature, self.smoothing, self.teacher
+
+    def teachers(self, seed: int) -> dict[str, Teacher]:
+        """Return the teacher that each frozen node is, by the name of the node.
+
+        Args:
+            seed: Seed of the training that they teach in.
+        """
+        return teachers_of(self.graph, seed, self.teacher)
 
 
 @dataclass(frozen=True)
@@ -190,75 +199,6 @@ class Result:
             "judged": row.graph.judged,
             "cost": dict(row.cost),
         }
-
-
-def best_and_controls(
-    study: Study, choices: Choices, recipe: SearchRecipe, values: Mapping[str, float]
-) -> list[Row]:
-    """Return the best graphs and, beside them, the controls on the same nodes as the best.
-
-    Args:
-        study: The study.
-        choices: What there was to draw.
-        recipe: The search's.
-        values: Validation top-1 in percent of models that were trained on the labels alone.
-    """
-    search, found = recipe.search, []
-    whole = [trial for trial in records(study) if trial.rung == search.top_rung]
-    best = best_first(trial for trial in whole if trial.state == COMPLETE)
-    for rank, trial in enumerate(best[: max(1, search.top_k)], start=1):
-        graph = choices.graph(trial.trial.params)
-        assert graph is not None  # it was trained
-        name, cost = f"best-{rank}", trial.cost
-        found.append(Row(name, graph, search.reduction, trial.number, trial.value, cost=cost))
-    target = search.target_model
-    alone = all_through(target, ())
-    reference = Row(LABEL_ONLY, alone, "sum", value=values.get(target))
-    controls = [reference]
-    if found and search.objective != ALONE:
-        alone = taught(found[0].graph, (LABEL,))
-        controls = [Row(INDEPENDENT, alone, "sum")]
-    if not recipe.train.smoothing:
-        controls.append(Row(f"label smoothing {SMOOTHING}", alone, "sum", smoothing=SMOOTHING))
-    if found:
-        controls += _all_through(found[0].graph)
-        controls += _distilled(found[0].graph, search.reduction, values)
-    if reference not in controls:
-        controls.append(reference)
-    return [*found, *controls]
-
-
-def _all_through(graph: CanonicalGraph) -> list[Row]:
-    """Return the controls in which the networks of a graph learn from each other."""
-    target, *auxiliaries = (node.model for node in graph.nodes)
-    if not auxiliaries:
-        return []
-    through = all_through(target, auxiliaries)
-    if graph.objective != ALONE:  # those that learn stay the same, and so does the ensemble
-        through = taught(graph, (LABEL, *graph.models))
-    rows = [Row(SUM, through, "sum")]
-    if len(auxiliaries) > 1:  # of one source, the sum is the mean
-        rows.append(Row(MEAN, through, "mean"))
-    return rows
-
-
-def _distilled(graph: CanonicalGraph, reduction: str, values: Mapping[str, float]) -> list[Row]:
-    """Return the controls in which the target, or every member, learns from the frozen nodes."""
-    models, rows = graph.models, []
-    teachers = list(graph.frozen_nodes)
-    kinds = {"KD": teachers} if teachers else {}
-    if len(teachers) > 1:
-        single = teachers
-        if all(models[name] in values for name in teachers):  # those that are given have none
-            single = [max(teachers, key=lambda name: values[models[name]])]
-        kinds |= {f"KD from {models[name]}": [name] for name in single}
-    for (name, sources), temperature in product(kinds.items(), TEMPERATURES):
-        distilled = distillation(models[TARGET], *(models[source] for source in sources))
-        if graph.objective != ALONE:
-            distilled = taught(graph, (LABEL, *sources))
-        full = f"{name} T={temperature:g}"
-        rows.append(Row(full, distilled, reduction, temperature=temperature))
-    return rows
 
 
 def spent(study: Study, epochs: int) -> dict[str, int]:

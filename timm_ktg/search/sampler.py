@@ -168,6 +168,9 @@ class _Tpe(TPESampler):
 
 def suggest(trial: Trial, choices: Choices) -> Params:
     """Return the parameters of a trial."""
+    # Optuna asks a sampler only for parameters with several choices. Where there are none, it would
+    # never see that no graph is left.
+    _ = trial.relative_params
     params: Params = {}
     for name, numbers in choices.nodes().items():
         params[name] = trial.suggest_categorical(name, numbers)

@@ -36,14 +36,20 @@ class Teacher(NamedTuple):
         return f"{self.model}, teacher {self.number}, seed {self.seed}"
 
 
-def teachers_of(graph: CanonicalGraph, seed: int) -> dict[str, Teacher]:
-    """Return the teacher that each frozen node of a graph is, by the name of the node."""
+def teachers_of(graph: CanonicalGraph, seed: int, first: int = 1) -> dict[str, Teacher]:
+    """Return the teacher that each frozen node of a graph is, by the name of the node.
+
+    Args:
+        graph: The graph.
+        seed: Seed of the trainings that they teach in.
+        first: Number of the first teacher of each model.
+    """
     count: Counter[str] = Counter()
     teachers = {}
     for name in graph.frozen_nodes:
         model = graph.models[name]
+        teachers[name] = Teacher(model, first + count[model], seed)
         count[model] += 1
-        teachers[name] = Teacher(model, count[model], seed)
     return teachers
 
 

@@ -25,6 +25,7 @@ from ..tracking.wandb_run import mode_of
 from ..train.checks import smallest_update
 from ..train.seeds import with_seed
 from .canonical import FROZEN, LEARNS
+from .controls import best_and_controls
 from .identity import identity_of
 from .jobs import Jobs
 from .looks import looks_before
@@ -33,7 +34,7 @@ from .objective import GraphObjective
 from .processes import WorkerProcesses, failures
 from .pruning import build_pruner
 from .recipes import RecipeBuilder, candidate_named, candidates_recipe, label_only, on_all_images
-from .result import Row, best_and_controls
+from .result import Row
 from .sampler import GraphSampler
 from .space import Choices, build_choices, controls
 from .storage import open_artifacts, open_storage
