@@ -125,6 +125,21 @@ def test_node_that_is_made_from_others_has_no_weights_and_is_not_frozen() -> Non
     assert found.left_out == ("teacher",)
 
 
+def test_label_and_weights_inform_whoever_learns_from_them_at_any_distance() -> None:
+    blank = [Traits(name) for name in NODES]
+    mutual = [("helper", "student"), ("student", "helper")]
+    assert topology(mutual, nodes=blank).informed == {"label"}
+    chain = [("teacher", "student"), ("helper", "teacher"), ("label", "helper")]
+    assert topology(chain, nodes=blank).informed == {"label", *NODES}
+    given = [*blank[:2], Traits("teacher", has_weights=True)]
+    taught = [*mutual, ("teacher", "helper")]
+    assert topology(taught, nodes=given).informed == {"label", *NODES}
+    shut = [Link("label", "helper", gate="cutoff"), *mutual]
+    assert topology(shut, nodes=blank).informed == {"label"}
+    crowd = topology([("crowd", "student"), ("label", "helper")], nodes=(CROWD, *blank))
+    assert crowd.informed == {"label", "student", "helper", "crowd"}
+
+
 def test_node_that_is_made_from_others_may_be_the_target_and_makes_them_matter() -> None:
     edges = [LEARNS, ("label", "helper")]
     found = topology(edges, target="crowd", nodes=(CROWD, *NODES))

@@ -296,6 +296,7 @@ ERRORS = {
     "search.weights": ({"ktg_tiny": "nowhere"}, "should be a file of weights"),
     "data.holdout": (0, "data.holdout: should be above 0, because a search needs validation"),
     "data.dataset": ("nowhere/at/all", "nowhere/at/all"),
+    "search.min_resource": (4, "min_resource should be below 4, the epochs of a trial"),
     "search.storage": ("sqlite:///x.db", "SQLite, which breaks when workers start together"),
 }
 

@@ -44,7 +44,7 @@ def test_result_is_written_as_json(tmp_path: Path) -> None:
 )
 def test_limits_of_a_search_are_named(values: dict[str, Values], title: str) -> None:
     config = {"target_model": "ktg_tiny", "models": ["ktg_tiny"], "nodes": 2, **values}
-    assert Asha(SearchConfig.model_validate(config)).title == title
+    assert Asha(SearchConfig.model_validate(config), epochs=10).title == title
 
 
 def test_trial_carries_its_cost(tmp_path: Path) -> None:

@@ -50,6 +50,22 @@ PROJECTED: Values = {
 }
 
 
+def test_graph_that_no_label_reaches_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    mutual: Values = {
+        "a": {"model": "ktg_tiny", "learns_from": {"b": "through"}},
+        "b": {"model": "ktg_tiny", "learns_from": {"a": "through"}},
+    }
+    build(recipe_values(mutual))
+    assert [each for each in caplog.messages if "can learn nothing" in each] == [
+        "graph.target: `a` can learn nothing, because no edge leads to it from the label or from a "
+        "node with weights, not even through others."
+    ]
+    caplog.clear()
+    mutual["b"]["learns_from"]["label"] = "through"
+    build(recipe_values(mutual))
+    assert not caplog.messages
+
+
 # Teachers see the images that they teach with.
 
 

@@ -158,6 +158,15 @@ class Topology:
         return tuple(node.name for node in self.nodes if node.name in still and not node.needs)
 
     @cached_property
+    def informed(self) -> frozenset[str]:
+        """What knows of the data: the label, nodes with weights, and all that learn from these."""
+        found = {LABEL, *(node.name for node in self.nodes if node.has_weights)}
+        for _ in self.nodes:  # as often as knowledge can be passed on
+            found |= {edge.destination for edge in self.active if edge.source in found}
+            found |= {node.name for node in self.nodes if found.intersection(node.needs)}
+        return frozenset(found)
+
+    @cached_property
     def left_out(self) -> tuple[str, ...]:
         """Names of the nodes that cannot influence the target."""
         return tuple(name for name in self.names if name not in self.matter)

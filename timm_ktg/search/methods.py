@@ -51,9 +51,22 @@ class Method(Protocol):
 
 
 class Asha:
-    """Every trial begins a whole training, and is stopped at the rungs by Optuna's pruner."""
+    """Every trial begins a whole training, and is stopped at the rungs by Optuna's pruner.
 
-    def __init__(self, search: SearchConfig) -> None:
+    Args:
+        search: The section of the recipe.
+        epochs: Epochs of a whole training.
+
+    Raises:
+        ValueError: Trials should be stopped, but no rung is before the last epoch.
+    """
+
+    def __init__(self, search: SearchConfig, epochs: int) -> None:
+        if search.pruner == "asha" and epochs > 1 and search.min_resource >= epochs:
+            raise ValueError(
+                f"min_resource should be below {epochs}, the epochs of a trial, which otherwise is "
+                f"never stopped; for that, say `pruner: none`. Found {search.min_resource}."
+            )
         self._search = search
 
     @property
@@ -177,9 +190,11 @@ def build_method(recipe: SearchRecipe) -> Method:
     """Return the method that a recipe asks for.
 
     Raises:
-        ValueError: Its rungs or its budget do not fit the schedule.
+        ValueError: Its rungs, its budget or `min_resource` do not fit the schedule.
     """
-    return ShortRuns(recipe) if recipe.search.method == "short_runs" else Asha(recipe.search)
+    if recipe.search.method == "short_runs":
+        return ShortRuns(recipe)
+    return Asha(recipe.search, epochs_of(recipe.train))
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -39,6 +39,7 @@ from .checks import (
     check_processes_agree,
     check_sync_bn,
     check_views,
+    warn_of_no_labels,
 )
 from .cost import cost_of
 from .cuda_graph import (
@@ -287,6 +288,7 @@ def _build_graph(
     device, images, train = accelerator.device, data.images, recipe.train
     graph = connect(recipe, nodes, edges, images.mean, images.std).to(device)
     check_grad_checkpointing(train, graph)
+    warn_of_no_labels(graph)
     views = max(1, recipe.data.aug_splits)  # of an image, for losses that compare them
     outputs = check_outputs(
         graph, images.preparation.input_size, data.splits.num_classes, device, max(2, views)
