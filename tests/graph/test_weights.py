@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.recipe_cases import LABEL_ONLY, TWO, Refused, Values, recipe, save_weights, write
+from timm_ktg.errors import RecipeError
 from timm_ktg.graph.inference import inference_copy
-from timm_ktg.graph.weights import export_node, load_weights
+from timm_ktg.graph.weights import class_names_in, export_node, load_weights
 from timm_ktg.recipe.recipe import check_recipe
 from timm_ktg.train.__main__ import main
 from timm_ktg.train.training import build_training
@@ -181,3 +182,48 @@ def test_frozen_node_pretrained_for_other_classes_is_refused(refused: Refused) -
 def test_pretrained_weights_that_do_not_exist_are_refused(refused: Refused) -> None:
     lines = refused(recipe({**LABEL_ONLY, "pretrained": True}))
     assert len(lines) == 1 and re.match(r"graph\.nodes\.student\.pretrained: .*resnet8", lines[0])
+
+
+def test_file_tells_its_classes() -> None:
+    export_node(net(1), PATH, class_names=["cat", "dog"])
+    assert class_names_in(PATH) == ("cat", "dog") and load_weights(net(2), str(PATH)) == {}
+    export_node(net(1), PATH)
+    torch.save(net(1).state_dict(), "plain.pth")
+    assert class_names_in(PATH) == class_names_in("plain.pth") == ()
+
+
+def test_frozen_node_that_has_the_classes_in_another_order_is_refused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    digits = list("0123456789")
+    export_node(net(1), PATH, class_names=["1", "0", *digits[2:]])
+    with pytest.raises(RecipeError) as caught:
+        teacher({"checkpoint_path": str(PATH)})
+    assert caught.value.problems == (
+        "graph.nodes.helper.checkpoint_path: should have the classes in the order of the data. "
+        "Found `1` for `0`.",
+    )
+    export_node(net(1), PATH, class_names=["zero", "one", *digits[2:]])
+    teacher({"checkpoint_path": str(PATH)})
+    assert caplog.messages == [
+        "graph.nodes.helper.checkpoint_path: its class `zero` is taken for the data's `0`."
+    ]
+    caplog.clear()
+    for names in (digits, []):
+        export_node(net(1), PATH, class_names=names)
+        teacher({"checkpoint_path": str(PATH)})
+    assert not caplog.messages
+
+
+def test_frozen_node_of_a_folder_tells_its_classes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = timm.create_model
+
+    def with_names(name: str, **arguments: Any) -> nn.Module:
+        model: nn.Module = create(name, **(arguments | {"pretrained": False}))
+        if arguments.get("pretrained"):
+            model.pretrained_cfg |= {"num_classes": 10, "label_names": list("1023456789")}
+        return model
+
+    monkeypatch.setattr(timm, "create_model", with_names)
+    with pytest.raises(RecipeError, match="helper.model: should have the classes in the order"):
+        teacher({"pretrained": True})

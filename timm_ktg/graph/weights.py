@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -19,7 +20,11 @@ _METADATA = "timm_ktg"
 
 
 def export_node(
-    model: nn.Module, path: Path, mean: Channels | None = None, std: Channels | None = None
+    model: nn.Module,
+    path: Path,
+    mean: Channels | None = None,
+    std: Channels | None = None,
+    class_names: Sequence[str] = (),
 ) -> None:
     """Write a node's weights so that `timm.create_model(..., checkpoint_path=path)` loads them.
 
@@ -29,9 +34,11 @@ def export_node(
         mean: Per-channel mean that the model expects its images normalized with; stored in the
             file's metadata for graphs that use the node.
         std: Per-channel standard deviation, likewise.
+        class_names: [C] names of the classes, in the order of the logits, likewise; none: unknown.
     """
+    told = {"mean": mean, "std": std, "class_names": list(class_names) or None}
     # One key, because safetensors writes several in random order.
-    metadata = {_METADATA: json.dumps({"mean": mean, "std": std})}
+    metadata = {_METADATA: json.dumps(told)}
     # Cloned, because safetensors refuses tensors that share memory or are not contiguous.
     state = {
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -65,7 +72,13 @@ def load_weights(
     except Exception as error:
         raise ValueError(f"`{path}` cannot be read: {one_line(error)}") from error
     _put(model, state, f"`{path}`")
-    return _normalization(path)
+    told = _told(path)
+    return {key: tuple(told[key]) for key in ("mean", "std") if told.get(key) is not None}
+
+
+def class_names_in(path: str | Path) -> tuple[str, ...]:
+    """Return the names of the classes that a file of weights holds; none, if it does not say."""
+    return tuple(_told(str(path)).get("class_names") or ())
 
 
 def _put(model: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
@@ -87,10 +100,11 @@ def _mismatches(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Itera
     yield from (f"{key}, which the model lacks" for key in given if key not in own)
 
 
-def _normalization(path: str) -> dict[str, Channels]:
+def _told(path: str) -> dict[str, Any]:
+    """Return what `export_node` wrote beside the weights."""
     if not path.endswith(".safetensors"):
         return {}
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-    told = json.loads(metadata.get(_METADATA, "{}"))
-    return {key: tuple(value) for key, value in told.items() if value is not None}
+    told: dict[str, Any] = json.loads(metadata.get(_METADATA, "{}"))
+    return told

@@ -87,8 +87,9 @@ class WorkerProcesses:
                     raise TrialPruned(f"after {epoch} epochs")
             if export is not None and accelerator.is_main_process:
                 network = graph.network(graph.target)
+                classes = training.splits.class_names
                 with writing(export):
-                    export_node(network.model, export, network.mean, network.std)
+                    export_node(network.model, export, network.mean, network.std, classes)
             return value
         finally:
             accelerator.free_memory()  # this collects garbage and empties the device's cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Hashable, Mapping
 from types import CodeType
 from typing import Any
@@ -23,8 +22,6 @@ from ..graph.registry import Bound, shown
 from ..graph.taps import TapError
 from ..recipe.recipe import Recipe
 from ..recipe.train_config import TrainConfig
-
-_logger = logging.getLogger(__name__)
 
 
 def check_batch_size(recipe: Recipe, processes: int) -> None:
@@ -102,16 +99,6 @@ def smallest_update(recipe: Recipe, size: int, processes: int) -> int:
     batch, parts = recipe.train.batch_size, recipe.train.grad_accum_steps
     shares = {batch // processes, size % batch // processes} - {0}
     return min(len(part) for share in shares for part in torch.arange(share).chunk(parts))
-
-
-def warn_of_no_labels(graph: KnowledgeTransferGraph) -> None:
-    """Warn if neither the label nor a node with weights can teach the target, at any distance."""
-    if graph.target not in graph.topology.informed:
-        _logger.warning(
-            "graph.target: `%s` can learn nothing, because no edge leads to it from the label or "
-            "from a node with weights, not even through others.",
-            graph.target,
-        )
 
 
 def check_views(recipe: Recipe) -> None:

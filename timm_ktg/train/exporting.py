@@ -28,10 +28,11 @@ def export_nodes(training: Training, directory: RunDirectory) -> None:
     """
     for name, network in training.graph.networks.items():
         path = directory.nodes / f"{name}.safetensors"
-        export_node(network.model, path, network.mean, network.std)
+        classes = training.splits.class_names
+        export_node(network.model, path, network.mean, network.std, classes)
         try:
             data_config = _data_config(network, training.images)
-            export_folder(network.model, path, data_config, training.splits.class_names)
+            export_folder(network.model, path, data_config, classes)
         except (AttributeError, KeyError, ValueError) as error:  # a model that is not timm's
             _logger.warning("%s: no folder for timm: %s", path, one_line(error))
 

@@ -39,7 +39,6 @@ from .checks import (
     check_processes_agree,
     check_sync_bn,
     check_views,
-    warn_of_no_labels,
 )
 from .cost import cost_of
 from .cuda_graph import (
@@ -50,6 +49,7 @@ from .cuda_graph import (
     is_recorded,
     plain_updates,
 )
+from .knowledge import check_teacher_classes, warn_of_no_labels
 from .metrics import EpochMeter
 from .tables import tables_of
 
@@ -288,6 +288,7 @@ def _build_graph(
     device, images, train = accelerator.device, data.images, recipe.train
     graph = connect(recipe, nodes, edges, images.mean, images.std).to(device)
     check_grad_checkpointing(train, graph)
+    check_teacher_classes(recipe, graph, data.splits.class_names)
     warn_of_no_labels(graph)
     views = max(1, recipe.data.aug_splits)  # of an image, for losses that compare them
     outputs = check_outputs(
