@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
-from tests.nets import TinyNet, gradients, hard_labels, images
+from tests.nets import CLASSES, TinyNet, gradients, hard_labels, images
 from tests.plugin.test_attach import MUTUAL, STEPS, attached, loop, parts, sgd, steps
+from tests.recipe_cases import recipe_values
 from tests.training_cases import same_state, state_of
 from timm_ktg import KnowledgeTransferGraph, Node, attach
+from timm_ktg.recipe.recipe import check_recipe
 
 pytestmark = pytest.mark.usefixtures("workbench")
 
@@ -100,6 +103,81 @@ def test_copy_for_a_moving_average_teaches_nobody() -> None:
     model.train()
     loop(model, optimizer, handle, first=2)
     assert handle.clock.updates == STEPS
+
+
+# A model with a distilled head, which returns both heads while the graph trains it.
+
+DISTILLED: Any = {
+    "a": {
+        "model": "deit_tiny_distilled_patch16_224",
+        "taps": ["blocks.0"],
+        "learns_from": {"label": "through", "b": {"head": "dist"}},
+    },
+    "b": {"model": "resnet8_cifar", "learns_from": {"label": "through"}},
+}
+
+
+def distilled() -> tuple[Any, Optimizer]:
+    small = {"img_size": 32, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=CLASSES, **small)
+    return model.train(), sgd(model.parameters())
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_removed_it_leaves_a_distilled_head_as_it_was(both: bool) -> None:
+    model, optimizer = distilled()
+    model.set_distilled_training(both)
+    none = hooks_of(model, optimizer)
+    handle = attach(model, check_recipe(recipe_values(DISTILLED)), optimizer, STEPS)
+    assert len(model(torch.randn(2, 3, 32, 32))) == 2
+    handle.loss(hard_labels(2)).backward()
+    optimizer.step()
+    handle.remove()
+    assert model.distilled_training is both and hooks_of(model, optimizer) == none
+    assert isinstance(model(torch.randn(2, 3, 32, 32)), tuple if both else torch.Tensor)
+
+
+LATE: Any = {"loss": "attention", "taps": ["blocks.0", "layer9"]}  # b lacks the second
+
+
+@pytest.mark.parametrize(
+    ("scheduled", "from_a", "options", "said"),
+    [
+        (True, None, {}, "attach should be called before the scheduler"),
+        (False, None, {"total_updates": 0}, "total_updates should be at least 1"),
+        (False, None, {"images": torch.zeros(2, 3, 8, 8)}, "Input height"),
+        (False, LATE, {}, "`layer9` is not a module"),
+    ],
+    ids=["scheduler", "length", "images", "tap"],
+)
+def test_refused_it_leaves_the_model_as_it_was(
+    scheduled: bool, from_a: Any, options: dict[str, Any], said: str
+) -> None:
+    model, optimizer = distilled()
+    if scheduled:
+        torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    none = hooks_of(model, optimizer)
+    sources = {"label": "through", **({"a": from_a} if from_a else {})}
+    recipe = check_recipe(
+        recipe_values({**DISTILLED, "b": {**DISTILLED["b"], "learns_from": sources}})
+    )
+    with pytest.raises((ValueError, AssertionError), match=said):
+        attach(model, recipe, optimizer, **{"total_updates": STEPS, **options})
+    assert hooks_of(model, optimizer) == none and len(optimizer.param_groups) == 1
+    assert model.training and not model.distilled_training
+
+
+def test_given_graph_keeps_its_taps_where_it_is_refused() -> None:
+    nodes = [Node("a", TinyNet(0), taps=("stem",)), Node("b", TinyNet(1))]
+    graph = KnowledgeTransferGraph(nodes, [e for e in MUTUAL if "c" not in e.pair], "a")
+    model = graph.model("a").train()
+    optimizer = sgd(model.parameters())
+    with pytest.raises(ValueError, match="total_updates should be at least 1"):
+        attach(model, graph, optimizer, 0)
+    handle = attach(model, graph, optimizer, STEPS)
+    model(images())
+    outputs = handle._outputs
+    assert outputs is not None and list(outputs["a"].features) == ["stem"]
 
 
 # Third-party tools.

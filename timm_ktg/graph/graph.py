@@ -15,7 +15,8 @@ from .edges import Edges
 from .ema import Ema
 from .gates import EdgeContext
 from .losses import NodeOutput
-from .node import Channels, GraphNode, Network, Place
+from .members import modules_of
+from .node import Channels, GraphNode, Network
 from .problems import Reduction, graph_problems
 from .streams import Streams
 from .table import LogitTable
@@ -111,15 +112,12 @@ class KnowledgeTransferGraph(nn.Module):
         self.edge_modules = Edges(self.edges, mean=reduction == "mean")
         by_name = {node.traits.name: node for node in nodes}
         self.made = {name: node for name, node in by_name.items() if node.traits.needs}
-        modules: dict[str, nn.Module] = {}
-        for name in topology.order:
-            place = _place(name, topology, self.edges, mean, std)
-            needed = {each: modules[each] for each in by_name[name].traits.needs}
-            modules[name] = by_name[name].at_work(place, needed)
-        self.members = nn.ModuleDict({name: modules[name] for name in by_name if name in modules})
+        self.members = nn.ModuleDict(modules_of(by_name, topology, self.edges, mean, std))
         self.tables: dict[str, LogitTable] = {}
         self._streams: Streams | None = None
-        self.emas = tuple(node for node in nodes if isinstance(node, Ema) and node.name in modules)
+        self.emas = tuple(
+            node for node in nodes if isinstance(node, Ema) and node.name in self.members
+        )
 
     @property
     def frozen(self) -> tuple[str, ...]:
@@ -304,22 +302,6 @@ class KnowledgeTransferGraph(nn.Module):
     def edge_module(self, name: str) -> EdgeModule:
         """Return the edge `name` at work."""
         return self.edge_modules.edge(name)
-
-
-def _place(
-    name: str,
-    topology: Topology,
-    edges: Sequence[Edge],
-    mean: Channels | None,
-    std: Channels | None,
-) -> Place:
-    """Return a node's place in the graph."""
-    taps: dict[str, None] = {}
-    for edge in edges:
-        ends = zip(edge.pair, edge.tapped, strict=True)
-        taps |= dict.fromkeys(tap for end, names in ends if end == name for tap in names)
-    heads = dict.fromkeys(edge.head for edge in edges if edge.destination == name and edge.head)
-    return Place(name in topology.frozen, mean, std, tuple(taps), tuple(heads))
 
 
 def label_output(labels: Tensor, like: Tensor) -> NodeOutput:

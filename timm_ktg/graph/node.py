@@ -142,12 +142,14 @@ class Network(nn.Module):
         self.mean, self.std = node.mean or place.mean, node.std or place.std
         self.size = node.img_size
         self.heads = node.heads or ()
-        self._open_heads(place.heads)
+        self._check_heads(place.heads)
+        scale, shift = _affine(node, place.mean, place.std)
         try:
             self.taps = Taps(node.model, dict.fromkeys([*node.taps, *place.taps]))
         except ValueError as error:
             raise ValueError(f"nodes.{node.name}.taps: {error}") from None
-        scale, shift = _affine(node, place.mean, place.std)
+        # From here on, nothing is refused, so that a refused model stays as it was.
+        self._distilled = self._distill(True) if place.heads else None
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
         self._copy: _Copy | None = None
@@ -227,8 +229,14 @@ class Network(nn.Module):
         self.taps = Taps(self.model, names)
         return copy
 
-    def _open_heads(self, wanted: Sequence[str]) -> None:
-        """Let the model return what the edges train."""
+    def release(self) -> None:
+        """Take the taps off the model, and let it return what it did before the graph was made."""
+        self.taps.remove()
+        if self._distilled is not None:
+            self._distill(self._distilled)
+
+    def _check_heads(self, wanted: Sequence[str]) -> None:
+        """Raise ValueError if an edge trains a head that the model lacks."""
         for head in wanted:
             if head not in self.heads:
                 known = ", ".join(self.heads) or "none beside the first"
@@ -236,9 +244,14 @@ class Network(nn.Module):
                 raise ValueError(
                     f"nodes.{self.name}: the model has no head `{head}`. Heads: {known}.{near}"
                 )
+
+    def _distill(self, on: bool) -> bool:
+        """Say whether a model of timm's returns both heads in training; return whether it did."""
+        before = bool(getattr(self.model, "distilled_training", False))
         distill: Any = getattr(self.model, "set_distilled_training", None)
-        if wanted and distill is not None:
-            distill(True)
+        if distill is not None:
+            distill(on)
+        return before
 
     def _fitted(self, images: Tensor) -> Tensor:
         """Return the images as the model expects them: resized and renormalized."""

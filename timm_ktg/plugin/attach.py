@@ -80,6 +80,7 @@ def attach(
     """
     if _several_processes() or isinstance(model, DistributedDataParallel | DataParallel):
         raise ValueError(_SEVERAL)
+    built_here = not isinstance(graph, KnowledgeTransferGraph)
     if not isinstance(graph, KnowledgeTransferGraph):
         graph = graph_around(model, graph, mean, std)
     elif mean is not None or std is not None:
@@ -89,8 +90,13 @@ def attach(
             f"The graph's target `{graph.target}` should be the attached model. "
             "Found another model; give Node() the same object."
         )
-    prepare(graph, next(model.parameters()).device, images)
-    return Attachment(model, graph, optimizer, total_updates, group)
+    try:
+        prepare(graph, next(model.parameters()).device, images)
+        return Attachment(model, graph, optimizer, total_updates, group)
+    except BaseException:
+        if built_here:  # a given graph keeps its taps, so that it can be attached another way
+            graph.network(graph.target).release()
+        raise
 
 
 def _several_processes() -> bool:
@@ -203,7 +209,7 @@ class Attachment:
         self.clock.stop()
         for hook in self._hooks:
             hook.remove()
-        self.graph.network(self.graph.target).taps.remove()
+        self.graph.network(self.graph.target).release()
         self._outputs = None
         for group in self._groups:
             for parameter in group["params"]:

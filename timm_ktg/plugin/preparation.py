@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,16 +43,27 @@ def prepare(graph: KnowledgeTransferGraph, device: torch.device, images: Tensor 
             f"{', '.join(graph.unbuilt)}: a loss or a gate has parameters. Give attach a few "
             "images: attach(..., images=images)."
         )
-    modes = {module: module.training for module in graph.modules()}
-    graph.eval()  # BatchNorm's statistics stay as they are
-    with torch.no_grad():
-        outputs = graph(images.to(device))
-    graph.build_edges(outputs)
-    problems = [f"{edge.name}: {why}" for edge, _, why in contract_problems(graph, outputs, False)]
-    for module, mode in modes.items():
-        module.training = mode
+    with _evaluating(graph):
+        with torch.no_grad():
+            outputs = graph(images.to(device))
+        graph.build_edges(outputs)
+        problems = [
+            f"{edge.name}: {why}" for edge, _, why in contract_problems(graph, outputs, False)
+        ]
     if problems:
         raise ValueError("\n".join(problems))
+
+
+@contextmanager
+def _evaluating(graph: KnowledgeTransferGraph) -> Iterator[None]:
+    """Set evaluation mode for a while, so that BatchNorm's statistics stay as they are."""
+    modes = {module: module.training for module in graph.modules()}
+    graph.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def graph_around(
