@@ -201,6 +201,12 @@ def test_recipe_wants_to_know_the_number_of_classes() -> None:
         attach(model, "digits", sgd(model.parameters()), STEPS)
 
 
+def test_model_without_a_classifier_is_refused() -> None:
+    model = timm.create_model("resnet8_cifar", num_classes=0)
+    with pytest.raises(ValueError, match="num_classes of the model should be at least 1. Found 0"):
+        attach(model, "digits", sgd(model.parameters()), STEPS)
+
+
 # The optimizer.
 
 

@@ -94,6 +94,11 @@ def graph_around(
             "A recipe needs the number of classes. The model should have `num_classes`; "
             "or build the graph by hand."
         )
+    if num_classes < 1:
+        raise ValueError(
+            "num_classes of the model should be at least 1. "
+            f"Found {num_classes}; such a model has no classifier and returns features."
+        )
     if (mean is None) != (std is None):
         raise ValueError(f"mean and std should be given together. Found {mean} and {std}.")
     normalized = None if mean is None or std is None else (tuple(mean), tuple(std))
