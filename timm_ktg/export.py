@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .recipe.trained import open_run
-from .terminal import Parser
+from .terminal import Parser, printable
 from .use.exporting import export
 from .use.program import run_program
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> None:
     given = _parser().parse_args(argv)
     difference = export(open_run(given.run), given.node, given.format, given.output)
-    print(f"{given.output}  logits within {difference:.1e} of the node's own")
+    print(f"{printable(given.output)}  logits within {difference:.1e} of the node's own")
 
 
 def _parser() -> Parser:

@@ -11,14 +11,16 @@ from pathlib import Path
 from .errors import RecipeError
 from .recipe.trained import open_run
 from .records.files import write_whole
-from .terminal import Parser, fail
+from .terminal import Parser, fail, printable
 from .use.prediction import Prediction, find_images, predict
 from .use.program import device_of, run_parser, run_program
 from .use.show import to_csv
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Predict the classes of images.
+    r"""Predict the classes of images.
+
+    In the name of an image, bytes that are not UTF-8 are written as escapes such as `\udce9`.
 
     Args:
         argv: The arguments; None: those of the command line.
@@ -72,7 +74,7 @@ def _as_csv(predictions: Sequence[Prediction]) -> str:
     return to_csv(
         ("image", "rank", "class", "probability"),
         (
-            (each.image, rank, name, f"{probability:.6g}")
+            (printable(each.image), rank, name, f"{probability:.6g}")
             for each in predictions
             for rank, (name, probability) in enumerate(each.classes, start=1)
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn, TextIO
 
 from accelerate import PartialState
@@ -20,6 +21,14 @@ _FILE_WIDTH = 120
 def console() -> Console:
     """Return the console on standard output."""
     return Console(width=None if sys.stdout.isatty() else _FILE_WIDTH, highlight=False)
+
+
+def printable(path: Path) -> str:
+    r"""Return a path as text that can be printed and written as UTF-8.
+
+    Bytes of a name that are not UTF-8 become escapes such as `\udce9`, as they do in JSON.
+    """
+    return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def run_bar(done: int, total: int, show: bool) -> tqdm:

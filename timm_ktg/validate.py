@@ -11,7 +11,7 @@ from .recipe.data_config import DataConfig
 from .recipe.flags import Flag, overridden, section_groups, split_flags
 from .recipe.recipe import Recipe, check_recipe
 from .recipe.trained import TrainedRun, open_run
-from .terminal import Parser
+from .terminal import Parser, printable
 from .use.program import device_of, run_parser, run_program
 from .use.show import save_validation, show_validation
 from .use.validation import SPLITS, validate
@@ -43,7 +43,7 @@ def _run(argv: Sequence[str]) -> None:
     found = validate(run, data, split, given.node, device_of(given.device))
     show_validation(found, run.recipe.graph.target)
     for path in save_validation(found, given.output) if given.output else ():
-        print(path)
+        print(printable(path))
 
 
 def _parser() -> Parser:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,23 @@ def test_table_of_files_goes_through_a_pipe(run: Path, images: Path) -> None:
     assert [row["image"] for row in rows] == [file for file in files for _ in range(2)]
     assert [row["rank"] for row in rows] == ["1", "2"] * 5
     assert all(0 < float(row["probability"]) <= 1 for row in rows)
+
+
+@pytest.mark.parametrize("flags", [(), ("--format", "json")], ids=["csv", "json"])
+def test_name_that_is_not_utf8_is_written_with_escapes(
+    run: Path, images: Path, flags: tuple[str, ...]
+) -> None:
+    os.rename(images / "0.png", os.fsencode(images) + b"/caf\xe9.png")
+    command = [sys.executable, "-m", "timm_ktg.predict", str(run), "images", "--top", "1", *flags]
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, capture_output=True, text=True, env=strict)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count(r"images/caf\udce9.png") == 1
+    assert main([*command[3:], "-o", "found"]) == 0
+    assert Path("found").read_text(encoding="utf-8") == done.stdout
+    if flags:
+        names = [os.fsencode(each["image"]) for each in json.loads(done.stdout)]
+        assert b"images/caf\xe9.png" in names
 
 
 def test_image_of_another_size_and_kind_is_prepared(

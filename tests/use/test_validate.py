@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,14 @@ def test_tables_agree_with_the_nodes_predictions(run: Path) -> None:
     assert header == ["class", "images", "a", "b", "crowd", "all-networks"]
     expected = found["nodes"]["b"]["per_class"]
     assert {row[0]: float(row[3]) for row in body} == pytest.approx(expected)
+
+
+def test_folder_whose_name_is_not_utf8_is_shown_with_escapes(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(run), "--node", "b", "-o", os.fsdecode(b"caf\xe9")]) == 0
+    assert r"caf\udce9/validation.json" in capsys.readouterr().out.splitlines()
+    assert Path(os.fsdecode(b"caf\xe9"), "validation.json").is_file()
 
 
 def test_terminal_shows_nodes_agreement_and_classes(
