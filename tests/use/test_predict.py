@@ -17,6 +17,7 @@ from tests.tiny_data import small_digits
 from tests.training_cases import build, on_cpu
 from timm_ktg.data.sources import load_source
 from timm_ktg.predict import main
+from timm_ktg.use.prediction import find_images
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("workplace")]
 
@@ -91,6 +92,36 @@ def test_image_of_another_size_and_kind_is_prepared(
         image.convert("L").resize((40, 30)).save("gray.bmp")
     assert main([str(run), "gray.bmp", "--top", "99"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1 + 10  # there are no more classes
+
+
+def test_linked_folders_are_followed_and_each_is_read_once(workplace: Path) -> None:
+    for name in (
+        "photos/own/0.png",
+        "photos/own/deep/1.png",
+        "elsewhere/more/2.png",
+        "alone/3.png",
+    ):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    for link, to in {
+        "photos/a": "photos/own",  # a second way to what is below anyway
+        "photos/b": "elsewhere",
+        "photos/own/up": "photos",
+        "elsewhere/more/back": "photos",
+        "elsewhere/more/on": "alone",
+        "photos/nowhere": "nothing",
+        "photos/itself": "photos/itself",
+        "photos/4.png": "alone/3.png",  # a linked file
+    }.items():
+        Path(link).symlink_to(workplace / to)
+    found = [each.as_posix() for each in find_images([Path("photos")])]
+    assert found == [
+        "photos/4.png",
+        "photos/b/more/2.png",
+        "photos/b/more/on/3.png",
+        "photos/own/0.png",
+        "photos/own/deep/1.png",
+    ]
 
 
 def test_broken_image_costs_a_line_and_not_the_others(

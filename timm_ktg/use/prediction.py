@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +36,8 @@ class Prediction:
 def find_images(paths: Iterable[Path]) -> list[Path]:
     """Return the image files among paths, and in those that are folders, at any depth.
 
-    In a folder, files that do not end like an image are skipped.
+    Links to folders are followed, and each folder is read once. In a folder, files that do not end
+    like an image are skipped.
 
     Raises:
         RecipeError: A path does not exist, or a folder holds no image; lists all.
@@ -42,7 +45,7 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     problems, files = list[str](), list[Path]()
     for path in paths:
         if path.is_dir():
-            found = sorted(each for each in path.rglob("*") if _is_image(each))
+            found = sorted(each for each in _files_below(path) if _is_image(each))
             problems += [] if found else [f"{path}: should hold images. Found none."]
             files += found
         elif path.is_file():
@@ -97,6 +100,24 @@ def _batches(
         if read and (len(read) == _BATCH or number == len(files)):
             yield list(read), torch.stack(list(read.values()))
             read = {}
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder, at any depth; links are followed, but no folder is read twice.
+
+    Links wait until all else is read, so that a file is found at its own place, if that is below.
+    """
+    waiting, read = deque([folder]), set[Path]()
+    while waiting:
+        for at, below, names in os.walk(waiting.popleft()):
+            here = Path(at)
+            if (place := here.resolve()) in read:
+                below.clear()
+                continue
+            read.add(place)
+            below.sort()
+            waiting += (here / each for each in below if (here / each).is_symlink())
+            yield from (here / each for each in names)
 
 
 def _is_image(path: Path) -> bool:
