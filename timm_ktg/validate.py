@@ -19,8 +19,9 @@ from .use.validation import SPLITS, validate
 # The fields of `data` that choose images; all others are as in the run.
 CHOICES = (
     *("dataset", "dataset_config", "input_key", "target_key", "train_split", "val_split"),
-    *("test_split", "holdout", "split_seed", "images_per_class", "workers"),
+    *("test_split", "holdout", "split_seed", "images_per_class", "class_map", "workers"),
 )
+_FLAGS = ", ".join(f"--data.{name.replace('_', '-')}" for name in CHOICES)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,8 +50,7 @@ def _run(argv: Sequence[str]) -> None:
 def _parser() -> Parser:
     parser = run_parser("python -m timm_ktg.validate", __doc__)
     parser.usage = "%(prog)s RUN [--data.dataset ...] [--node NAME] [--split SPLIT] [-o FOLDER]"
-    flags = ", ".join(f"--data.{name.replace('_', '-')}" for name in CHOICES)
-    parser.epilog = f"Other images, as in a recipe: {flags}."
+    parser.epilog = f"Other images, as in a recipe: {_FLAGS}."
     parser.add_argument("--node", help="only this node; by default all, and all together")
     parser.add_argument("--split", choices=SPLITS, help="by default the one of the run's result")
     parser.add_argument(
@@ -71,7 +71,7 @@ def _data_of(run: TrainedRun, flags: Sequence[Flag]) -> DataConfig:
         if section != "data" or field not in CHOICES:
             near = did_you_mean(field, CHOICES).replace("`", "`--data.", 1)
             raise RecipeError(
-                [f"command line: --{name} should choose images. Only --data. flags do.{near}"]
+                [f"command line: --{name} should choose images, as do {_FLAGS}.{near}"]
             )
     values = run.recipe.model_dump(mode="json")
     groups = {"data": section_groups(Recipe, values)["data"]}

@@ -11,7 +11,7 @@ import torch
 from datasets import ClassLabel
 
 import timm_ktg as ktg
-from tests.recipe_cases import MUTUAL, recipe_values
+from tests.recipe_cases import MUTUAL, PLAIN, recipe_values
 from tests.tiny_data import TEST, VAL, rows, save, save_images
 from tests.training_cases import build, metrics_of, on_cpu, summary_of, train_run
 from timm_ktg.data.sources import load_source
@@ -148,6 +148,25 @@ def test_classes_that_moved_to_other_labels_are_refused(
     assert line.startswith("data.target_key: should have the run's classes in its order. Found `0`")
 
 
+def test_class_map_may_be_gone_and_another_named(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(Path("photos"), train=rows(30), test=rows(21))
+    Path("classes.txt").write_text("class 2\nclass 0\n")
+    values = recipe_values(PLAIN, epochs=1, batch_size=4)
+    values["data"] = {"dataset": "photos", "class_map": "classes.txt"}
+    run = train_run(Path("mapped"), values)
+    expected = validated(run)
+    assert expected["images"] == 14
+    assert list(expected["nodes"]["a"]["per_class"]) == ["class 2", "class 0"]
+    Path("classes.txt").rename("moved.txt")
+    assert validated(run) == expected
+    assert validated(run, "--data.class_map", "moved.txt") == expected
+    Path("turned.txt").write_text("class 0\nclass 2\n")
+    line = said(capsys, run, "--data.class-map", "turned.txt")
+    assert line.startswith("data.target_key: should have the run's classes in its order.")
+
+
 def test_images_of_a_stream_are_counted_as_they_are_read() -> None:
     save(Path("photos"), train=rows(30, classes=10), test=rows(20, classes=10))
     values = recipe_values(MUTUAL, epochs=1, batch_size=4)
@@ -170,9 +189,9 @@ def test_wrong_input_costs_a_line(run: Path, capsys: pytest.CaptureFixture[str])
         (run, "--split", "val", *none): "--split: the data have no val images. Found train, test.",
         (run, *none, "--data.dataset", "three"): "the 10 classes of the run. Found 3.",
         (run, *none, "--data.dataset", "turned"): "classes in its order. Found `9` for `0`.",
-        (run, "--data.pad", "0"): "--data.pad should choose images. Only --data. flags do.",
+        (run, "--data.pad", "0"): "--data.pad should choose images, as do --data.dataset, ",
         (run, "--data.datasett", "x"): "Did you mean `--data.dataset`?",
-        (run, "--train.lr", "1"): "--train.lr should choose images.",
+        (run, "--train.lr", "1"): "--train.lr should choose images, as do --data.dataset, ",
         (run, "--device", "quantum"): "--device: ",
     }.items():
         assert expected in said(capsys, *argv)

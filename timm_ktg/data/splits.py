@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -65,7 +65,7 @@ def load_splits(
     holdout: int = 0,
     split_seed: int = 0,
     images_per_class: int | None = None,
-    class_map: str | None = None,
+    class_map: str | Sequence[str] | None = None,
 ) -> Splits:
     """Open a data set and choose the images for training, validation and test.
 
@@ -81,7 +81,8 @@ def load_splits(
         split_seed: Decides which images `holdout` and `images_per_class` take; 0 or more.
         images_per_class: How many training images of each class to keep; None: all. What is kept
             does not depend on `holdout`, as long as that leaves enough.
-        class_map: A file that lists the classes, one a line; None: all that the data set has.
+        class_map: A file that lists the classes, one a line, or the classes; None: all that the
+            data set has.
 
     Returns:
         The splits, checked. Only schema and size of the test split are; see `check_labels`.
@@ -95,7 +96,7 @@ def load_splits(
     chosen = choose(load_source(dataset, dataset_config), names)
     check_columns(chosen, input_key, target_key)
     if class_map is not None:
-        listed = read_class_map(class_map)
+        listed = read_class_map(class_map) if isinstance(class_map, str) else class_map
         chosen = {
             field: relabel(split, target_key, listed, f"data.{field}")
             for field, split in chosen.items()

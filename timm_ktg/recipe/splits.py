@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,18 @@ _WHICH = (
 )
 
 
-def build_splits(data: DataConfig) -> Splits:
+def build_splits(data: DataConfig, classes: Sequence[str] | None = None) -> Splits:
     """Return the splits of the data set.
+
+    Args:
+        data: The section.
+        classes: The classes that `class_map` lists, if they are known; None: its file is read.
 
     Raises:
         RecipeError: The data set or its splits are wrong.
     """
     try:
-        splits = _load(data)
+        splits = _load(data, classes)
     except ValueError as error:
         raise RecipeError(str(error).splitlines()) from error
     if splits.num_classes < 2:
@@ -34,7 +38,7 @@ def build_splits(data: DataConfig) -> Splits:
     return splits
 
 
-def _load(data: DataConfig) -> Splits:
+def _load(data: DataConfig, classes: Sequence[str] | None) -> Splits:
     which = {name: getattr(data, name) for name in _WHICH}
     if data.streaming:
         return load_streams(
@@ -45,7 +49,7 @@ def _load(data: DataConfig) -> Splits:
         holdout=data.holdout,
         split_seed=data.split_seed,
         images_per_class=data.images_per_class,
-        class_map=data.class_map,
+        class_map=classes or data.class_map,
     )
 
 

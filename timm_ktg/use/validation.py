@@ -79,9 +79,11 @@ def validate(
     """
     names = run.nodes if node is None else [run.name_of(node)]
     members = {name: each.to(device) for name, each in run.load(*names).items()}
-    splits = _read(data, split)
-    images = _images(splits, split)
     class_names = run.result.data.class_names
+    # The run knows what its file listed, which may be gone or changed.
+    as_run = data.class_map is not None and data.class_map == run.recipe.data.class_map
+    splits = _read(data, split, class_names if as_run else None)
+    images = _images(splits, split)
     _check_classes(splits.class_names, class_names)
     loader = _loader(images, splits, run, data, device)
     topology = run.recipe.graph.topology
@@ -98,14 +100,14 @@ def validate(
     )
 
 
-def _read(data: DataConfig, split: str) -> Splits:
+def _read(data: DataConfig, split: str, classes: Sequence[str] | None) -> Splits:
     """Return the images; if there are none to train on, the classes are those of the split.
 
     Raises:
         RecipeError: The data cannot be read.
     """
     try:
-        return build_splits(data)
+        return build_splits(data, classes)
     except RecipeError as error:
         named = {"val": data.val_split, "test": data.test_split}.get(split)
         lacks = all(each.startswith("data.train_split: ") for each in error.problems)
@@ -114,7 +116,7 @@ def _read(data: DataConfig, split: str) -> Splits:
     alone = {"train_split": named, "val_split": None, "test_split": None, "holdout": 0}
     every = {"images_per_class": None, "train_num_samples": None}
     try:
-        splits = build_splits(data.model_copy(update={**alone, **every}))
+        splits = build_splits(data.model_copy(update={**alone, **every}), classes)
     except RecipeError as error:
         said = [each.replace("data.train_split", f"data.{split}_split") for each in error.problems]
         raise RecipeError(said) from error
