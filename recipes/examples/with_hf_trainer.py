@@ -71,8 +71,14 @@ def build_trainer(args: TrainingArguments, train: TensorDataset, model: nn.Modul
     updates = math.ceil(len(train) / images_per_update) * int(args.num_train_epochs)
     handle = timm_ktg.attach(model, "digits", optimizer, updates)
 
-    def loss(logits: Tensor, labels: Tensor, **_: Any) -> Tensor:
-        return handle.loss(labels) if model.training else F.cross_entropy(logits, labels)
+    def loss(
+        logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | None = None, **_: Any
+    ) -> Tensor:
+        if not model.training:
+            return F.cross_entropy(logits, labels)
+        # The Trainer adds up the losses of an update's batches, and says how many images they hold.
+        share = 1 if num_items_in_batch is None else len(labels) / num_items_in_batch
+        return handle.loss(labels) * share
 
     return Trainer(
         model,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import timm
@@ -29,6 +31,10 @@ pytestmark = [
 
 def example(name: str, package: str) -> ModuleType:
     pytest.importorskip(package, reason=f"{package} is not installed; only this example needs it")
+    return loaded(name)
+
+
+def loaded(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -121,3 +127,27 @@ def test_hf_trainer_resumes_the_graph_bit_for_bit(tmp_path: Path) -> None:
     _, rest = train(str(tmp_path / "checkpoint-4"))
     assert rest.clock.updates == whole.clock.updates == 8
     assert same_state(state_of(rest.graph), state_of(whole.graph))
+
+
+def test_hf_trainer_weighs_the_batches_of_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it gets `compute_loss_func`, the Trainer does not divide by the number of batches."""
+    stand_in = MagicMock()
+    stand_in.TrainerCallback = object
+    monkeypatch.setitem(sys.modules, "transformers", stand_in)
+    example_ = loaded("with_hf_trainer")
+    arguments = SimpleNamespace(
+        learning_rate=0.1, train_batch_size=6, gradient_accumulation_steps=2, num_train_epochs=1
+    )
+    data = TensorDataset(torch.randn(8, 3, 8, 8), torch.arange(8))
+    model = timm.create_model("resnet8_cifar", num_classes=10).train()
+    example_.build_trainer(arguments, data, model)
+    loss = stand_in.Trainer.call_args.kwargs["compute_loss_func"]
+
+    def of(rows: slice, **given: torch.Tensor) -> float:
+        images, labels = data[rows]
+        return float(loss(model(images), labels, **given).detach())
+
+    parts = [slice(6), slice(6, 8)]
+    together = sum(of(rows, num_items_in_batch=torch.tensor(8)) for rows in parts)
+    large, small = map(of, parts)
+    assert together == pytest.approx((6 * large + 2 * small) / 8)
