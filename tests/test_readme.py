@@ -14,8 +14,10 @@ import yaml
 from PIL import Image
 
 import timm_ktg
+from tests.recipe_cases import write
 from tests.tiny_data import rows, save_images
 from tests.training_cases import build, run_main
+from timm_ktg.recipe.command_line import parse_command
 from timm_ktg.recipe.recipe import check_recipe, check_section
 from timm_ktg.recipe.search_config import SearchRecipe
 from timm_ktg.recipe.suite_config import load_suite
@@ -136,6 +138,18 @@ def test_several_edges_between_two_nodes_are_right() -> None:
     values["graph"]["nodes"]["student"] |= yaml.safe_load(recipes()["edges"])
     names = [link.name for link in check_recipe(values).graph.edges]
     assert {"helper->student/kl_div", "helper->student/cross_entropy"} < set(names)
+
+
+def test_flag_of_one_of_several_edges_is_right(workplace: Path) -> None:
+    values = yaml.safe_load(recipes()["recipe"])
+    values["graph"]["nodes"]["student"] |= yaml.safe_load(recipes()["edges"])
+    (flag,) = re.findall(r"`(--\S+helper/\S+ \S+)`", README)
+    found = parse_command([write(values), *flag.split()], "train").recipe
+    edges = found.graph.nodes["student"].learns_from
+    assert {name: edge.gate for name, edge in edges.items()} == {
+        **{"label": "through", "helper/kl_div": "through", "helper/cross_entropy": "correct"}
+    }
+    assert edges["helper/kl_div"].temperature == 4
 
 
 def test_loss_with_parameters_is_trained_with_the_node_that_learns() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pydantic_core import PydanticCustomError
+
 from .flags import Flag, below, read_mapping
+from .node_config import spread
 
 
 def restructured(
@@ -15,7 +18,8 @@ def restructured(
     """Add and remove the nodes and edges that flags name as a whole.
 
     `--graph.nodes.helper '{model: ...}'` adds a node, `null` removes one and all edges from it;
-    `--graph.nodes.student.learns_from.helper null` removes an edge.
+    `--graph.nodes.student.learns_from.helper null` removes an edge. Where a source has a list of
+    edges, each gets a key of its own, by which flags name it.
 
     Args:
         values: The recipe, unchecked.
@@ -29,11 +33,11 @@ def restructured(
     """
     graph = below(values, "graph")
     before = below(graph, "nodes")
-    nodes, left = dict(before), []
+    nodes, left = {name: _spread(node) for name, node in before.items()}, []
     for flag, text in flags:
         node, edge = (re.fullmatch(each, flag) for each in (_NODE, _EDGE))
         if node and node[1] not in nodes and text.startswith("{"):
-            nodes[node[1]] = read_mapping(flag, text)
+            nodes[node[1]] = _spread(read_mapping(flag, text))
         elif node and node[1] in nodes and text == "null":
             del nodes[node[1]]
             nodes = {each: _without_edge(nodes[each], node[1]) for each in nodes}
@@ -48,6 +52,16 @@ def restructured(
 
 _NODE = r"graph\.nodes\.([^.]+)"
 _EDGE = r"graph\.nodes\.([^.]+)\.learns_from\.([^.]+)"
+
+
+def _spread(node: Any) -> Any:
+    """Return a node whose edges have a key each; a wrong one as it is, for the recipe's check."""
+    if not isinstance(node, Mapping) or "learns_from" not in node:
+        return node
+    try:
+        return {**node, "learns_from": spread(node["learns_from"])}
+    except PydanticCustomError:
+        return node
 
 
 def _has_edge(node: Any, key: str) -> bool:
