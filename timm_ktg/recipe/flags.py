@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from argparse import SUPPRESS, ArgumentError, ArgumentParser, BooleanOptionalAction
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from pydantic_core import to_jsonable_python
 
 from ..errors import RecipeError, collected, did_you_mean
+from .flag_values import EDGE, SECTION, at, merged, read_value, types_of
 from .most_used import MOST_USED
 from .node_config import EdgeConfig, from_word
-from .recipe import MEANT, YAML_ERRORS, parse_yaml, yaml_said
+from .recipe import MEANT
 from .section import Section
 
 Options = Mapping[tuple[str, ...], Mapping[str, Any]]  # names to arguments of `add_argument`
@@ -39,8 +38,6 @@ COMMON: Options = {
 }
 
 _NOTHING = object()
-_SECTION = {"type": "object"}
-_EDGE = {"anyOf": [{"type": "string"}, _SECTION]}
 
 
 @dataclass(frozen=True)
@@ -175,6 +172,8 @@ def overridden(
 ) -> Mapping[str, Any]:
     """Return a recipe's values with the flags applied.
 
+    A mapping takes the place of the recipe's; flags for the same section or mapping combine.
+
     Args:
         values: The recipe, unchecked.
         flags: The flags for its fields.
@@ -184,32 +183,25 @@ def overridden(
         RecipeError: Flags do not exist or their values cannot be read; lists all.
     """
     lists: dict[str, list[Any]] = {}
+    overrides: list[Mapping[str, Any]] = []
     problems: list[str] = []
     for name, text in flags:
         with collected(problems):
             path, field = _find(name, groups)
-            value = _read(name, text, field)
-            if field is _EDGE:
+            value = read_value(name, text, field)
+            if isinstance(value, Mapping):
+                values = merged(values, at(path, None))  # nothing of the recipe's stays
+            if field is EDGE:
                 value = from_word(value)
             if isinstance(value, list):  # its items can be given one by one
                 value = lists[name] = [*lists.get(name, []), *value]
-            for key in reversed(path):
-                value = {key: value}
-            values = _merged(values, value)
+            overrides.append(at(path, value))
+    for each in overrides:
+        with collected(problems):
+            values = merged(values, each)
     if problems:
         raise RecipeError(problems)
     return values
-
-
-def _merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values with the overrides applied, section by section."""
-    result = dict(values)
-    for key, value in overrides.items():
-        if isinstance(value, Mapping):
-            old = from_word(result.get(key))  # an edge can be written as a bare word
-            value = _merged(old, value) if isinstance(old, Mapping) else value
-        result[key] = value
-    return result
 
 
 def split_flags(argv: Iterable[str]) -> tuple[list[str], list[Flag]]:
@@ -258,7 +250,7 @@ def _find(name: str, groups: Groups) -> tuple[tuple[str, ...], Mapping[str, Any]
     """
     if name in groups:
         group = groups[name]
-        return group.path, _EDGE if group.section is EdgeConfig else _SECTION
+        return group.path, EDGE if group.section is EdgeConfig else SECTION
     above, _, key = name.rpartition(".")
     if above in groups and key in groups[above].fields:
         return (*groups[above].path, key), groups[above].fields[key]
@@ -283,49 +275,8 @@ def _unknown(flag: str, names: Collection[str]) -> RecipeError:
     return RecipeError([f"command line: unrecognized arguments: {flag}.{hint}"])
 
 
-def _read(name: str, text: str, field: Mapping[str, Any]) -> Any:
-    """Parse the text of a flag into a value.
-
-    A plain value stays a string; pydantic reads numbers from it, because YAML would read 010 as 8.
-
-    Raises:
-        RecipeError: The text is not YAML.
-    """
-    kinds = _kinds(field)
-    if text == "null":
-        return None
-    nested = kinds.keys() & {"array", "object"}
-    bare = not text.startswith(("{", "["))
-    if not nested or (bare and "string" in kinds):
-        return text
-    if nested == {"array"} and not text.startswith("["):
-        text = f"[{text}]"
-    elif bare and "=" in text:  # nesterov=False,eps=1e-8, the form of timm's flags
-        text = "{" + re.sub(r"(^|,)\s*([^=,]+)=", r"\1\2: ", text) + "}"
-    words = kinds.get("array", {}).get("items", {}).get("type") == "string"
-    try:
-        return yaml.load(text, yaml.BaseLoader) if words else parse_yaml(text)
-    except YAML_ERRORS as error:
-        said = f"argument --{name}: should be YAML. {yaml_said(error)}"
-        raise RecipeError([f"command line: {said}"]) from None
-
-
-def read_mapping(name: str, text: str) -> Any:
-    """Return the value of a flag that stands for a whole section.
-
-    Raises:
-        RecipeError: The text is not YAML.
-    """
-    return _read(name, text, _SECTION)
-
-
-def _kinds(field: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the types that a field accepts, by JSON Schema's name of the type."""
-    return {kind.get("type", "object"): kind for kind in field.get("anyOf", [field])}
-
-
 def _metavar(field: Mapping[str, Any]) -> str:
-    kinds = {name: kind.get("enum") for name, kind in _kinds(field).items() if name != "null"}
+    kinds = {name: kind.get("enum") for name, kind in types_of(field).items() if name != "null"}
     return "|".join(f"{{{','.join(words)}}}" if words else name for name, words in kinds.items())
 
 

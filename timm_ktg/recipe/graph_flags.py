@@ -8,18 +8,20 @@ from typing import Any
 
 from pydantic_core import PydanticCustomError
 
-from .flags import Flag, below, read_mapping
+from .flag_values import merged, read_mapping
+from .flags import Flag, below
 from .node_config import spread
 
 
 def restructured(
     values: dict[str, Any], flags: Iterable[Flag]
 ) -> tuple[dict[str, Any], list[Flag]]:
-    """Add and remove the nodes and edges that flags name as a whole.
+    """Add, replace and remove the nodes and edges that flags name as a whole.
 
-    `--graph.nodes.helper '{model: ...}'` adds a node, `null` removes one and all edges from it;
-    `--graph.nodes.student.learns_from.helper null` removes an edge. Where a source has a list of
-    edges, each gets a key of its own, by which flags name it.
+    `--graph.nodes.helper '{model: ...}'` adds a node, or takes the place of the one of that name;
+    `null` removes one and all edges from it; `--graph.nodes.student.learns_from.helper null`
+    removes an edge. Where a source has a list of edges, each gets a key of its own, by which flags
+    name it.
 
     Args:
         values: The recipe, unchecked.
@@ -34,10 +36,12 @@ def restructured(
     graph = below(values, "graph")
     before = below(graph, "nodes")
     nodes, left = {name: _spread(node) for name, node in before.items()}, []
+    given: dict[str, Any] = {}
     for flag, text in flags:
         node, edge = (re.fullmatch(each, flag) for each in (_NODE, _EDGE))
-        if node and node[1] not in nodes and text.startswith("{"):
-            nodes[node[1]] = _spread(read_mapping(flag, text))
+        if node and text.startswith("{"):
+            given[flag] = merged(given.get(flag, {}), read_mapping(flag, text))
+            nodes[node[1]] = _spread(given[flag])
         elif node and node[1] in nodes and text == "null":
             del nodes[node[1]]
             nodes = {each: _without_edge(nodes[each], node[1]) for each in nodes}
