@@ -14,6 +14,7 @@ from tests.review.report_cases import Browser, make_study, needs_browser, write_
 from timm_ktg.review import study_page
 from timm_ktg.review.__main__ import main
 from timm_ktg.review.report import write_report
+from timm_ktg.review.run_data import read_run
 from timm_ktg.review.stages import FEWEST, importances
 from timm_ktg.review.study_data import read_study
 from timm_ktg.search.fronts import IN_TRAINING, PER_IMAGE, best_so_far, front, points_of
@@ -253,6 +254,28 @@ def test_agreement_of_nodes_is_shown_where_it_was_measured(tmp_path: Path) -> No
     assert "timm_ktg.validate RUN" not in text and text.count(">87.50<") == 2
     file.write_text("{")
     assert main(["report", str(run)]) == 2
+
+
+def test_agreement_is_of_nodes_and_images_that_seeds_have_in_common(tmp_path: Path) -> None:
+    def measure(seed: str, *nodes: str, share: float = 80.0, **images: str | int) -> None:
+        shares = {one: {two: 100.0 if one == two else share for two in nodes} for one in nodes}
+        file = write_run(tmp_path / "run" / seed) / "validation" / "validation.json"
+        file.parent.mkdir()
+        where = {"dataset": "digits", "split": "test", "images": 360}
+        file.write_text(json.dumps({**where, **images, "agreement": shares}))
+
+    measure("seed-0", "a", "b", "all-networks")
+    measure("seed-1", "b", "a", share=90.0)
+    write_run(tmp_path / "run" / "seed-2")  # not measured
+    run = read_run(tmp_path / "run")
+    assert list(run.agreement) == ["a", "b"] and run.agreement["a"]["b"].values == (80.0, 90.0)
+    assert run.left_out == "Left out: all-networks (not measured for every seed)."
+    measure("seed-3", "a", split="val")
+    measure("seed-4", "a", "b", images=300)
+    text = write_report([tmp_path / "run"]).read_text()
+    assert text.count(">85.00<") == 2
+    said = "all-networks (not measured for every seed); seed-3, seed-4 (measured on other images)."
+    assert f">Left out: {said}<" in text
 
 
 def test_importance_finds_what_was_made_to_matter(folder: Path) -> None:

@@ -19,11 +19,24 @@ from ..records.result import RunResult
 from ..records.run_directory import RunDirectory
 from ..records.sample import Sample
 
-# By node, and by the node that it is compared with.
-Agreement = Mapping[str, Mapping[str, float]]
-
 # By epoch, a figure of every seed that has come so far.
 Curve = Mapping[int, Sample]
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What `timm_ktg.validate -o RUN/validation` found.
+
+    Args:
+        run: Name of the run's directory.
+        images: What the images are: data set, split, number.
+        agreement: The share of the images in percent on which two nodes predict the same class, by
+            node, and by the node that it is compared with.
+    """
+
+    run: str
+    images: tuple[Any, ...]
+    agreement: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -36,8 +49,7 @@ class RunData:
         epochs: Epochs of a whole run.
         metrics: For each seed, what each epoch measured.
         results: The results of the seeds that are complete.
-        agreements: The share of images in percent on which two nodes predict the same class, of
-            each seed that `timm_ktg.validate` has measured.
+        validated: What `timm_ktg.validate` found, of each seed that it has measured.
     """
 
     path: Path
@@ -45,7 +57,7 @@ class RunData:
     epochs: int
     metrics: tuple[tuple[Metrics, ...], ...]
     results: tuple[RunResult, ...]
-    agreements: tuple[Agreement, ...] = ()
+    validated: tuple[Validated, ...] = ()
 
     @property
     def target(self) -> str:
@@ -89,12 +101,33 @@ class RunData:
 
     @property
     def agreement(self) -> dict[str, dict[str, Sample]]:
-        """Which share of the images two nodes agree on, over the seeds that have it measured."""
-        names = list(self.agreements[0]) if self.agreements else []
+        """Which share of the images two nodes agree on, over the seeds measured on the same images.
+
+        The images are those of the first seed that is measured, the nodes those of all such seeds.
+        """
+        found = [each.agreement for each in self._alike]
+        first = found[0] if found else {}
+        names = [name for name in first if all(name in each for each in found)]
         return {
-            one: {two: Sample(tuple(each[one][two] for each in self.agreements)) for two in names}
+            one: {two: Sample(tuple(each[one][two] for each in found)) for two in names}
             for one in names
         }
+
+    @property
+    def left_out(self) -> str:
+        """What was measured and is no part of the agreement, as a sentence; "": nothing."""
+        alike, agreement = self._alike, self.agreement
+        nodes = dict.fromkeys(name for each in alike for name in each.agreement)
+        lacking = [name for name in nodes if name not in agreement]
+        others = [each.run for each in self.validated if each not in alike]
+        said = [f"{', '.join(lacking)} (not measured for every seed)"] if lacking else []
+        said += [f"{', '.join(others)} (measured on other images)"] if others else []
+        return f"Left out: {'; '.join(said)}." if said else ""
+
+    @property
+    def _alike(self) -> list[Validated]:
+        """What was found on the images of the first seed that is measured."""
+        return [each for each in self.validated if each.images == self.validated[0].images]
 
     @property
     def splits(self) -> str:
@@ -123,11 +156,11 @@ def read_run(path: Path) -> RunData:
         raise RecipeError([f"{path}: {name} has no epoch yet."])
     results = [read_result(run) for run in runs]
     complete = tuple(result for result in results if result is not None)
-    agreements = tuple(agreement for run in runs for agreement in _agreement(run))
+    validated = tuple(found for run in runs for found in _validated(run))
     recipe = read_recipe(runs[0].recipe)
     try:
         epochs = epochs_of(TrainConfig.model_validate(recipe["train"]))
-        data = RunData(path, recipe["graph"], epochs, metrics, complete, agreements)
+        data = RunData(path, recipe["graph"], epochs, metrics, complete, validated)
         data.graph["nodes"][data.target]  # the page will need it, and some accuracy
         if not data.top1_curves("train"):
             raise KeyError(data.target)
@@ -138,11 +171,12 @@ def read_run(path: Path) -> RunData:
     return data
 
 
-def _agreement(run: RunDirectory) -> list[Agreement]:
+def _validated(run: RunDirectory) -> list[Validated]:
     """Return what `timm_ktg.validate -o RUN/validation` found, if it was asked."""
     file = run.validation / "validation.json"
     if not file.is_file():
         return []
     with located(f"{file} cannot be read"):
-        found: Agreement = json.loads(file.read_text(encoding="utf-8"))["agreement"]
-    return [found]
+        found = json.loads(file.read_text(encoding="utf-8"))
+        images = tuple(found.get(each) for each in ("dataset", "split", "images"))
+        return [Validated(run.path.name, images, found["agreement"])]
