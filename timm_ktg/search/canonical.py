@@ -12,7 +12,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import chain, groupby, permutations, product
+from itertools import chain, groupby, product
 from typing import Any, NamedTuple
 
 from ..graph.topology import EMA, ENSEMBLE, LABEL, Link, Pair, Topology, Traits
@@ -290,11 +290,45 @@ def _table(order: Sequence[str], gates: Gates) -> list[str]:
 
 
 def _orders(models: Models, gates: Gates, first: Collection[str]) -> Iterator[tuple[str, ...]]:
-    """Yield the orders that may give the least form: by color, and every one within a color."""
+    """Yield orders that include one of the least form: by color, and every one within a color.
+
+    Twins stand in one order only, because their others give the same form.
+    """
     color = _colors(models, gates, first).__getitem__
     groups = groupby(sorted(models, key=color), key=color)
-    within = [permutations(group) for _, group in groups]
+    within = [_merges(_twins(group, gates)) for _, group in groups]
     return (tuple(chain(*parts)) for parts in product(*within))
+
+
+def _twins(nodes: Iterable[str], gates: Gates) -> list[tuple[str, ...]]:
+    """Group nodes of one color: exchanging two of a group leaves the graph as it is."""
+    groups: list[tuple[str, ...]] = []
+    for node in nodes:
+        place = next((i for i, group in enumerate(groups) if _alike(group[0], node, gates)), None)
+        if place is None:
+            groups.append((node,))
+        else:
+            groups[place] += (node,)
+    return groups
+
+
+def _alike(one: str, other: str, gates: Gates) -> bool:
+    """Return whether exchanging two nodes of one color leaves the graph as it is."""
+    new = {one: other, other: one}
+    return all(
+        gates.get((new.get(source, source), new.get(node, node))) == gate
+        for (source, node), gate in gates.items()
+    )
+
+
+def _merges(groups: Sequence[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
+    """Yield every order of the nodes of some groups in which each group keeps its own order."""
+    if not groups:
+        yield ()
+    for place, (node, *rest) in enumerate(groups):
+        left = (tuple(rest),) if rest else ()
+        for after in _merges((*groups[:place], *left, *groups[place + 1 :])):
+            yield (node, *after)
 
 
 def _colors(models: Models, gates: Gates, first: Collection[str]) -> dict[str, int]:
