@@ -129,6 +129,11 @@ def test_data_may_have_test_images_alone(
     assert line.startswith("data.train_split: `train` is no split. Splits: test.")
 
 
+def test_other_test_images_need_not_fit_the_training_images_that_the_run_took(run: Path) -> None:
+    save(Path("few"), train=rows(20), test=rows(12))  # the run held more out
+    assert validated(run, "--data.dataset", "few")["images"] == 12
+
+
 def test_classes_named_otherwise_are_told(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     digits = load_source("digits")
     save_images(Path("named"), **{name: digits[name].select(range(99)) for name in digits})

@@ -80,6 +80,8 @@ def validate(
     names = run.nodes if node is None else [run.name_of(node)]
     members = {name: each.to(device) for name, each in run.load(*names).items()}
     class_names = run.result.data.class_names
+    if split == "test":  # which training images the run took may not fit other data
+        data = data.model_copy(update={"holdout": 0, "images_per_class": None})
     # The run knows what its file listed, which may be gone or changed.
     as_run = data.class_map is not None and data.class_map == run.recipe.data.class_map
     splits = _read(data, split, class_names if as_run else None)
