@@ -130,8 +130,9 @@ def test_data_may_have_test_images_alone(
 
 
 def test_other_test_images_need_not_fit_the_training_images_that_the_run_took(run: Path) -> None:
-    save(Path("few"), train=rows(20), test=rows(12))  # the run held more out
-    assert validated(run, "--data.dataset", "few")["images"] == 12
+    digits = load_source("digits")["test"]
+    save(Path("few"), train=digits.select(range(20)), test=digits)  # the run held more out
+    assert validated(run, "--data.dataset", "few")["images"] == len(digits)
 
 
 def test_classes_named_otherwise_are_told(run: Path, caplog: pytest.LogCaptureFixture) -> None:
