@@ -13,6 +13,7 @@ from ..records.reader import read_results
 from ..records.result import RunResult
 from ..records.sample import Sample, difference
 from ..terminal import console
+from .same_images import unlike_images
 
 
 def show_compare(paths: Sequence[Path], node: str | None = None) -> None:
@@ -23,13 +24,14 @@ def show_compare(paths: Sequence[Path], node: str | None = None) -> None:
         node: The node to compare; None: each run's target.
 
     Raises:
-        RecipeError: A directory holds nothing that can be compared.
+        RecipeError: A directory holds nothing that can be compared, or results on other images.
     """
     runs = [(path, read_results(path)) for path in paths]
     splits = {str(path): _split_of(path, results) for path, results in runs}
     if len(set(splits.values())) > 1:
         listed = ", ".join(f"{path}: {split}" for path, split in splits.items())
         raise RecipeError([f"compare: all runs should be evaluated on one split. Found {listed}."])
+    _check_same_images(runs)
     table = Table(title=f"Top-1 in % on {splits[str(paths[0])]} images")
     for column in (
         "run",
@@ -77,6 +79,19 @@ def _split_of(path: Path, results: Sequence[RunResult]) -> str:
         found = ", ".join(splits)
         raise RecipeError([f"{path}: all seeds should be evaluated on one split. Found {found}."])
     return splits[0]
+
+
+def _check_same_images(runs: Sequence[tuple[Path, Sequence[RunResult]]]) -> None:
+    """Raise RecipeError if a result is on other images than the first."""
+    base, (first, *_) = runs[0]
+    for path, results in runs:
+        for result in results:
+            found = unlike_images(first, result)
+            if found:
+                said = f"{base}: {found[0]}, {path}: {found[1]}"
+                raise RecipeError(
+                    [f"compare: all runs should be evaluated on the same images. Found {said}."]
+                )
 
 
 def _top1(path: Path, results: Sequence[RunResult], node: str | None) -> Sample:

@@ -12,6 +12,7 @@ from .pictures import picture, title
 from .plot import Drawing
 from .run_data import RunData
 from .run_figures import accuracy_figure, loss_figure, targets_figure, weight_figure
+from .same_images import on_same_images
 
 
 def runs_page(runs: Sequence[RunData]) -> dict[str, Any]:
@@ -40,8 +41,11 @@ def runs_page(runs: Sequence[RunData]) -> dict[str, Any]:
 
 def _compared(runs: Sequence[RunData]) -> dict[str, Sample]:
     """Return the targets' accuracy by run, of the runs measured on the images of the first."""
+    first = runs[0].results
     found = {
-        str(run.path): run.accuracy(run.target) for run in runs if run.splits == runs[0].splits
+        str(run.path): run.accuracy(run.target)
+        for run in runs
+        if on_same_images(first, run.results)
     }
     return {name: sample for name, sample in found.items() if sample is not None}
 
@@ -66,8 +70,10 @@ def _lead(runs: Sequence[RunData], compared: Mapping[str, Sample]) -> list[str]:
 def _rows(run: RunData, first: RunData) -> list[dict[str, Any]]:
     """Return a row for every node of a run, the target first, and one for all networks."""
     gained = "-"
-    if run is not first and run.splits == first.splits:
+    if run is not first:
         gained = gain(first.accuracy(first.target), run.accuracy(run.target))
+        if not on_same_images(first.results, run.results):
+            gained = "other images"
     nodes = sorted(run.graph["nodes"], key=lambda name: name != run.target)
     models = {node: title(run.graph["nodes"][node]) for node in nodes}
     if run.accuracy(ALL_NETWORKS) is not None:
