@@ -124,10 +124,10 @@ def importance_figure(trials: Sequence[TrialRecord], epoch: int) -> Drawing | No
 
 
 def samples_figure(samples: Mapping[str, Sample], title: str, text: str) -> Drawing:
-    """Return figures beside each other: each seed, mean and standard deviation.
+    """Return figures beside each other: each seed, mean and standard deviation, within 0..100.
 
     Args:
-        samples: The figures, by name. Names that begin with `best` stand out.
+        samples: The figures in percent, by name. Names that begin with `best` stand out.
         title: What they are.
         text: Description of the figure for screen readers.
     """
@@ -137,8 +137,9 @@ def samples_figure(samples: Mapping[str, Sample], title: str, text: str) -> Draw
         sample, color = samples[name], BEST if name.startswith("best") else ACCENT
         seeds = {"facecolor": "none", "edgecolor": MUTED, "s": 26, "zorder": 3}
         plot.axes.scatter(sample.values, [place] * sample.n, **seeds)
+        ends = [[min(sample.std or 0.0, room)] for room in (sample.mean, 100 - sample.mean)]
         plot.axes.errorbar(
-            [sample.mean], [place], xerr=[sample.std or 0.0], fmt="D", color=color,
+            [sample.mean], [place], xerr=ends, fmt="D", color=color,
             ecolor=TEXT, elinewidth=1.2, capsize=3, markersize=6, zorder=4,
         )  # fmt: skip
         for value in sample.values:

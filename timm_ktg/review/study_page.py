@@ -139,7 +139,10 @@ def _tiles(study: StudyData) -> list[tuple[str, str]]:
     seconds = [trial.trial.duration for trial in study.trials if trial.trial.duration is not None]
     hours = sum(each.total_seconds() for each in seconds) / 3600
     tiles = [(f"{spent[name]:,}", f"{name} trials") for name in (COMPLETE, "pruned", "failed")]
-    tiles += [(f"{spent['epochs']:,}", f"epochs{saved}"), (f"{hours:,.2f}", "hours of workers")]
+    worked = (f"{hours:,.2f}", "hours of workers")
+    if hours < 0.1:
+        worked = (f"{60 * hours:.1f}", "minutes of workers")
+    tiles += [(f"{spent['epochs']:,}", f"epochs{saved}"), worked]
     again = ("duplicates avoided", "invalid graphs drawn again")
     return [*tiles, *((f"{spent[name]:,}", name) for name in again)]
 
