@@ -1,6 +1,7 @@
 """Means, spreads and intervals, against figures worked out by hand or by another formula."""
 
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -61,3 +62,16 @@ def test_gain_is_shown_with_its_interval_where_there_is_one() -> None:
     shown = f"{gain(base, found)}, test set ± {math.hypot(*errors):.2f}"
     assert gain(base, found, images=100) == shown
     assert gain(None, found) == gain(base, None) == "-"
+
+
+def test_difference_to_a_sample_without_spread_is_welchs_without_a_warning() -> None:
+    # All spread is the second's, so this is Student's interval with its 2 degrees: t = 4.3027.
+    gap, low, high = difference([97.5, 97.5, 97.5], [97.0, 98.0, 98.5])
+    half = 4.302653 * statistics.stdev([97.0, 98.0, 98.5]) / math.sqrt(3)
+    assert (gap, low, high) == pytest.approx((1 / 3, 1 / 3 - half, 1 / 3 + half))
+
+
+def test_difference_of_figures_that_are_equal_but_for_rounding_has_no_width() -> None:
+    third = 0.1 + 0.2
+    gap, low, high = difference([third, 0.3, 0.3], [1.3, 1.0 + third, 1.3])
+    assert (gap, low, high) == pytest.approx((1.0, 1.0, 1.0))

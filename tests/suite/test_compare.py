@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from scipy.stats import ttest_ind, ttest_rel
+from scipy.stats import ttest_1samp, ttest_ind, ttest_rel
 
 from timm_ktg.suite.compare import compare, holm
 
@@ -53,3 +53,18 @@ def test_methods_with_too_few_figures_do_not_count_in_the_correction() -> None:
 
 def test_nothing_is_compared_with_a_base_without_figures() -> None:
     assert compare("base", {"new": FOUND}) == {}
+
+
+def test_methods_without_spread_have_intervals_of_no_width_and_no_p() -> None:
+    same = dict.fromkeys(range(4), 97.5)
+    found = compare("base", {"base": same, "new": {seed: 98.5 for seed in same}})["new"]
+    assert (found.welch.low, found.welch.high) == (found.paired.low, found.paired.high) == (1, 1)
+    assert found.p is None
+
+
+def test_a_method_without_spread_is_compared_without_a_warning() -> None:
+    same = dict.fromkeys(BASE, 30.0)
+    found = compare("base", {"base": BASE, "new": same})["new"]
+    paired = ttest_1samp([30.0 - value for value in BASE.values()], 0.0)
+    assert found.p == pytest.approx(paired.pvalue)  # all spread is the base's
+    assert found.welch.high == pytest.approx(paired.confidence_interval(0.95).high)
