@@ -293,6 +293,7 @@ ERRORS = {
     "search.sampler": ("tpee", "search.sampler: should be `random`, `tpe` or"),
     "search.trails": (3, "search.trails: unknown key. Did you mean `trials`?"),
     "search.grace_period": (5, "search.grace_period: should be above heartbeat_interval, 60"),
+    "search.final_seeds": ([0, 1, 0], "should be seeds, each only once. Found [0, 1, 0]."),
     "search.weights": ({"ktg_tiny": "nowhere"}, "should be a file of weights"),
     "data.holdout": (0, "data.holdout: should be above 0, because a search needs validation"),
     "data.dataset": ("nowhere/at/all", "nowhere/at/all"),

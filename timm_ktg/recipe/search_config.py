@@ -50,6 +50,13 @@ def _checked_storage(where: Any) -> Any:
     return where
 
 
+def _seeds_problem(seeds: list[int]) -> str | None:
+    if len(set(seeds)) == len(seeds):
+        return None
+    return f"should be seeds, each only once. Found {seeds}."
+
+
+FinalSeeds = Annotated[list[NonNegativeInt], checked(_seeds_problem)]
 StudyName = Annotated[str, checked(study_problem)]
 GivenWeights = Annotated[str, checked(weights_problem)]
 
@@ -200,7 +207,7 @@ class SearchConfig(Section):
     """Seconds without a heartbeat after which another worker gets the trial."""
     top_k: NonNegativeInt = 1
     """Number of best graphs to train again on all training images and to test."""
-    final_seeds: list[NonNegativeInt] = [0, 1, 2, 3, 4]
+    final_seeds: FinalSeeds = [0, 1, 2, 3, 4]
     """Seeds of the final trainings of the best graphs and the controls."""
 
     @property
