@@ -180,6 +180,25 @@ def test_setting_without_an_effect_is_refused(
     assert problems_of(recipe(train={**values, field: typed})) == ()
 
 
+@pytest.mark.parametrize(
+    ("values", "epochs", "warmup"),
+    [
+        ({"epochs": 4, "warmup_epochs": 500}, "4", "500"),
+        ({"epochs": "4", "warmup_epochs": "5", "warmup_prefix": "no"}, "4", "5"),
+        ({"warmup_epochs": 3}, "2", "3"),
+    ],
+)
+def test_warm_up_that_never_ends_is_refused(
+    values: dict[str, Any], epochs: str, warmup: str
+) -> None:
+    assert problems_of(recipe(train=values)) == (
+        f"train.warmup_epochs: should be at most train.epochs, {epochs}, unless "
+        f"train.warmup_prefix adds the two. Found {warmup}.",
+    )
+    assert problems_of(recipe(train={**values, "warmup_prefix": "yes"})) == ()
+    assert problems_of(recipe(train={**values, "warmup_epochs": epochs})) == ()
+
+
 def test_list_is_no_schedule() -> None:
     assert [line.split(":")[0] for line in problems_of(changed("train.sched", []))] == [
         "train.sched"

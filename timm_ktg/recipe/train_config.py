@@ -56,6 +56,18 @@ def _rungs_problem(rungs: list[float]) -> str | None:
 Rungs = Annotated[list[float], checked(_rungs_problem)]
 
 
+def _warmup_problem(train: Mapping[str, Any]) -> str | None:
+    """Return why a warm-up never ends, if so; the values are unchecked, so they may be texts."""
+    try:
+        epochs, warmup = float(train["epochs"]), float(train["warmup_epochs"])
+    except (TypeError, ValueError, OverflowError):
+        return None  # pydantic reports it
+    if is_on(train["warmup_prefix"]) or not 0 < epochs < warmup:
+        return None
+    most = f"should be at most train.epochs, {train['epochs']}"
+    return f"{most}, unless train.warmup_prefix adds the two. Found {train['warmup_epochs']}."
+
+
 # Fields that depend on another field: its name, the values with which they have an effect, and how
 # that is said. Unchecked values from the command line are texts.
 _ONLY_WITH: tuple[tuple[str, Callable[[Any], bool | None], str, tuple[str, ...]], ...] = (
@@ -186,7 +198,7 @@ class TrainConfig(Section):
     min_lr: NonNegativeFloat = 0.0
     """Lowest learning rate, for schedules that decay to one."""
     warmup_epochs: NonNegativeInt = 0
-    """Epochs of linear warm-up."""
+    """Epochs of linear warm-up, at most `epochs` unless they add to them (warmup_prefix)."""
     warmup_lr: NonNegativeFloat = 1e-5
     """Learning rate at the start of the warm-up."""
     warmup_prefix: bool = False
@@ -260,6 +272,10 @@ class TrainConfig(Section):
         if data.get("sched") == PLATEAU:
             for name in changed(cls, data, ("sched_on_updates", "lr_noise")):
                 yield problem((name,), "should be left out, because train.sched is plateau.")
+        defaults = {name: field.default for name, field in cls.model_fields.items()}
+        endless = _warmup_problem({**defaults, **data})
+        if endless:
+            yield problem(("warmup_epochs",), endless)
 
     def shortened(self, share: float) -> TrainConfig:
         """Return a whole training that is shorter: all that is counted in epochs shrinks alike.
