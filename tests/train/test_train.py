@@ -204,6 +204,20 @@ def test_dry_run_builds_everything_and_writes_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
 
 
+def test_dry_run_refuses_the_directory_of_a_run_as_the_run_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", recipe_values())
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(recipe.read_text())
+    for flags in ([], ["--dry-run"]):
+        assert run_main(recipe, "--output-dir", run, *flags) == 2
+        assert f"output-dir: {run} holds a run." in capsys.readouterr().err
+    assert run_main(recipe, "--output-dir", run, "--overwrite", "--dry-run") == 0
+    assert [path.name for path in run.iterdir()] == ["recipe.yaml"]
+
+
 # How a run ends before its time.
 
 BROKEN: Values = {

@@ -74,7 +74,7 @@ def _parsed(argv: Sequence[str]) -> Command:
     if command.resume:
         _check_goes_on(command.resume, command.recipe)
     check_tracking(command.recipe.tracking, command.seeds)
-    if command.output_dir and not (command.resume or command.dry_run):
+    if command.output_dir and not command.resume:
         check_output_dir(command.output_dir, command.overwrite)
         _check_keeps_weights(command.recipe, command.output_dir)
     return command
