@@ -58,6 +58,29 @@ def test_single_image_of_the_last_trainings_is_seen_before_the_trials(
     assert line.startswith(f"train.batch_size: {said}") and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("sqlite:///x.db", "Found SQLite, which breaks when workers start together."),
+        ("posgresql://host/db", "for several. Did you mean `postgresql`?"),
+        ("mysql://host/db", "for several. Found the URL of another database."),
+    ],
+)
+def test_other_databases_are_refused_before_anything_is_written(
+    url: str,
+    said: str,
+    flags: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = write_recipe(tmp_path / "s.yaml", search_values(storage=url))
+    assert run_search(recipe, "--output-dir", tmp_path / "run", *flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("search.storage: should be ") and line.endswith(said)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("split", [["--data.val_split", "dev", "--data.holdout", "0"], []])
 def test_search_tests_its_graphs_on_test_images_only(split: list[str]) -> None:
     flags = ["digits-search", "--data.test_split", "null", *split]

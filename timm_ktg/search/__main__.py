@@ -19,6 +19,7 @@ from .methods import build_method
 from .processes import WorkerProcesses
 from .recipes import candidates_recipe
 from .space import build_choices
+from .storage import check_storage
 from .study import STOPS, StoppedError, say
 from .tracking import search_tracking_problems
 from .weights import NoWeightsError
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parsed(argv: Sequence[str]) -> SearchCommand:
     command = parse_search(argv, PROGRAM)
     choose_device(command.recipe.train.device)
+    check_storage(command.recipe.search.storage)
     problems = search_tracking_problems(command.recipe.tracking)
     if problems:
         raise RecipeError(problems)

@@ -15,7 +15,7 @@ from optuna.artifacts._protocol import ArtifactStore
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal._file import get_lock_file
-from sqlalchemy import Connection, Engine, NullPool, create_engine, inspect, text
+from sqlalchemy import Connection, Engine, NullPool, create_engine, inspect, make_url, text
 from sqlalchemy.exc import (
     IntegrityError,
     InterfaceError,
@@ -25,7 +25,7 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
 )
 
-from ..errors import RecipeError, first_line, located
+from ..errors import RecipeError, did_you_mean, first_line, located
 from ..recipe.search_config import SearchConfig
 from ..recipe.search_problems import storage_problem
 from .journal import JOURNAL, Journal, journal_of
@@ -65,6 +65,29 @@ def open_storage(search: SearchConfig, directory: Path, lost: Collection[str] = 
             journal.repair()
             return JournalStorage(journal)
     return _database(where, search.heartbeat_interval, search.grace_period)
+
+
+def check_storage(where: str | None) -> None:
+    """Check that a study can be kept there, as far as that shows without a look at the place.
+
+    Args:
+        where: As a recipe's `search.storage` says.
+
+    Raises:
+        RecipeError: It is a database that is not for several workers.
+    """
+    if where is None or "://" not in where:
+        return
+    kind = make_url(where).get_backend_name()
+    said = "should be a journal (null, or a path) on one host, or a postgresql://... for several."
+    if kind == "sqlite":
+        said += " Found SQLite, which breaks when workers start together."
+        raise RecipeError([f"search.storage: {said}"])
+    if kind != "postgresql":  # the URL may hold a password, even where its kind should stand
+        near = did_you_mean(kind, ["postgresql"])
+        raise RecipeError(
+            [f"search.storage: {said}{near or ' Found the URL of another database.'}"]
+        )
 
 
 def open_to_read(where: str | None, directory: Path) -> BaseStorage:
@@ -165,19 +188,12 @@ def _locked(engine: Engine) -> Connection:
 
 
 def _url(url: str) -> str:
-    """Return the url as Optuna wants it.
+    """Return the URL as Optuna wants it.
 
     Raises:
         RecipeError: It is not of a database for several workers.
     """
-    if url.startswith("sqlite"):
-        raise RecipeError(
-            [
-                "search.storage: should be a journal (null, or a path) on one host, or a "
-                "postgresql://... for several. Found SQLite, which breaks when workers start "
-                "together."
-            ]
-        )
+    check_storage(url)
     url = url.replace("postgresql://", "postgresql+psycopg://", 1)  # not psycopg2, the default
     return url.replace("{", "{{").replace("}", "}}")  # because Optuna takes it for a template
 
