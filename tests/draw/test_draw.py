@@ -297,7 +297,8 @@ def test_command_draws_recipes_and_runs(capsys: pytest.CaptureFixture[str]) -> N
         (["digits", "-o", "g.svg", "--run", "fresh"], "fresh: should hold metrics.jsonl"),
         (["seeds", "-o", "g.svg"], "Its runs are seed-0, seed-1."),
         (["torn", "-o", "g.svg"], "torn/metrics.jsonl: cannot be read"),
-        (["empty", "-o", "g.svg"], "`empty/recipe.yaml` is neither a file"),
+        (["empty", "-o", "g.svg"], "recipe: `empty` is neither a file nor a bundled recipe. It is"),
+        (["found", "-o", "g.svg"], "The recipe of its best graph is found/best.yaml."),
         (["digits-search", "-o", "g.svg"], "should hold a graph. Found sections: search"),
         (["prose.yaml", "-o", "g.svg"], "prose.yaml: should be YAML"),
         (["list.yaml", "-o", "g.svg"], "graph: "),
@@ -313,6 +314,9 @@ def test_bad_input_costs_one_line(
         Path(f"seeds/seed-{seed}").mkdir()
     (a_run("torn", KD) / "metrics.jsonl").write_text("epoch 1\n")
     Path("empty").mkdir()
+    Path("found").mkdir()
+    for name in ("search.yaml", "best.yaml"):
+        Path("found", name).touch()
     Path("prose.yaml").write_text("graph: [a: b")
     Path("list.yaml").write_text("graph: []")
     assert main(arguments) == 2

@@ -8,6 +8,7 @@ import pytest
 from tests.recipe_cases import TWO, recipe, save_weights, write
 from tests.tiny_data import small_digits
 from timm_ktg.errors import RecipeError
+from timm_ktg.recipe.command_line import parse_command
 from timm_ktg.recipe.recipe import (
     bundled_recipes,
     check_recipe,
@@ -18,6 +19,7 @@ from timm_ktg.recipe.recipe import (
     same_run,
     save_recipe,
 )
+from timm_ktg.recipe.search_command import parse_search
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -155,6 +157,48 @@ def test_unknown_recipe_is_refused_with_the_nearest() -> None:
         find_recipe("cifar100/dml2")
     with pytest.raises(RecipeError, match=r"recipe: `mine\.yml` is neither a file nor a bundled"):
         find_recipe("mine.yml")
+
+
+def test_directory_of_a_search_names_the_recipes_in_it() -> None:
+    folder = Path("runs/search")
+    folder.mkdir(parents=True)
+    for name, said in (
+        ("search.yaml", ", with no best.yaml so far. The search's recipe is runs/search/search"),
+        ("best.yaml", ". The recipe of its best graph is runs/search/best.yaml."),
+    ):
+        (folder / name).touch()
+        with pytest.raises(RecipeError) as caught:
+            find_recipe("runs/search")
+        (line,) = caught.value.problems
+        assert line.startswith(f"recipe: `runs/search` is a search's directory{said}")
+
+
+def test_directory_without_a_recipe_is_refused_without_a_list_of_recipes() -> None:
+    Path("empty").mkdir()
+    with pytest.raises(RecipeError) as caught:
+        find_recipe("empty")
+    assert caught.value.problems == (
+        "recipe: `empty` is neither a file nor a bundled recipe. It is a directory without a "
+        "recipe.yaml.",
+    )
+
+
+@pytest.mark.parametrize("graph", ["digits-search", "empty.yaml"])
+def test_graph_of_a_recipe_without_one_is_said_to_be_missing(graph: str) -> None:
+    Path("empty.yaml").write_text("graph:")
+    with pytest.raises(RecipeError) as caught:
+        parse_command(["digits", "--graph", graph], "train")
+    (line,) = caught.value.problems
+    assert line.startswith("graph: should be given. Found none.") and "best.yaml" in line
+
+
+def test_search_of_a_recipe_to_train_names_the_program_for_it() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_search(["digits", "--search.nodes", "2"], "search")
+    assert caught.value.problems == (
+        "graph: this recipe has a graph to train, and no search. Train it: accelerate launch -m "
+        "timm_ktg.train digits",
+    )
 
 
 def test_run_is_called_after_its_recipe() -> None:

@@ -48,6 +48,17 @@ def test_result_that_cannot_be_read_is_refused(run: RunDirectory) -> None:
         read_result(run)
 
 
+@pytest.mark.parametrize(("name", "whose"), [("result.json", "search"), ("results.csv", "suite")])
+def test_directory_of_a_search_or_suite_names_its_figures(
+    tmp_path: Path, name: str, whose: str
+) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(RecipeError) as caught:
+        read_results(tmp_path)
+    (line,) = caught.value.problems
+    assert line.endswith(f"the directory of a {whose}, whose figures are in {tmp_path / name}.")
+
+
 def test_directory_of_seeds_holds_a_run_of_each(tmp_path: Path) -> None:
     assert runs_in(tmp_path) == (RunDirectory(tmp_path),)
     with pytest.raises(RecipeError, match="should hold a complete run .* Found none"):

@@ -48,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _draw(recipe: str, output: Path | None, run: Path | None) -> None:
     if output is None:
         raise RecipeError(["output: should be a file, as in -o graph.svg. Found none."])
-    if Path(recipe).is_dir():
+    path = find_recipe(recipe)
+    if path == RunDirectory(Path(recipe)).recipe:
         run = run or Path(recipe)
-        recipe = str(RunDirectory(Path(recipe)).recipe)
-    graph = load_graph(find_recipe(recipe))
+    graph = load_graph(path)
     results = results_of(run) if run else None
     if results:
         _check_same_graph(graph, results, f"run: {run}")

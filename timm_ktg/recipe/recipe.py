@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,12 +128,21 @@ def find_recipe(name: str, where: str = "recipe") -> Path:
     bundled = bundled_recipes()
     if name in bundled:
         return bundled[name]
-    raise RecipeError(
-        [
-            f"{where}: `{name[:100]}` is neither a file nor a bundled recipe."
-            f"{did_you_mean(name, bundled)} Bundled: {', '.join(bundled)}."
-        ]
-    )
+    raise RecipeError([f"{where}: `{name[:100]}` is {_instead_of_a_recipe(name, bundled)}"])
+
+
+def _instead_of_a_recipe(name: str, bundled: Collection[str]) -> str:
+    """Return what a name stands for that is no recipe, and where there is a recipe, if anywhere."""
+    folder, neither = Path(name), "neither a file nor a bundled recipe."
+    own, best = folder / "search.yaml", folder / "best.yaml"
+    with suppress(OSError):  # the name is too long for a path
+        if best.is_file():
+            return f"a search's directory. The recipe of its best graph is {best}."
+        if own.is_file():
+            return f"a search's directory, with no best.yaml so far. The search's recipe is {own}."
+        if folder.is_dir():
+            return f"{neither} It is a directory without a recipe.yaml."
+    return f"{neither}{did_you_mean(name, bundled)} Bundled: {', '.join(bundled)}."
 
 
 def name_recipe(path: Path) -> str:
@@ -225,6 +234,13 @@ def check_recipe(values: Mapping[str, Any]) -> Recipe:
             [
                 "search: this recipe has no graph to train. Search for one with timm_ktg.search "
                 "and train its best.yaml."
+            ]
+        )
+    if "graph" in values and values["graph"] is None:
+        raise RecipeError(
+            [
+                "graph: should be given. Found none. A search's recipe has no graph; the best.yaml "
+                "that the search writes has one."
             ]
         )
     return check_section(Recipe, values)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import RecipeError
 from .flags import COMMON, Options, Program, overridden, section_groups
 from .recipe import check_section, find_recipe, name_recipe, read_recipe
 from .search_config import SearchRecipe
@@ -58,11 +59,19 @@ def parse_search(argv: Sequence[str], prog: str) -> SearchCommand:
     """
     program = Program(prog, "digits-search", SearchRecipe, _OPTIONS)
     given, flags = program.parse(argv)
-    path = find_recipe(given.get("recipe", program.recipe))
+    name = given.get("recipe", program.recipe)
+    path = find_recipe(name)
     values = read_recipe(path)
     groups = section_groups(SearchRecipe, values)
     if "help" in given or "help_all" in given:
         program.show_help(groups, "help_all" in given)
+    if "graph" in values and "search" not in values:
+        raise RecipeError(
+            [
+                "graph: this recipe has a graph to train, and no search. Train it: accelerate "
+                f"launch -m timm_ktg.train {name}"
+            ]
+        )
     return SearchCommand(
         check_section(SearchRecipe, overridden(values, flags, groups)),
         name_recipe(path),

@@ -57,8 +57,17 @@ def read_results(path: Path) -> tuple[RunResult, ...]:
     found = [read_result(run) for run in runs_in(path)]
     results = tuple(result for result in found if result is not None)
     if not results:
-        raise RecipeError([f"{path}: should hold a complete run (summary.json). Found none."])
+        said = f"{path}: should hold a complete run (summary.json). Found none."
+        raise RecipeError([f"{said}{_figures_of_many(path)}"])
     return results
+
+
+def _figures_of_many(path: Path) -> str:
+    """Return where the figures of a search or of a suite are, if the directory is one's."""
+    for whose, name in (("search", "result.json"), ("suite", "results.csv")):
+        if (path / name).is_file():
+            return f" It is the directory of a {whose}, whose figures are in {path / name}."
+    return ""
 
 
 def _metrics(values: Any) -> Metrics:
