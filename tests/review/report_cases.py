@@ -20,6 +20,7 @@ from timm_ktg.recipe.recipe import Recipe, check_section, save_recipe
 from timm_ktg.recipe.search_config import SearchRecipe
 from timm_ktg.records.run_directory import RunDirectory
 from timm_ktg.records.sample import Sample
+from timm_ktg.search.controls import best_and_controls
 from timm_ktg.search.journal import JOURNAL
 from timm_ktg.search.looks import Looks
 from timm_ktg.search.methods import build_method
@@ -27,7 +28,7 @@ from timm_ktg.search.objective import GraphObjective
 from timm_ktg.search.processes import Log, Report
 from timm_ktg.search.pruning import build_pruner
 from timm_ktg.search.recipes import RecipeBuilder
-from timm_ktg.search.result import Result, best_and_controls, spent
+from timm_ktg.search.result import Result, spent
 from timm_ktg.search.sampler import GraphSampler
 from timm_ktg.search.space import build_choices
 from timm_ktg.search.study import open_study

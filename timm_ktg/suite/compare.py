@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..records.sample import FEWEST, Sample, difference, half_width, welch
+from ..records.sample import FEWEST, Sample, difference, without_spread
 
 Figures = Mapping[int, float]  # by planned seed
 
@@ -101,15 +100,12 @@ def sample_of(figures: Figures) -> Sample:
 def _p_value(base: Figures, found: Figures) -> float | None:
     """Return Welch's p-value, two-sided; None if there are too few figures, or no spread."""
     first, second = [*base.values()], [*found.values()]
-    if min(len(first), len(second)) < FEWEST:
+    if min(len(first), len(second)) < FEWEST or len({*first}) == len({*second}) == 1:
         return None
-    error, freedom = welch(first, second)
-    if error == 0:
-        return None
-    from scipy.special import stdtr
+    from scipy.stats import ttest_ind
 
-    gap = statistics.fmean(second) - statistics.fmean(first)
-    return 2 * float(stdtr(freedom, -abs(gap) / error))
+    with without_spread():
+        return float(ttest_ind(second, first, equal_var=False).pvalue)
 
 
 def _paired(base: Figures, found: Figures) -> Interval:
@@ -120,5 +116,10 @@ def _paired(base: Figures, found: Figures) -> Interval:
     mean = math.fsum(gaps) / len(gaps)
     if len(gaps) < FEWEST:
         return Interval(mean)
-    half = half_width(math.sqrt(statistics.variance(gaps) / len(gaps)), len(gaps) - 1)
-    return Interval(mean, mean - half, mean + half)
+    if len({*gaps}) == 1:
+        return Interval(mean, mean, mean)  # scipy would warn that there is no spread
+    from scipy.stats import ttest_1samp
+
+    with without_spread():
+        interval = ttest_1samp(gaps, 0.0).confidence_interval(0.95)
+    return Interval(mean, float(interval.low), float(interval.high))
