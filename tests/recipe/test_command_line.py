@@ -337,6 +337,11 @@ def test_wrong_seeds_cost_one_line(typed: list[str]) -> None:
     assert "seeds: should be " in line and line.endswith(f"{typed[-1]}.")
 
 
+def test_seed_beside_seeds_costs_one_line() -> None:
+    line = refusal(write(recipe()), "--seeds", "0", "1", "--train.seed", "4")
+    assert line == "command line: --train.seed has no effect beside --seeds."
+
+
 def test_directory_of_a_run_stands_for_its_recipe() -> None:
     Path("runs/mine").mkdir(parents=True)
     write(recipe(TWO, LABEL_ONLY, train={"lr": 0.25}), "runs/mine/recipe.yaml")

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import RecipeError
 from ..graph.topology import LABEL
 from ..records.run_directory import read_seeds
-from .flags import COMMON, Group, Options, Program, below, overridden, section_groups
+from .flags import COMMON, Flag, Group, Options, Program, below, overridden, section_groups
 from .graph_flags import restructured
 from .node_config import KINDS, EdgeConfig, NodeConfig, from_word, kind_of
 from .recipe import (
@@ -104,9 +104,7 @@ def parse_command(argv: Sequence[str], prog: str) -> Command:
         raise RecipeError(
             [f"resume: a resumed run keeps its recipe and directory. Found {', '.join(more)}."]
         )
-    if len(set(seeds)) < len(seeds) or min(seeds, default=0) < 0:
-        found = " ".join(map(str, seeds))
-        raise RecipeError([f"seeds: should be 0 or more, each only once. Found {found}."])
+    _check_seeds(seeds, flags)
     recipe = _checked(changed)
     return Command(
         resumed_recipe(own, recipe) if resume and changes else recipe,
@@ -141,6 +139,15 @@ def _read(given: Mapping[str, Any], default: str) -> tuple[Path, dict[str, Any]]
     if not path.is_file():
         raise RecipeError([f"resume: `{resume}` is not a run: it has no recipe.yaml."])
     return path, read_recipe(path)
+
+
+def _check_seeds(seeds: Sequence[int], flags: Iterable[Flag]) -> None:
+    """Raise RecipeError if seeds are wrong, or a flag names another one."""
+    if len(set(seeds)) < len(seeds) or min(seeds, default=0) < 0:
+        found = " ".join(map(str, seeds))
+        raise RecipeError([f"seeds: should be 0 or more, each only once. Found {found}."])
+    if seeds and any(name == "train.seed" for name, _ in flags):
+        raise RecipeError(["command line: --train.seed has no effect beside --seeds."])
 
 
 def _seeds_marked(argv: Iterable[str]) -> list[str]:
