@@ -93,6 +93,16 @@ def test_attached_and_removed_at_once_it_was_never_there() -> None:
     assert same_state(state_of(model), state_of(alone))
 
 
+def test_attached_twice_it_is_refused_but_a_copy_is_another_model() -> None:
+    model, optimizer, handle = attached()
+    with pytest.raises(ValueError, match="is attached already. Call its handle's remove"):
+        attach(model, "presets/dml", optimizer, STEPS)
+    other = copy.deepcopy(model)
+    attach(other, "presets/dml", sgd(other.parameters()), STEPS).remove()
+    handle.remove()
+    attach(model, "presets/dml", optimizer, STEPS).remove()
+
+
 def test_copy_for_a_moving_average_teaches_nobody() -> None:
     model, optimizer, handle = attached()
     loop(model, optimizer, handle, last=2)

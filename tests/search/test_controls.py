@@ -19,6 +19,7 @@ from timm_ktg.search.looks import Looks
 from timm_ktg.search.recipes import RecipeBuilder
 from timm_ktg.search.result import Result, Row
 from timm_ktg.search.sampler import _distributions
+from timm_ktg.search.show import _table
 from timm_ktg.search.space import build_choices
 from timm_ktg.search.teachers import teachers_of
 
@@ -234,6 +235,14 @@ def test_best_graph_that_is_a_control_is_trained_once(best: CanonicalGraph, twin
     assert f"best-1, is itself a control: {twin}" in result.verdict
     shown = {row["name"]: row["same as"] for row in result.as_json()["rows"]}
     assert shown[twin] == "best-1"
+
+
+def test_best_graph_that_is_label_only_is_not_compared_with_itself() -> None:
+    result = result_of(rows_of(all_through(TINY, ())))
+    table = _table(result)
+    names, over = (list(table.columns[at].cells) for at in (0, 4))
+    assert dict(zip(names, over, strict=True))["best-1 (trial 0)"] == "-"
+    assert [name for name, gap in zip(names, over, strict=True) if gap != "-"]
 
 
 def test_control_that_beats_the_best_graph_is_said_first() -> None:

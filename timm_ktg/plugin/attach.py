@@ -67,9 +67,10 @@ def attach(
         A handle whose `loss(labels)` replaces the loop's criterion.
 
     Raises:
-        ValueError: The model is wrapped for several processes or is not the graph's target, the
-            options for the auxiliaries are ambiguous, images are needed but missing, a loss or a
-            gate breaks its contract on them, or a graph with a mean and std gets others.
+        ValueError: The model is attached already, is wrapped for several processes, or is not the
+            graph's target, the options for the auxiliaries are ambiguous, images are needed but
+            missing, a loss or a gate breaks its contract on them, or a graph with a mean and std
+            gets others.
 
     Example:
         >>> handle = attach(model, "digits", optimizer, total_updates=epochs * len(loader))
@@ -80,6 +81,8 @@ def attach(
     """
     if _several_processes() or isinstance(model, DistributedDataParallel | DataParallel):
         raise ValueError(_SEVERAL)
+    if any(isinstance(hook, Hook) and hook.works for hook in model._forward_pre_hooks.values()):
+        raise ValueError("The model is attached already. Call its handle's remove() first.")
     built_here = not isinstance(graph, KnowledgeTransferGraph)
     if not isinstance(graph, KnowledgeTransferGraph):
         graph = graph_around(model, graph, mean, std)

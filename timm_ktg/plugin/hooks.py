@@ -22,6 +22,11 @@ class Hook:
     def __init__(self, call: Callable[..., None] | None = None) -> None:
         self._call = call
 
+    @property
+    def works(self) -> bool:
+        """Whether it calls anything."""
+        return self._call is not None
+
     def __call__(self, *arguments: Any) -> None:
         """Pass on what torch gives to the hook."""
         if self._call is not None:

@@ -174,6 +174,7 @@ def _rows(
     ]
     controls = [{"what": "control", **row} for row in tested if row["trial"] is None]
     rows, images = [*winners, *untested, *controls], study.result.get("test images")
+    first = {row["name"]: row.get("same as") or row["name"] for row in rows}
     for row in rows:
         if row.get("same as"):
             row["what"] += f", the same training as {row['same as']}"
@@ -184,7 +185,9 @@ def _rows(
         row["svg"] = picture(section)
         row["words"] = _words(row["edges"])
         row["gains"] = [
-            "-" if row["name"] == name else gain(samples[name], row["test"], images)
+            "-"
+            if first[row["name"]] == first.get(name)
+            else gain(samples[name], row["test"], images)
             for name in bases
         ]
     return rows

@@ -98,6 +98,10 @@ class Result:
         pairs = [(row.name, first[row.training]) for row in self.rows]
         return {name: twin for name, twin in pairs if name != twin}
 
+    def is_same(self, one: str, other: str) -> bool:
+        """Say whether two rows, by name, are the same training."""
+        return self.twins.get(one, one) == self.twins.get(other, other)
+
     @cached_property
     def best_control(self) -> Row | None:
         """The control with the best test figures, of those that are not the best graph itself."""

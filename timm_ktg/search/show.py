@@ -55,7 +55,9 @@ def _table(result: Result) -> Table:
             "-" if sample is None else f"± {sample.error_of_test_set(result.images):.2f}",
             *(
                 # Rich would take `[n too small]` for a style.
-                "-" if row.name == base else escape(gain(samples[base], sample, result.images))
+                "-"
+                if result.is_same(row.name, base)
+                else escape(gain(samples[base], sample, result.images))
                 for base in bases
             ),
             str(row.graph).replace("; ", "\n"),
