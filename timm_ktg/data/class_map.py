@@ -36,6 +36,23 @@ def read_class_map(path: str) -> tuple[str, ...]:
     return names
 
 
+def other_class(found: Sequence[str], expected: Sequence[str]) -> tuple[str, str, bool] | None:
+    """Return a class that has the label of another, if there is one.
+
+    Args:
+        found: Names of classes, by label.
+        expected: The names that they should have.
+
+    Returns:
+        The class, the one whose label it has, and whether it is expected at another label. One that
+        is comes before one that is unknown. None: all names agree.
+    """
+    known = set(expected)
+    others = [pair for pair in zip(found, expected, strict=False) if pair[0] != pair[1]]
+    moved = [pair for pair in others if pair[0] in known]
+    return next(((*pair, bool(moved)) for pair in moved or others), None)
+
+
 def relabel(split: Dataset, target_key: str, classes: Sequence[str], field: str) -> Dataset:
     """Return the images of the classes that are listed, labeled by their place in the list.
 

@@ -1,10 +1,11 @@
-"""Checks that what a graph passes on is knowledge of the data."""
+"""Checks that the teachers in a graph know the classes of the data."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 
+from ..data.class_map import other_class
 from ..errors import RecipeError
 from ..graph.graph import KnowledgeTransferGraph
 from ..graph.weights import class_names_in
@@ -17,7 +18,7 @@ _logger = logging.getLogger(__name__)
 def check_teacher_classes(
     recipe: Recipe, graph: KnowledgeTransferGraph, class_names: Sequence[str]
 ) -> None:
-    """Check that frozen nodes know the classes by the labels that the data have.
+    """Check that frozen nodes have the same classes at the same labels as the data.
 
     Args:
         recipe: The recipe.
@@ -36,21 +37,21 @@ def check_teacher_classes(
         else:  # timm's folders say it here
             config = getattr(graph.model(name), "pretrained_cfg", {})
             field, known = "model", config.get("label_names") or ()
-        where, pairs = f"graph.nodes.{name}.{field}", zip(known, class_names, strict=False)
-        others = [(found, label) for found, label in pairs if found != label]
-        moved = [f"`{found}` for `{label}`" for found, label in others if found in class_names]
-        if moved:
-            problems.append(
-                f"{where}: should have the classes in the order of the data. Found {moved[0]}."
-            )
-        elif others:
-            _logger.warning("%s: its class `%s` is taken for the data's `%s`.", where, *others[0])
+        other = other_class(known, class_names)
+        if other is None:
+            continue
+        where, (here, there, is_moved) = f"graph.nodes.{name}.{field}", other
+        if is_moved:
+            said = "should have the classes in the order of the data"
+            problems.append(f"{where}: {said}. Found `{here}` for `{there}`.")
+        else:
+            _logger.warning("%s: its class `%s` is taken for the data's `%s`.", where, here, there)
     if problems:
         raise RecipeError(problems)
 
 
 def warn_of_no_labels(graph: KnowledgeTransferGraph) -> None:
-    """Warn if neither the label nor a node with weights can teach the target, at any distance."""
+    """Warn if the target learns from neither the label nor weights, not even through others."""
     if graph.target not in graph.topology.informed:
         _logger.warning(
             "graph.target: `%s` can learn nothing, because no edge leads to it from the label or "

@@ -19,6 +19,7 @@ from ..data import (
     TransformLoader,
     check_labels,
 )
+from ..data.class_map import other_class
 from ..errors import RecipeError, located
 from ..graph.losses import NodeOutput
 from ..recipe.data_config import DataConfig
@@ -207,12 +208,11 @@ def _check_classes(found: Sequence[str], expected: Sequence[str]) -> None:
     if len(found) != len(expected):
         said = f"should have the {len(expected)} classes of the run. Found {len(found)}."
         raise RecipeError([f"data.target_key: {said}"])
-    others = [pair for pair in zip(found, expected, strict=True) if pair[0] != pair[1]]
-    if not others:
+    other = other_class(found, expected)
+    if other is None:
         return
-    for here, there in others:
-        if here in expected:
-            said = f"should have the run's classes in its order. Found `{here}` for `{there}`."
-            raise RecipeError([f"data.target_key: {said}"])
-    here, there = others[0]
+    here, there, is_moved = other
+    if is_moved:
+        said = f"should have the run's classes in its order. Found `{here}` for `{there}`."
+        raise RecipeError([f"data.target_key: {said}"])
     _logger.warning("data.target_key: `%s` is taken for the run's class `%s`.", here, there)
