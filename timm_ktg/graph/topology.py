@@ -159,7 +159,7 @@ class Topology:
 
     @cached_property
     def informed(self) -> frozenset[str]:
-        """What knows of the data: the label, nodes with weights, and all that learn from these."""
+        """The label, nodes with weights, and all that learn from these or are made of them."""
         found = {LABEL, *(node.name for node in self.nodes if node.has_weights)}
         for _ in self.nodes:  # as often as knowledge can be passed on
             found |= {edge.destination for edge in self.active if edge.source in found}

@@ -91,7 +91,7 @@ def difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, 
 
 @contextmanager
 def without_spread() -> Iterator[None]:
-    """Keep scipy from warning of figures that are all equal, as is common with few test images."""
+    """Silence scipy's warning about figures that are all equal, as on small test sets."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
         yield

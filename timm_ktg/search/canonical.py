@@ -194,7 +194,7 @@ def distillation(target_model: str, *teachers: str) -> CanonicalGraph:
 
 
 def worded(graph: CanonicalGraph, label: str, others: str = THROUGH) -> CanonicalGraph:
-    """Return a graph whose open gates are written as these words, which name losses, too.
+    """Return a graph with other words on its open edges, to give them other losses.
 
     Args:
         graph: The graph.

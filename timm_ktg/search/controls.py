@@ -72,7 +72,7 @@ def best_and_controls(
 
 
 def _label_word(search: SearchConfig) -> str:
-    """Return how controls learn from the label: by the usual loss, or by the first candidate."""
+    """Return the word of the controls' label edges: the usual loss, or else the first candidate."""
     words = [edge_word((LABEL, TARGET), THROUGH, each.shown) for each in search.label_losses]
     return words[0] if words and THROUGH not in words else THROUGH
 

@@ -12,11 +12,7 @@ from optuna import Study
 
 from ..graph.topology import LABEL
 from ..records.sample import Sample, gain
-from .canonical import (
-    ALONE,
-    EVERY,
-    CanonicalGraph,
-)
+from .canonical import ALONE, EVERY, CanonicalGraph
 from .looks import Looks
 from .teachers import Teacher, teachers_of
 from .trials import COMPLETE, DUPLICATE, FAILED, PRUNED, TRAINING, finished, records

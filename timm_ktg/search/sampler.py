@@ -168,8 +168,8 @@ class _Tpe(TPESampler):
 
 def suggest(trial: Trial, choices: Choices) -> Params:
     """Return the parameters of a trial."""
-    # Optuna asks a sampler only for parameters with several choices. Where there are none, it would
-    # never see that no graph is left.
+    # Optuna does not ask the sampler for a parameter that has only one choice. If all are so, the
+    # sampler would never be asked, and could not stop the search when no graph is left.
     _ = trial.relative_params
     params: Params = {}
     for name, numbers in choices.nodes().items():
