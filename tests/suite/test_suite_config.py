@@ -1,6 +1,7 @@
 """A suite is checked whole before anything is trained, and each problem takes a line."""
 
 import copy
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +179,11 @@ def test_bundled_suite_is_right(path: Path) -> None:
     for dataset, each in suite.datasets.items():
         if each.shown:  # the page compares with the bases
             assert set(suite.bases) <= set(suite.methods_of(dataset))
+
+
+def test_kept_logs_name_no_path_of_a_machine() -> None:
+    logs = sorted(SUITES[0].parent.glob("logs/*/*.jsonl.gz"))
+    assert logs
+    for log in logs:
+        with gzip.open(log, "rt", encoding="utf-8") as lines:
+            assert '"/' not in lines.readline(), log.name
