@@ -255,7 +255,7 @@ def _auto_problem(recipe: Recipe, nodes: Sequence[GraphNode], edges: Sequence[Ed
     if not FAILS_CLEANLY:
         return f"needs torch 2.11 or newer, unless it is `always`. Found {torch.__version__}."
     if recipe.data.pipeline != "memory":
-        return f"needs `always` with data.pipeline {recipe.data.pipeline}, where it was not tried."
+        return f"needs `always` with data.pipeline {recipe.data.pipeline}: only digits were tried."
     if foreign := _foreign(nodes, edges):
         return (
             "needs `always` for code that is neither this package's nor timm's, because a replay "
