@@ -27,8 +27,8 @@ def gains_by_bf16() -> bool:
     pairs, 0.58 to 0.96, on a busy machine, commit 8d21d2f). An Intel CPU must have AMX: without it,
     steps took 1.10 to 1.76 of float32's time (medians of 3 to 12 pairs of steps of three
     CIFAR-ResNets, ResNet-18 at 64 and 224 pixels, and ViT-Tiny, on a Xeon of Emerald Rapids whose
-    virtual machine hides AMX; torch 2.15.0, timm 1.0.31, 1 thread). With it, such steps took 0.35 to
-    0.69 (medians of 16 pairs, quartiles within 0.05; channels-last; a Xeon that shows amx_bf16,
+    virtual machine hides AMX; torch 2.15.0, timm 1.0.31, 1 thread). With it, such steps took 0.35
+    to 0.69 (medians of 16 pairs, quartiles within 0.05; channels-last; a Xeon that shows amx_bf16,
     commit 7ef296d), but those of ResNet-8 on digits, batch 32, 0.98 (quartiles 0.92 and 1.01).
     """
     found = cpu_capabilities()
