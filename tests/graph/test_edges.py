@@ -154,6 +154,18 @@ def test_class_whose_forward_does_not_fit_is_refused() -> None:
         ktg.register_gate(wrong)
 
 
+def test_class_that_is_no_module_is_refused() -> None:
+    class plain:  # noqa: N801
+        def __init__(self, source: ktg.NodeOutput, destination: ktg.NodeOutput) -> None:
+            pass
+
+        def forward(self, losses: Tensor, context: ktg.EdgeContext) -> Tensor:
+            return losses
+
+    with pytest.raises(ValueError, match=r"gate `plain` should be .*a subclass of torch\.nn\.Mod"):
+        ktg.register_gate(plain)
+
+
 def test_argument_that_a_class_does_not_take_is_refused() -> None:
     with pytest.raises(
         ValueError, match="takes no argument `wdth`. It takes: width, norm. Did you mean"

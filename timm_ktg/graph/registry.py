@@ -13,6 +13,7 @@ from importlib.metadata import EntryPoint, EntryPoints, distributions
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from ..errors import did_you_mean
 
@@ -217,10 +218,14 @@ class Registry:
     def _check_signature(self, name: str, function: Function, bound: Iterable[str]) -> None:
         """Raise ValueError unless the graph can call `function` once `bound` is bound."""
         if isinstance(function, type):
+            if not issubclass(function, nn.Module):
+                raise ValueError(
+                    f"{self.kind} `{name}` should be a function or a subclass of torch.nn.Module. "
+                    f"Found another class, {_origin(function)}."
+                )
             self._check_form(name, function, EXAMPLES, bound)
             # The function is taken from the class, so it has `self` as a parameter.
-            forward: Function = getattr(function, "forward", function)
-            self._check_form(f"{name}.forward", forward, ("self", *self.data), self.call)
+            self._check_form(f"{name}.forward", function.forward, ("self", *self.data), self.call)
         else:
             self._check_form(name, function, self.data, [*self.call, *bound])
 
