@@ -166,6 +166,14 @@ def test_class_that_is_no_module_is_refused() -> None:
         ktg.register_gate(plain)
 
 
+def test_constructor_that_raises_is_named() -> None:
+    loss = ktg.create_loss("projected", width=-1)
+    graph = graph_of(edge("label", "a"), ktg.Edge("b", "a", loss=loss), frozen=("b",))
+    sentence = r"^b->a: loss `projected\(width=-1\)` cannot be built: RuntimeError: "
+    with pytest.raises(ValueError, match=sentence):
+        graph.build_edges(graph(images()))
+
+
 def test_argument_that_a_class_does_not_take_is_refused() -> None:
     with pytest.raises(
         ValueError, match="takes no argument `wdth`. It takes: width, norm. Did you mean"

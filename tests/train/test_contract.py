@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import timm_ktg as ktg
 from tests.recipe_cases import Refused, recipe, write
@@ -55,8 +55,19 @@ def gate_by_tap(losses: Tensor, context: ktg.EdgeContext) -> Tensor:
     return losses * context.source.features["layer3"].flatten(1).mean(-1).sigmoid()
 
 
+class one_tap(nn.Module):  # noqa: N801 (named as it is registered)
+    def __init__(self, source: ktg.NodeOutput, destination: ktg.NodeOutput) -> None:
+        super().__init__()
+        (features,) = source.features.values()
+
+    def forward(
+        self, source: Any, destination: Any, labels: Tensor, *, temperature: float
+    ) -> Tensor:
+        return destination.logits.mean(-1)
+
+
 calls: list[int] = []
-LOSSES = (total, detached, infinite, counting, changing, by_tap, by_index, drawing)
+LOSSES = (total, detached, infinite, counting, changing, by_tap, by_index, drawing, one_tap)
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +110,12 @@ def test_loss_that_breaks_its_contract_costs_one_line_before_training(
     [
         (
             {"loss": "srd"},
-            r": srd should get taps at both ends, equally many\. Found features \[\]",
+            r": loss `srd` cannot be built: srd should get taps at both ends, equally many\. Found "
+            r"features \[\]",
+        ),
+        (
+            {"loss": "one_tap"},
+            r": loss `one_tap` cannot be built: not enough values to unpack",
         ),
         (
             {"loss": "attention"},

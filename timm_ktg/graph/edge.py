@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import ContractError, did_you_mean
+from ..errors import ContractError, did_you_mean, one_line
 from .gates import EdgeContext, Gate, create_gate, cutoff, through
 from .losses import EdgeLoss, NodeOutput, create_loss, ignores_taps, problem_of
 from .registry import Bound, shown
@@ -191,6 +191,9 @@ class EdgeModule(nn.Module):
             source: An example output of the source.
             destination: An example output of the destination; its device is used.
             seed: Seed of the initial weights; None: use the global generator.
+
+        Raises:
+            ContractError: A constructor raised an error.
         """
         if self.is_built:
             return
@@ -202,7 +205,11 @@ class EdgeModule(nn.Module):
             for name, (source, destination) in ends.items():
                 part = getattr(self, name)
                 if isinstance(part, Bound) and part.is_class:
-                    module = part.built(source.detach(), destination.detach())
+                    try:
+                        module = part.built(source.detach(), destination.detach())
+                    except Exception as error:  # somebody else's constructor may raise anything
+                        said = f"{name} `{shown(part)}` cannot be built: {one_line(error)}"
+                        raise ContractError(f"{self.edge}: {said}") from error
                     assert isinstance(module, nn.Module)
                     setattr(self, name, module.to(device))
 

@@ -193,6 +193,9 @@ class KnowledgeTransferGraph(nn.Module):
             outputs: What `forward` returned for a few images; only shapes and devices matter.
             seed_of: Maps an edge's name to the seed of its initial weights; None: use the global
                 generator.
+
+        Raises:
+            ContractError: A constructor raised an error.
         """
         for edge in self.edges:
             destination = outputs[edge.destination]

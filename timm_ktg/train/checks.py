@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from ..data import derive_seed
-from ..errors import RecipeError, one_line
+from ..errors import ContractError, RecipeError, one_line
 from ..graph.contract import contract_problems
 from ..graph.edge import Edge
 from ..graph.graph import KnowledgeTransferGraph
@@ -20,6 +20,7 @@ from ..graph.label_losses import JSD_SPLITS
 from ..graph.losses import NodeOutput
 from ..graph.registry import Bound, shown
 from ..graph.taps import TapError
+from ..graph.topology import Link
 from ..recipe.recipe import Recipe
 from ..recipe.train_config import TrainConfig
 
@@ -208,11 +209,16 @@ def build_edge_modules(
     """
     try:
         graph.build_edges(outputs, lambda name: derive_seed(f"init {name}", seed))
-    except Exception as error:  # somebody else's constructor may raise anything
+    except ContractError as error:
         unbuilt = (edge for edge in graph.edges if not graph.edge_module(edge.name).is_built)
         link = next(unbuilt).link  # the first, because they are built in this order
-        place = f"graph.nodes.{link.destination}.learns_from.{link.key}"
-        raise RecipeError([f"{place}: {one_line(error)}"]) from error
+        said = str(error).removeprefix(f"{link.name}: ")
+        raise RecipeError([f"{_place(link)}: {said}"]) from error
+
+
+def _place(link: Link) -> str:
+    """Return the place of an edge in a recipe."""
+    return f"graph.nodes.{link.destination}.learns_from.{link.key}"
 
 
 def check_contracts(
@@ -236,7 +242,7 @@ def check_contracts(
     signs = {edge.name: _sign(edge, outputs, mixed) for edge in graph.edges}
     new = [name for name, sign in signs.items() if sign not in checked]
     problems = [
-        f"graph.nodes.{link.destination}.learns_from.{link.key}.{part}: {problem}"
+        f"{_place(link)}.{part}: {problem}"
         for link, part, problem in contract_problems(graph, outputs, mixed, new)
     ]
     if problems:
