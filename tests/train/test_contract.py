@@ -66,8 +66,20 @@ class one_tap(nn.Module):  # noqa: N801 (named as it is registered)
         return destination.logits.mean(-1)
 
 
+class late(nn.Module):  # noqa: N801
+    def __init__(self, source: ktg.NodeOutput, destination: ktg.NodeOutput) -> None:
+        super().__init__()
+        self.project = nn.LazyLinear(3)
+
+    def forward(
+        self, source: Any, destination: Any, labels: Tensor, *, temperature: float
+    ) -> Tensor:
+        projected: Tensor = self.project(destination.logits.float())
+        return projected.square().mean(-1)
+
+
 calls: list[int] = []
-LOSSES = (total, detached, infinite, counting, changing, by_tap, by_index, drawing, one_tap)
+LOSSES = (total, detached, infinite, counting, changing, by_tap, by_index, drawing, one_tap, late)
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +128,10 @@ def test_loss_that_breaks_its_contract_costs_one_line_before_training(
         (
             {"loss": "one_tap"},
             r": loss `one_tap` cannot be built: not enough values to unpack",
+        ),
+        (
+            {"loss": "late"},
+            r": a loss or a gate should know its shapes once it is built\. Found parameters of a ",
         ),
         (
             {"loss": "attention"},

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from ..data import derive_seed
 from ..errors import ContractError, RecipeError, one_line
@@ -205,7 +206,7 @@ def build_edge_modules(
         seed: Seed of the run. Each edge derives its own, so a new edge does not change the others.
 
     Raises:
-        RecipeError: A loss or a gate cannot be built for these outputs.
+        RecipeError: A loss or a gate cannot be built for these outputs, or is lazy.
     """
     try:
         graph.build_edges(outputs, lambda name: derive_seed(f"init {name}", seed))
@@ -214,6 +215,14 @@ def build_edge_modules(
         link = next(unbuilt).link  # the first, because they are built in this order
         said = str(error).removeprefix(f"{link.name}: ")
         raise RecipeError([f"{_place(link)}: {said}"]) from error
+    lazy = [
+        f"{_place(edge.link)}: a loss or a gate should know its shapes once it is built. Found "
+        "parameters of a lazy module."
+        for edge in graph.edges
+        if any(map(is_lazy, graph.edge_module(edge.name).parameters()))
+    ]
+    if lazy:
+        raise RecipeError(lazy)
 
 
 def _place(link: Link) -> str:
