@@ -229,6 +229,29 @@ def test_timms_two_groups_are_split_alike() -> None:
         assert auxiliary["node"] == "b" and own["lr"] == auxiliary["lr"]
 
 
+@pytest.mark.parametrize("group", [None, {"lr": 0.3}])
+def test_optimizer_of_named_parameters_learns_the_auxiliarys_names(
+    group: dict[str, float] | None,
+) -> None:
+    graph, model, _ = parts()
+    optimizer = SGD(model.named_parameters(), lr=0.1)
+    attach(model, graph, optimizer, STEPS, group)
+    own, auxiliary = (each["param_names"] for each in optimizer.param_groups)
+    assert own == [name for name, _ in model.named_parameters()]
+    assert auxiliary == [
+        f"members.b.model.{name}" for name, _ in graph.model("b").named_parameters()
+    ]
+
+
+def test_named_groups_with_and_without_decay_are_split_alike() -> None:
+    graph, model, _ = parts()
+    spared = [each for each in model.named_parameters() if each[1].ndim < 2]
+    others = [each for each in model.named_parameters() if each[1].ndim > 1]
+    optimizer = SGD([{"params": spared, "weight_decay": 0.0}, {"params": others}], weight_decay=0.1)
+    attach(model, graph, optimizer, STEPS)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.1, 0.0, 0.1]
+
+
 def test_groups_of_other_options_want_to_be_told() -> None:
     graph, model, _ = parts()
     head, *others = model.parameters()

@@ -294,9 +294,12 @@ class Attachment:
                 "loaded into the optimizer, or the auxiliaries miss both. Found `initial_lr` in "
                 "its groups, which a scheduler adds."
             )
+        names = {id(parameter): name for name, parameter in self.graph.named_parameters()}
         for name, (model, *edges) in self.graph.owned_modules().items():
             # The loop's optimizer already has the target's model, but not its edges.
             owned = edges if name == self.graph.target else [model, *edges]
             for group in groups_like(before, owned, options):
+                if "param_names" in before[0]:  # it was made from named parameters
+                    group["params"] = [(names[id(each)], each) for each in group["params"]]
                 self._optimizer.add_param_group({**group, "node": name})
         return self._optimizer.param_groups[len(before) :]

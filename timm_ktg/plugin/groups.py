@@ -17,7 +17,10 @@ def groups_like(
         return []
     if options is not None:
         return [{**options, "params": parameters}]
-    own = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+    own = [
+        {key: value for key, value in group.items() if key not in ("params", "param_names")}
+        for group in groups
+    ]
     if len(own) == 1:
         return [{**own[0], "params": parameters}]
     # timm's split: no weight decay for biases, norms, and what `no_weight_decay` names.
