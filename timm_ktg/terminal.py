@@ -19,8 +19,9 @@ _FILE_WIDTH = 120
 
 
 def console() -> Console:
-    """Return the console on standard output."""
-    return Console(width=None if sys.stdout.isatty() else _FILE_WIDTH, highlight=False)
+    """Return the console on standard output; names in brackets stay as they are."""
+    width = None if sys.stdout.isatty() else _FILE_WIDTH
+    return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
 def printable(path: Path) -> str:

@@ -75,3 +75,15 @@ def test_report_shows_no_difference_to_a_run_on_other_images(tmp_path: Path) -> 
     assert str(second) not in " ".join(page["lead"])
     said = page["figures"]["compared"][""].points
     assert str(second) not in said and str(third) in said
+
+
+def test_compare_shows_the_names_of_directories_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # brackets are styles to Rich, and words in colons are pictures
+    names = ["one[bold]", "two[/b]", "three:star:"]
+    for name in names:
+        save(Path(name), result(70.0))
+    assert main(["compare", *names]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in names)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.markup import escape
 from rich.table import Table
 
 from ..records.sample import gain
@@ -54,10 +53,9 @@ def _table(result: Result) -> Table:
             str(sample or "-"),
             "-" if sample is None else f"± {sample.error_of_test_set(result.images):.2f}",
             *(
-                # Rich would take `[n too small]` for a style.
                 "-"
                 if result.is_same(row.name, base)
-                else escape(gain(samples[base], sample, result.images))
+                else gain(samples[base], sample, result.images)
                 for base in bases
             ),
             str(row.graph).replace("; ", "\n"),

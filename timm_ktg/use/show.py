@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from ..records.files import write_whole, writing
@@ -126,7 +125,7 @@ def _per_class(found: Validation, node: str) -> Table:
     title = f"Classes of {node}, {few}"
     table = _table(title, "class", "images", "top-1 %", "most often taken for")
     for name, count, top1, other in rows:
-        table.add_row(escape(name), f"{count:,}", f"{top1:.2f}", escape(other))
+        table.add_row(name, f"{count:,}", f"{top1:.2f}", other)
     return table
 
 
@@ -141,7 +140,7 @@ def _class_rows(node: Measured, found: Validation) -> Iterator[tuple[str, int, f
 
 
 def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(title=escape(title))
+    table = Table(title=title)
     table.add_column(first)
     for column in others:
         table.add_column(column, justify="right")
