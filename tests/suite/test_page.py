@@ -158,3 +158,12 @@ def test_run_that_the_table_has_stays_as_it_is(suite: SuiteConfig, tmp_path: Pat
     table = filled(suite, tmp_path / "r.csv")
     add_runs(table, [run_of(suite, "kd", 0, 50.0)])
     assert {run.test_top1 for run in read_table(table) if run.key[1:] == ("kd", 0)} == {31.0}
+
+
+def test_titles_may_hold_dollars_and_bars(tmp_path: Path) -> None:
+    titled = {**METHODS["kd"], "title": r"KD $_{\foo}$ | T=4"}  # \foo is nothing that TeX knows
+    suite = suite_of(tmp_path, methods={**METHODS, "kd": titled})
+    text = write_page(suite, filled(suite, tmp_path / "r.csv"), "s.yml").read_text()
+    assert r"KD $_{\foo}$ | T=4" in (tmp_path / "r-digits.svg").read_text()
+    rows = [line.replace(r"\|", "") for line in text.splitlines() if line.startswith("|")]
+    assert len({row.count("|") for row in rows}) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 from ..records.files import replace_whole
 from .results import Results
@@ -23,6 +24,21 @@ def draw_forest(path: Path, results: Results) -> None:
         StorageError: The file cannot be written.
     """
     from matplotlib import rc_context
+
+    # The same figures give the same file, and a title may contain dollars.
+    with rc_context({"svg.hashsalt": path.name, "text.parse_math": False}):
+        figure = _figure(results)
+        with replace_whole(path) as partial:
+            figure.savefig(
+                partial,
+                format="svg",
+                bbox_inches="tight",
+                metadata={"Date": None},
+                facecolor="white",
+            )
+
+
+def _figure(results: Results) -> Any:
     from matplotlib.figure import Figure
 
     base = results.suite.bases[0]
@@ -44,8 +60,4 @@ def draw_forest(path: Path, results: Results) -> None:
         fontsize=8,
     )
     axes.set_title(results.title, fontsize=9, loc="left")
-    # The same figures give the same file.
-    with rc_context({"svg.hashsalt": path.name}), replace_whole(path) as partial:
-        figure.savefig(
-            partial, format="svg", bbox_inches="tight", metadata={"Date": None}, facecolor="white"
-        )
+    return figure

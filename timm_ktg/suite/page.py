@@ -89,12 +89,17 @@ def _transfer(suite: SuiteConfig, every: Sequence[Results]) -> Iterator[str]:
         f"over {there[0].name_of(base)}, with Welch's interval; bold as above."
     )
     yield ""
-    yield f"| graph | {' | '.join(each.title for each in there)} |"
+    yield f"| graph | {' | '.join(_cell(each.title) for each in there)} |"
     yield "|---" * (1 + len(there)) + "|"
     for name, method in found.items():
         cells = [_transferred(each, base, name, each.dataset == method.found_on) for each in there]
-        yield f"| {' | '.join([method.title or name, *cells])} |"
+        yield f"| {' | '.join([_cell(method.title or name), *cells])} |"
     yield ""
+
+
+def _cell(text: str) -> str:
+    """Return a text for a table, which a `|` would give another column."""
+    return text.replace("|", r"\|")
 
 
 def _transferred(results: Results, base: str, method: str, is_home: bool) -> str:
@@ -133,17 +138,19 @@ def _verdict(results: Results, base: str) -> Iterator[str]:
 
 def _table(results: Results) -> Iterator[str]:
     bases = results.suite.bases
-    over = [column for base in bases for column in (f"over {results.name_of(base)}", "paired", "p")]
+    names = [_cell(results.name_of(base)) for base in bases]
+    over = [column for name in names for column in (f"over {name}", "paired", "p")]
     yield f"| method | test top-1 % | validation | {' | '.join(over)} | training cost |"
     yield "|---" * (4 + len(over)) + "|"
     for method, figures in results.figures.items():
-        cells = [results.name_of(method), str(sample_of(figures)), _validation(results, method)]
+        name, figure = _cell(results.name_of(method)), str(sample_of(figures))
+        cells = [name, figure, _validation(results, method)]
         for base in bases:
             cells += _compared(results.comparisons[base].get(method))
         yield f"| {' | '.join([*cells, _cost(results, method)])} |"
     for method, figures in results.teachers.items():
         blank = ["-"] * len(over)
-        name = f"teacher: {results.name_of(method)}"
+        name = f"teacher: {_cell(results.name_of(method))}"
         cells = [name, str(sample_of(figures)), _validation(results, method), *blank]
         yield f"| {' | '.join([*cells, _cost(results, method)])} |"
     yield ""
