@@ -2,6 +2,7 @@
 
 import re
 from datetime import datetime, timedelta
+from importlib import resources
 
 from optuna.trial import create_trial
 
@@ -35,3 +36,11 @@ def tile_of(seconds: float) -> tuple[str, str]:
 def test_hours_of_workers_are_minutes_where_they_are_few() -> None:
     assert tile_of(90.0) == ("1.5", "minutes of workers")
     assert tile_of(5400.0) == ("1.50", "hours of workers")
+
+
+def test_the_column_of_edges_is_the_widest() -> None:
+    style = resources.files("timm_ktg.review").joinpath("page", "page.css").read_text("utf-8")
+    rules = dict(re.findall(r"^(\.trials td\S+) \{ min-width: (\d\d)rem; \}$", style, re.M))
+    assert list(rules.values()) == ["12", "22"]
+    one, other = (selector.count(":") for selector in rules)  # the more, the stronger
+    assert one == other  # so the last rule is applied
