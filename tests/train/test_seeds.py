@@ -7,9 +7,17 @@ from typing import Any
 
 import pytest
 
+import timm_ktg.train.run
 from tests.recipe_cases import Values, recipe_values, write_recipe
 from tests.records.result_cases import a_result
-from tests.training_cases import assert_same_run, interrupted_in, run_main, summary_of, train_run
+from tests.training_cases import (
+    assert_same_run,
+    interrupted_in,
+    metrics_of,
+    run_main,
+    summary_of,
+    train_run,
+)
 from timm_ktg.errors import RecipeError
 from timm_ktg.recipe.recipe import Recipe, check_recipe
 from timm_ktg.records import run_directory
@@ -56,6 +64,21 @@ def test_seeds_go_on_where_they_were_interrupted(tmp_path: Path) -> None:
         assert_same_run(whole / f"seed-{seed}", path / f"seed-{seed}")
     assert run_main("--resume", path) == 0  # nothing is left to do
     assert (path / "seed-0" / "summary.json").stat().st_mtime_ns == first
+
+
+def test_seed_that_stopped_before_its_first_state_has_each_epoch_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, path = write_recipe(tmp_path / "r.yaml", values()), tmp_path / "runs"
+    with monkeypatch.context() as patch:
+        patch.setattr(timm_ktg.train.run, "save_state", interrupt)
+        assert run_main(recipe, "--seeds", "0", "--output-dir", path) == 130
+    assert run_main("--resume", path) == 0
+    assert [line["epoch"] for line in metrics_of(path / "seed-0")] == [1]
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_seed_that_another_command_trains_is_left_alone(

@@ -122,7 +122,7 @@ def _run_seed(
             if recipe.train.seed in ready
             else build_training(recipe, accelerator),
             directory,
-            directory.checkpoint.exists(),
+            begun,
             start,
         )
     finally:
