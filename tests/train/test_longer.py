@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import timm_ktg as ktg
+import timm_ktg.train.__main__
 from tests.recipe_cases import Values, recipe_values, write_recipe
 from tests.training_cases import (
     assert_same_run,
@@ -18,7 +19,8 @@ from tests.training_cases import (
 )
 from timm_ktg.graph.gates import create_gate, follows_progress
 from timm_ktg.recipe.longer import longer_problem
-from timm_ktg.recipe.recipe import check_recipe
+from timm_ktg.recipe.recipe import Recipe, check_recipe
+from timm_ktg.recipe.resume import change_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -89,6 +91,20 @@ def test_all_seeds_go_on(tmp_path: Path) -> None:
     assert run_main(recipe, "--train.epochs", "2", *seeds, tmp_path / "whole") == 0
     for seed in ("seed-0", "seed-1"):
         assert_same_run(tmp_path / "whole" / seed, tmp_path / "run" / seed)
+
+
+def test_result_of_fewer_epochs_goes_before_the_recipe_changes(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run would be trained anyway, but one of several seeds would be taken for complete."""
+
+    def interrupted(path: Path, recipe: Recipe) -> None:
+        change_recipe(path, recipe)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(timm_ktg.train.__main__, "change_recipe", interrupted)
+    assert run_main("--resume", run, "--train.epochs", "3") == 130
+    assert not (run / "summary.json").exists()
 
 
 def test_run_that_would_have_been_another_is_refused_and_left_as_it_is(

@@ -45,7 +45,7 @@ def resumed_recipe(values: Mapping[str, Any], changed: Recipe) -> Recipe:
     return changed
 
 
-def change_recipe(path: Path, recipe: Recipe) -> bool:
+def change_recipe(path: Path, recipe: Recipe) -> None:
     """Write the fields that a resumed run can change into its recipe.yaml.
 
     Everything else in the file stays as it is, because it identifies the states of the run.
@@ -53,17 +53,23 @@ def change_recipe(path: Path, recipe: Recipe) -> bool:
     Args:
         path: The file.
         recipe: The recipe with the new values.
-
-    Returns:
-        Whether the test split or the epochs changed, so that the run's result is out of date.
     """
-    old, new = read_recipe(path), read_recipe(path)
+    new = read_recipe(path)
     for section, values in recipe.model_dump(mode="json").items():
         free = {key: values[key] for key in _free_fields(section)}
         if free:
             new[section] = {**new.get(section, {}), **free}
     write_whole(path, yaml.safe_dump(new, sort_keys=False))
-    former = Recipe.model_validate(old)
+
+
+def outdates_result(path: Path, recipe: Recipe) -> bool:
+    """Return whether a run's result is none of a changed recipe: of other epochs or images.
+
+    Args:
+        path: The run's recipe.yaml, before it is changed.
+        recipe: The recipe with the new values.
+    """
+    former = Recipe.model_validate(read_recipe(path))
     asked = recipe.data.test_split, recipe.train.epochs
     return (former.data.test_split, former.train.epochs) != asked
 

@@ -18,7 +18,7 @@ from ..recipe.command_line import Command, parse_command
 from ..recipe.longer import OTHERWISE, longer_problem
 from ..recipe.node_config import NodeConfig
 from ..recipe.recipe import Recipe, check_recipe, read_recipe, save_recipe
-from ..recipe.resume import change_recipe
+from ..recipe.resume import change_recipe, outdates_result
 from ..records.reader import runs_in
 from ..records.result import RunResult
 from ..records.run_directory import (
@@ -221,8 +221,10 @@ def _change(directory: RunDirectory, recipe: Recipe) -> None:
     """Change the recipes of a run to resume, and drop results on another test split."""
     seeds = [run for run in runs_in(directory.path) if run.recipe.is_file()]
     for run in {directory, *seeds}:
-        if change_recipe(run.recipe, recipe):
+        # First, because a kill between the two must not leave it beside the new recipe.
+        if outdates_result(run.recipe, recipe):
             run.summary.unlink(missing_ok=True)
+        change_recipe(run.recipe, recipe)
 
 
 def _show(result: RunResult, directory: RunDirectory) -> None:
