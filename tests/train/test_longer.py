@@ -93,6 +93,19 @@ def test_all_seeds_go_on(tmp_path: Path) -> None:
         assert_same_run(tmp_path / "whole" / seed, tmp_path / "run" / seed)
 
 
+def test_seed_without_a_checkpoint_is_not_trained_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, run = write_recipe(tmp_path / "r.yaml", values(1)), tmp_path / "run"
+    assert run_main(recipe, "--seeds", "0", "--output-dir", run) == 0
+    shutil.rmtree(run / "seed-0" / "checkpoint")
+    said = f"resume: {run}/seed-0 is complete, and has no checkpoint to go on from. Start a new"
+    for flags in (["--train.epochs", "2"], ["--data.test_split", "null"]):
+        assert refused(capsys, "--resume", run, *flags).startswith(said)
+    assert run_main("--resume", run) == 0
+    assert summary_of(run / "seed-0")["epochs"] == 1
+
+
 def test_result_of_fewer_epochs_goes_before_the_recipe_changes(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

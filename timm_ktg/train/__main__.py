@@ -101,9 +101,12 @@ def _check_goes_on(path: Path, recipe: Recipe) -> None:
         RecipeError: It would be trained all over again, or cannot go on for these epochs.
     """
     run = RunDirectory(path)
-    if run.summary.exists() and not run.checkpoint.exists():
-        said = f"{run.path} is complete, and has no checkpoint to go on from"
-        raise RecipeError([f"resume: {said}. Start a new run from it: --from {run.path}"])
+    for each in runs_in(path):
+        if not each.summary.exists() or each.checkpoint.exists():
+            continue
+        if each == run or outdates_result(each.recipe, recipe):  # the result of a seed can stay
+            said = f"{each.path} is complete, and has no checkpoint to go on from"
+            raise RecipeError([f"resume: {said}. Start a new run from it: --from {each.path}"])
     before = check_recipe(read_recipe(run.recipe)).train
     if before.epochs == recipe.train.epochs:
         return
