@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import timm_ktg.train.__main__
 import timm_ktg.train.run
 from tests.recipe_cases import Values, recipe_values, write_recipe
 from tests.records.result_cases import a_result
@@ -75,6 +76,20 @@ def test_seed_that_stopped_before_its_first_state_has_each_epoch_once(
         assert run_main(recipe, "--seeds", "0", "--output-dir", path) == 130
     assert run_main("--resume", path) == 0
     assert [line["epoch"] for line in metrics_of(path / "seed-0")] == [1]
+
+
+@pytest.mark.parametrize("file", ["write_seeds", "save_recipe"])
+def test_seeds_that_were_not_written_down_are_no_run_of_one_seed(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, path = write_recipe(tmp_path / "r.yaml", values()), tmp_path / "runs"
+    command = (recipe, "--seeds", "3", "5", "--output-dir", path)
+    with monkeypatch.context() as patch:
+        patch.setattr(timm_ktg.train.__main__, file, interrupt)
+        assert run_main(*command) == 130
+    assert run_main("--resume", path) == 2
+    assert run_main(*command) == 0
+    assert RunDirectory(path / "seed-5").summary.exists()
 
 
 def interrupt(*_: Any) -> None:

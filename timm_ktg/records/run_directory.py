@@ -257,6 +257,8 @@ def check_output_dir(output_dir: Path, overwrite: bool) -> None:
     run = RunDirectory(output_dir)
     found = list(output_dir.iterdir()) if output_dir.is_dir() else [output_dir]
     found = [path for path in found if path not in (run.lock, *run.leftovers)]
+    if found == [run.seeds]:  # a command was killed before it wrote the recipe
+        return
     if found and not (run.recipe.is_file() and all(path in run.content for path in found)):
         raise RecipeError([f"output-dir: {output_dir} is there and is no run; choose another."])
     if found and not overwrite:

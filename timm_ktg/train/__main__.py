@@ -214,9 +214,9 @@ def _made(command: Command, recipe: Recipe, held: ExitStack) -> RunDirectory:
     directory = create_run_directory(command.name, command.output_dir, command.overwrite)
     held.enter_context(directory.held())
     directory.clear(command.overwrite)
-    save_recipe(recipe, directory.recipe)
-    if command.seeds:
+    if command.seeds:  # before the recipe, which alone would be a run of a single seed
         write_seeds(directory.path, command.seeds)
+    save_recipe(recipe, directory.recipe)
     return directory
 
 
