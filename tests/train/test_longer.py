@@ -106,6 +106,20 @@ def test_seed_without_a_checkpoint_is_not_trained_again(
     assert summary_of(run / "seed-0")["epochs"] == 1
 
 
+def test_run_without_a_usable_state_keeps_its_recipe_and_result(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for weights in run.glob("checkpoint/*/model.safetensors"):
+        weights.write_bytes(b"")
+    kept = [run / name for name in ("recipe.yaml", "summary.json")]
+    before = [file.read_bytes() for file in kept]
+    for flags in (["--train.epochs", "3"], ["--data.test_split", "null"]):
+        capsys.readouterr()
+        assert run_main("--resume", run, *flags) == 2
+        assert "holds no usable checkpoint." in capsys.readouterr().err
+        assert [file.read_bytes() for file in kept] == before
+
+
 def test_result_of_fewer_epochs_goes_before_the_recipe_changes(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

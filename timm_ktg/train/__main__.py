@@ -28,7 +28,8 @@ from ..records.run_directory import (
     write_seeds,
 )
 from ..tracking.trackers import check_tracking
-from .checkpoint import epochs_done
+from .checkpoint import epochs_done, newest_state
+from .identity import identity_of
 from .metrics import TrainingError
 from .program import (
     choose_device,
@@ -41,7 +42,7 @@ from .run import run_training
 from .seeds import Ready, first_to_run, run_seeds, taught, with_seed
 from .show import show_graph, show_result, show_seeds
 from .teachers import teacher_recipe
-from .training import build_training
+from .training import Training, build_training
 
 PROGRAM = "accelerate launch -m timm_ktg.train"
 
@@ -135,6 +136,8 @@ def run(command: Command) -> None:
     if command.dry_run:
         accelerator.print("Dry run: everything was built and checked, nothing was trained.")
         return
+    if command.resume and command.overridden and not command.seeds:
+        _check_states(RunDirectory(command.resume), *ready.values())
     if recipe.graph.trained_first:
         ready = {}  # what was built lacks their weights
     with _opened(command, recipe, accelerator) as directory:
@@ -178,6 +181,11 @@ def _build(command: Command, recipe: Recipe) -> Ready:
     if accelerator.is_main_process:
         show_graph(training.graph, {name: n.title for name, n in recipe.graph.nodes.items()})
     return {recipe.train.seed: training}
+
+
+def _check_states(run: RunDirectory, training: Training) -> None:
+    """Raise RecipeError if no state of a run is usable, before its recipe and its result change."""
+    newest_state(run.checkpoint, identity_of(training.recipe, training.splits, run))
 
 
 @contextmanager
