@@ -97,7 +97,8 @@ def test_bad_training_image_is_a_line_before_anything_is_written(
     capsys.readouterr()
     assert run_main(write_recipe(tmp_path / "r.yaml", values), "--output-dir", tmp_path / "r") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("data.input_key: row ") and line.endswith("in the training images.")
+    assert line.startswith("data.input_key: row ")
+    assert line.endswith(". Found in the training images.") and ".." not in line
 
 
 def test_test_images_of_another_size_are_refused(

@@ -269,7 +269,8 @@ def _checked(role: str, read: Callable[[Any], T], split: Any) -> T:
     try:
         return read(split)
     except ValueError as error:
-        raise ValueError(f"{error} Found in the {role} images.") from error
+        said = str(error).removesuffix(".")
+        raise ValueError(f"{said}. Found in the {role} images.") from error
 
 
 def _check_readable(split: Dataset | Stream, input_key: str) -> None:
