@@ -103,3 +103,20 @@ def test_search_study_name_that_leaves_the_directory_is_refused(name: str) -> No
 def test_search_study_name_may_be_a_path_below(tmp_path: Path) -> None:
     command = parse_search(["digits-search", "--search.study", "mine/first..try"], "prog")
     assert command.recipe.search.study == "mine/first..try"
+
+
+def test_directory_of_another_study_is_refused_and_left_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = search_values(trials=1, top_k=0)
+    place, run = ("--output-dir", tmp_path / "run"), tmp_path / "run"
+    assert run_search(write_recipe(tmp_path / "s.yaml", values), *place) == 0
+    before = (run / "search.yaml").read_bytes(), (run / "result.json").read_bytes()
+    capsys.readouterr()
+    other = write_recipe(tmp_path / "t.yaml", values)
+    for flags in ([], ["--dry-run"]):
+        assert run_search(other, *place, *flags) == 2
+        said = f"output-dir: {run} is that of study `s`. Choose another for `t`.\n"
+        assert capsys.readouterr().err == said
+    assert ((run / "search.yaml").read_bytes(), (run / "result.json").read_bytes()) == before
+    assert run_search(other, *place, "--search.study", "s") == 0

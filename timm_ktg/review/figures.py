@@ -36,7 +36,7 @@ def epochs_figure(study: StudyData) -> Drawing:
     plot.axes.set_xscale("log")
     plot.axes.set_xticks(list(study.stages), labels=list(map(str, study.stages)))
     plot.axes.xaxis.set_minor_locator(NullLocator())
-    plot.axes.grid(axis="x", color=FAINT, linestyle=":")
+    plot.axes.grid(axis="x", color=FAINT, linestyle=":", linewidth=1.4)
     for epoch, reached in study.stages.items():
         foot = {"xytext": (3, 2), "textcoords": "offset points"}
         where = plot.axes.get_xaxis_transform()

@@ -18,7 +18,10 @@ from ..draw.svg import inlined
 
 TEXT, MUTED, FAINT, LINE = "#1b2027", "#5a6472", "#97a1ae", "#d9dee5"
 ACCENT, BEST, BAD, PAPER = "#1763c6", "#c04a00", "#b3261e", "#ffffff"
-SERIES = ("#1763c6", "#c04a00", "#12805c", "#8b3fb8", "#8a6a00", "#b3265f")
+SERIES = (
+    *("#1763c6", "#c04a00", "#12805c", "#8b3fb8", "#8a6a00"),
+    *("#b3265f", "#0089a3", "#5c5f66", "#6d8a00", "#7a4a2b"),
+)
 
 WIDTH = 700.0  # points, as all lengths here
 _LEGEND_ROW = 15.0

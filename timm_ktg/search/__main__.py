@@ -23,7 +23,7 @@ from .storage import check_storage
 from .study import STOPS, StoppedError, say
 from .tracking import search_tracking_problems
 from .weights import NoWeightsError
-from .worker import check_candidates, join_search
+from .worker import check_candidates, check_directory, join_search
 
 GOES_ON = "The same command again goes on with the search."
 PROGRAM = "accelerate launch -m timm_ktg.search"
@@ -90,6 +90,7 @@ def run(command: SearchCommand) -> None:
     name = recipe.search.study or command.name
     directory = command.output_dir or Path(RUNS, name)
     try:
+        check_directory(directory, name)
         if command.dry_run:
             check_candidates(recipe, processes)
             with located("search"):
