@@ -1,6 +1,7 @@
 """A killed run resumes as if nothing had happened: bit for bit, except for times."""
 
 import os
+import shutil
 import signal
 import time
 from multiprocessing.process import BaseProcess
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests import training_cases as cases
-from tests.recipe_cases import MUTUAL, Values, recipe_values, write_recipe
+from tests.recipe_cases import MUTUAL, PLAIN, Values, recipe_values, write_recipe
 from tests.tiny_data import UPDATES, VAL, small_digits
 from tests.training_cases import (
     DEADLINE,
@@ -21,6 +22,7 @@ from tests.training_cases import (
     run_main,
     start,
     stop_run,
+    summary_of,
     train_run,
 )
 from timm_ktg.records import run_directory
@@ -161,6 +163,17 @@ def test_run_that_is_complete_keeps_its_result(
     assert run_main("--resume", run) == 0
     assert (run / "summary.json").read_text() == before
     assert (run / "graph.svg").read_text() == picture
+
+
+def test_complete_run_writes_weights_again_that_were_removed(tmp_path: Path) -> None:
+    run = train_run(tmp_path / "run", recipe_values(PLAIN, epochs=1))
+    weights = run / "nodes" / "a.safetensors"
+    before, figures = weights.read_bytes(), summary_of(run)["nodes"]
+    for remove in (weights.unlink, lambda: shutil.rmtree(run / "nodes")):
+        remove()
+        assert run_main("--resume", run) == 0
+        assert weights.read_bytes() == before and (run / "nodes" / "README.md").is_file()
+        assert summary_of(run)["nodes"] == figures
 
 
 def test_clock_goes_on_at_the_update_it_had_reached(tmp_path: Path) -> None:

@@ -37,6 +37,12 @@ def export_nodes(training: Training, directory: RunDirectory) -> None:
             _logger.warning("%s: no folder for timm: %s", path, one_line(error))
 
 
+def is_exported(training: Training, directory: RunDirectory) -> bool:
+    """Return whether the weights of every network are there; they may have been removed."""
+    names = training.graph.networks
+    return all((directory.nodes / f"{name}.safetensors").is_file() for name in names)
+
+
 def _data_config(network: Network, images: Images) -> dict[str, Any]:
     """Return how to prepare an image for a network, as timm's `resolve_model_data_config` does.
 

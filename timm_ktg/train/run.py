@@ -30,7 +30,7 @@ from .best import note_best, write_best
 from .card import write_card
 from .checkpoint import load_best, load_state, newest_state, save_state
 from .cuda_graph import Batch
-from .exporting import export_nodes
+from .exporting import export_nodes, is_exported
 from .hardware import name_of
 from .identity import Identity, identity_of
 from .loop import evaluate, start_epoch, train_epoch
@@ -67,7 +67,7 @@ def run_training(
     if resume:
         _load_newest_state(training, directory, identity)
         # A run that was killed after it wrote its result lacks only pictures and trackers.
-        if training.state.epochs == training.epochs:
+        if training.state.epochs == training.epochs and is_exported(training, directory):
             result = read_result(directory)
         accelerator.wait_for_everyone()  # all have looked before one writes it
     pictures = RunPictures(training.recipe.graph, directory, accelerator.is_main_process)
