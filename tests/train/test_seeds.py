@@ -24,6 +24,7 @@ from timm_ktg.recipe.recipe import Recipe, check_recipe
 from timm_ktg.records import run_directory
 from timm_ktg.records.run_directory import RunDirectory
 from timm_ktg.review.__main__ import main as review
+from timm_ktg.train.pictures import RunPictures
 from timm_ktg.train.seeds import run_seed
 from timm_ktg.train.training import Training, build_training
 
@@ -76,6 +77,21 @@ def test_seed_that_stopped_before_its_first_state_has_each_epoch_once(
         assert run_main(recipe, "--seeds", "0", "--output-dir", path) == 130
     assert run_main("--resume", path) == 0
     assert [line["epoch"] for line in metrics_of(path / "seed-0")] == [1]
+
+
+def test_seed_that_stopped_after_its_result_gets_pictures_and_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, path = write_recipe(tmp_path / "r.yaml", values()), tmp_path / "runs"
+    with monkeypatch.context() as patch:
+        patch.setattr(RunPictures, "end", interrupt)
+        assert run_main(recipe, "--seeds", "0", "--output-dir", path) == 130
+    seed = RunDirectory(path / "seed-0")
+    before = seed.summary.read_bytes()
+    assert not seed.card.exists()
+    monkeypatch.setattr(timm_ktg.train.run, "evaluate", lambda *_: pytest.fail("images are read"))
+    assert run_main("--resume", path) == 0
+    assert seed.card.is_file() and seed.summary.read_bytes() == before
 
 
 @pytest.mark.parametrize("file", ["write_seeds", "save_recipe"])

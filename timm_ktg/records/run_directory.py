@@ -56,6 +56,11 @@ class RunDirectory:
         return self.path / "nodes"
 
     @property
+    def card(self) -> Path:
+        """The card of what was trained: the last file that a run writes."""
+        return self.nodes / "README.md"
+
+    @property
     def best(self) -> RunDirectory:
         """The run as it was after its best epoch, if its recipe asks for it."""
         return RunDirectory(self.path / "best")

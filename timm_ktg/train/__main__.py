@@ -247,7 +247,7 @@ def _show(result: RunResult, directory: RunDirectory) -> None:
             ("summary", str(directory.summary)),
             ("pictures", f"{directory.graph}, {directory.curves.name}"),
             ("weights", str(directory.nodes / "<node>.safetensors")),
-            ("card", str(directory.nodes / "README.md")),
+            ("card", str(directory.card)),
             *_best_line(result, directory),
             ("resume", f"{PROGRAM} --resume {directory.path}"),
         ],

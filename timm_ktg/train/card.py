@@ -37,7 +37,7 @@ def write_card(recipe: Recipe, directory: RunDirectory, result: RunResult) -> No
         RecipeError: The result of a teacher that was trained first cannot be read.
     """
     text = "\n".join(_lines(recipe, directory, result))
-    write_whole(directory.nodes / "README.md", f"{_HEAD}{text}\n")
+    write_whole(directory.card, f"{_HEAD}{text}\n")
 
 
 def _lines(recipe: Recipe, directory: RunDirectory, result: RunResult) -> Iterator[str]:

@@ -108,6 +108,10 @@ def _run_seed(
             [f"output-dir: {directory.path} holds a run of another recipe; choose another place."]
         )
     done = read_result(directory)
+    # A run that was killed after it wrote its result lacks pictures and card. Without states, what
+    # is there is all that is wanted.
+    if not directory.card.is_file() and directory.checkpoint.exists():
+        done = None
     accelerator.wait_for_everyone()  # all have looked before one writes it
     if done is not None:
         return done
