@@ -140,6 +140,13 @@ def test_vit_at_another_size_hints_at_its_argument(refused: Refused) -> None:
     assert line.endswith("Did you mean `model_kwargs: {img_size: 64}`?")
 
 
+def test_node_with_a_size_of_its_own_is_told_of_that_size(refused: Refused) -> None:
+    student = {"model": "vit_tiny_patch16_224", "img_size": 96, **LABEL_ONLY}
+    (line,) = refused(recipe(student, data={"img_size": 64, "pad": 4}))
+    assert "cannot take images of 96x96" in line
+    assert line.endswith("Did you mean `model_kwargs: {img_size: 96}`?")
+
+
 def test_average_of_a_node_that_cannot_take_the_images_is_not_blamed(refused: Refused) -> None:
     student = {"model": "vit_tiny_patch16_224", **LABEL_ONLY}
     values = recipe(student, data={"img_size": 64, "pad": 4})

@@ -19,6 +19,7 @@ from ..graph.edge import Edge
 from ..graph.graph import KnowledgeTransferGraph
 from ..graph.label_losses import JSD_SPLITS
 from ..graph.losses import NodeOutput
+from ..graph.node import Network
 from ..graph.registry import Bound, shown
 from ..graph.taps import TapError
 from ..graph.topology import Link
@@ -171,9 +172,11 @@ def check_outputs(
             problems.append(f"graph.nodes.{name}: {error}")
             continue
         except Exception as error:  # a model can raise anything for images it was not made for
+            network = graph.networks.get(name)
+            taken = network.size if network and isinstance(network.size, tuple) else size
             problems.append(
-                f"graph.nodes.{name}: cannot take images of {size[0]}x{size[1]}: {one_line(error)}"
-                f"{_size_hint(graph, name, size)}"
+                f"graph.nodes.{name}: cannot take images of {taken[0]}x{taken[1]}: "
+                f"{one_line(error)}{_size_hint(network, taken)}"
             )
             continue
         if found != [count, num_classes]:
@@ -186,9 +189,8 @@ def check_outputs(
     return outputs
 
 
-def _size_hint(graph: KnowledgeTransferGraph, name: str, size: tuple[int, int]) -> str:
+def _size_hint(network: Network | None, size: tuple[int, int]) -> str:
     """Return what to say of a model that timm builds for one size of images."""
-    network = graph.networks.get(name)
     config = getattr(network.model, "pretrained_cfg", {}) if network else {}
     if not config.get("fixed_input_size") or size[0] != size[1]:
         return ""
