@@ -260,6 +260,18 @@ def test_head_starts_as_timms_script_makes_it() -> None:
     assert all(torch.equal(value, theirs[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["levit_128s", "caformer_s18", "crossvit_tiny_240"])
+def test_head_of_several_layers_starts_anew_in_its_last(name: str) -> None:
+    model: Any = timm.create_model(name, num_classes=4)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    prepare_to_learn(Node("a", model), TrainConfig(head_init_scale=0.25, head_init_bias=-4.6))
+    changed = {k: v for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert {len(value) for value in changed.values()} == {4}
+    for key, value in changed.items():
+        bias = torch.full_like(value, -4.6)
+        assert torch.equal(value, bias if key.endswith("bias") else before[key] * 0.25)
+
+
 def test_word_that_is_no_device_is_refused() -> None:
     for name in ("gpu", "cuda:x"):
         (line,) = problems_of(recipe(train={"device": name}))

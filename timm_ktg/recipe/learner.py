@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import located
 from ..graph.node import Node
@@ -72,7 +72,7 @@ def checkpoint(node: Node) -> None:
 
 
 def _heads(node: Node) -> tuple[nn.Module, ...]:
-    """Return a network's classifiers; timm's distilled models have two.
+    """Return the last layers of a network's classifiers; timm's distilled models have two.
 
     Raises:
         ValueError: It has none.
@@ -80,8 +80,17 @@ def _heads(node: Node) -> tuple[nn.Module, ...]:
     model: Any = node.model
     heads = model.get_classifier() if hasattr(model, "get_classifier") else ()
     heads = heads if isinstance(heads, tuple) else (heads,)
-    if not any(True for head in heads for _ in head.parameters()):
+    layers = tuple(layer for head in heads for layer in _last_layers(head, model.num_classes))
+    if not any(True for layer in layers for _ in layer.parameters()):
         raise ValueError(
             f"should be null, because `{node.name}` has no classifier that timm knows."
         )
-    return heads
+    return layers
+
+
+def _last_layers(head: nn.Module, classes: int) -> list[nn.Module]:
+    """Return the layers that give a classifier's logits; some of timm's begin with others."""
+    if isinstance(getattr(head, "weight", None), Tensor):
+        return [head]
+    linear = [layer for layer in head.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    return [layer for layer in linear if len(layer.weight) == classes] or [head]
