@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import pytest
 import timm
 import torch
 from timm.optim import create_optimizer_v2
 from torch import nn
 
+from timm_ktg.errors import RecipeError
 from timm_ktg.graph.edge import Edge
 from timm_ktg.graph.graph import KnowledgeTransferGraph
 from timm_ktg.graph.node import Node
@@ -92,3 +94,50 @@ def test_rates_of_layers_follow_the_schedule(workplace: Any) -> None:
     assert {round(g["lr"] / g["lr_scale"], 12) for g in groups} == {0.05}  # cosine, half-way
     assert len({g["lr_scale"] for g in groups}) > 2
     assert all(torch.isfinite(p).all() for g in groups for p in g["params"])
+
+
+@pytest.mark.parametrize("more", [{}, {"filter_bias_and_bn": True}, {"layer_decay": 0.5}])
+def test_fallback_of_muon_is_timms(more: dict[str, Any]) -> None:
+    model = vit()
+    kwargs = {"fallback_list": ["head*"], "fallback_no_weight_decay": True}
+    train = TrainConfig(opt="muon", lr=0.01, opt_kwargs=kwargs, **more)
+    timms_own = {"filter_bias_and_bn": False, **more, **kwargs}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    ours, theirs = (
+        {
+            names[id(parameter)]
+            for group in made.param_groups
+            for parameter in group["params"]
+            if group.get("use_fallback")
+        }
+        for made in (
+            build_optimizer(train, graph_of(model)),
+            create_optimizer_v2(model, opt="muon", weight_decay=0.1, **timms_own),
+        )
+    )
+    assert ours == theirs == {"head.weight", "head.bias", "pos_embed", "cls_token"}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "said"),
+    [
+        ({"lr": 1.0}, r"should leave out `lr`, which has no effect here\. Say train\.lr\."),
+        ({"layer_decay": 0.5}, r"should leave out `layer_decay`, .* Say train\.layer_decay\."),
+        ({"layer_decay_no_opt_scale": 0.1}, r".*`layer_decay_no_opt_scale`, .* no effect here\.$"),
+        ({"fallback_list": "head*"}, r"fallback_list should be a list"),
+    ],
+)
+def test_argument_without_effect_is_refused(kwargs: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError, match=rf"^train\.opt_kwargs: {said}"):
+        build_optimizer(TrainConfig(opt="muon", opt_kwargs=kwargs), graph_of(vit()))
+
+
+def test_optimizer_that_cannot_be_made_here_is_named_by_its_own_field(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def needs_cuda(*_: Any, **__: Any) -> None:
+        raise AssertionError("CUDA required for APEX optimizers")
+
+    monkeypatch.setattr("timm_ktg.recipe.build.create_optimizer_v2", needs_cuda)
+    with pytest.raises(RecipeError, match=r"^train\.opt: .*CUDA required"):
+        build_optimizer(TrainConfig(opt="fusedadam"), graph_of(vit()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import timm
@@ -28,6 +29,9 @@ from .node_config import EdgeConfig, EmaConfig, EnsembleConfig, NodeConfig
 from .recipe import Recipe
 from .train_config import TrainConfig
 
+# What timm's factory is given for the whole optimizer, and for its parameter groups.
+_FALLBACK = ("fallback_list", "fallback_no_weight_decay")  # for muon and the like
+_NOT_KWARGS = {*signature(create_optimizer_v2).parameters} - {*_FALLBACK, "foreach", "kwargs"}
 KERNELS = ("foreach", "fused", "capturable")  # how torch computes a step, not what
 
 
@@ -163,9 +167,10 @@ def build_optimizer(
         more: Further arguments of the optimizer, which override those of the recipe.
 
     Raises:
-        RecipeError: The optimizer does not take these arguments.
+        RecipeError: The optimizer does not take these arguments, or cannot be made here.
     """
-    with located("train.opt_kwargs"):
+    with located("train.opt_kwargs" if train.opt_kwargs else "train.opt"):
+        _check_kwargs(train.opt_kwargs)
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             _parameter_groups(train, graph),
             opt=train.opt,
@@ -176,6 +181,16 @@ def build_optimizer(
         )
     optimizer.register_load_state_dict_pre_hook(_with_own_kernels)
     return optimizer
+
+
+def _check_kwargs(given: Mapping[str, Any]) -> None:
+    """Raise ValueError if arguments would be fields of the recipe, or have no effect."""
+    for name in given:
+        if name in _NOT_KWARGS:
+            field = f" Say train.{name}." if name in TrainConfig.model_fields else ""
+            raise ValueError(f"should leave out `{name}`, which has no effect here.{field}")
+    if isinstance(given.get("fallback_list"), str):  # whose letters would be patterns
+        raise ValueError("fallback_list should be a list of names or patterns of parameters.")
 
 
 def _with_own_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
@@ -292,7 +307,8 @@ def _build_edge(link: Link, edge: EdgeConfig, recipe: Recipe) -> Edge:
 
 
 def _parameter_groups(train: TrainConfig, graph: KnowledgeTransferGraph) -> list[dict[str, Any]]:
-    if not train.filter_bias_and_bn and train.layer_decay is None:
+    by_name = train.filter_bias_and_bn or train.opt_kwargs.keys() & {*_FALLBACK}
+    if not by_name and train.layer_decay is None:
         return [
             {"params": parameters, "weight_decay": train.weight_decay, "node": name}
             for name, parameters in graph.parameter_owners().items()
@@ -308,20 +324,22 @@ def _parameter_groups(train: TrainConfig, graph: KnowledgeTransferGraph) -> list
 
 def _groups_of(train: TrainConfig, module: nn.Module) -> list[dict[str, Any]]:
     """Return the parameter groups of a model, or of an edge, as timm makes them."""
-    spared: Any = getattr(module, "no_weight_decay", tuple)() if train.filter_bias_and_bn else ()
-    if train.layer_decay is None or not hasattr(module, "pretrained_cfg"):
-        # An edge has no layers.
-        if not train.filter_bias_and_bn:
-            return [{"params": list(module.parameters()), "weight_decay": train.weight_decay}]
-        return list(
-            param_groups_weight_decay(module, train.weight_decay, no_weight_decay_list=spared)
-        )
+    named: Any = getattr(module, "no_weight_decay", tuple)()
+    fallback = {*train.opt_kwargs.get("fallback_list", ())}
+    if train.opt_kwargs.get("fallback_no_weight_decay"):
+        fallback |= {*named}
+    arguments: dict[str, Any] = {
+        "no_weight_decay_list": named if train.filter_bias_and_bn else (),
+        "weight_decay_exclude_1d": train.filter_bias_and_bn,
+        "fallback_list": fallback,
+    }
+    if train.layer_decay is None or not hasattr(module, "pretrained_cfg"):  # an edge has no layers
+        return list(param_groups_weight_decay(module, train.weight_decay, **arguments))
     return list(
         param_groups_layer_decay(
             module,
             train.weight_decay,
-            no_weight_decay_list=spared,
-            weight_decay_exclude_1d=train.filter_bias_and_bn,
+            **arguments,
             layer_decay=train.layer_decay,
             min_scale=train.layer_decay_min_scale,
         )
