@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from timm.utils import ModelEmaV3
 
@@ -170,6 +171,23 @@ def test_ema_teaches_in_evaluation_mode_and_does_not_learn() -> None:
     graph.losses(outputs, hard_labels()).total.backward()
     assert all(each.grad is None for each in graph.model("slow").parameters())
     assert same(list(before.values()), list(graph.model("slow").state_dict().values()))
+
+
+def test_ema_of_a_model_that_keeps_what_it_makes_from_its_weights_is_up_to_date() -> None:
+    tiny = {"embed_dim": (16, 16, 16), "num_heads": (2, 2, 2), "depth": (1, 1, 1)}
+    model = timm.create_model("levit_128s", num_classes=3, img_size=64, **tiny)
+    nodes = [ktg.Node("a", model), ktg.Ema("slow", "a", 0.0)]
+    edges = [edge("label", "a"), edge("slow", "a")]
+    graph = ktg.KnowledgeTransferGraph(nodes, edges, "a").train()
+    batch = torch.randn(2, 3, 64, 64)
+    for update in (1, 2):
+        with torch.no_grad():
+            graph(batch)
+            for parameter in model.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape)
+        graph.update_emas(update)
+    taught = graph(batch)["slow"].logits
+    assert torch.equal(taught, graph.eval()(batch)["slow"].logits)
 
 
 def test_ema_may_be_the_target_of_a_network_that_learns() -> None:
