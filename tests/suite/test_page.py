@@ -37,6 +37,13 @@ def test_page_says_means_differences_and_costs(suite: SuiteConfig, tmp_path: Pat
     assert (tmp_path / "r-digits.svg").read_text().startswith("<?xml")
 
 
+def test_base_alone_has_figures_but_no_empty_picture(suite: SuiteConfig, tmp_path: Path) -> None:
+    table, picture = tmp_path / "r.csv", tmp_path / "r-digits.svg"
+    add_runs(table, [run_of(suite, "alone", seed, value) for seed, value in enumerate(ALONE)])
+    text = write_page(suite, table, "s.yml").read_text()
+    assert "28.10 ± 0.26 (n=3)" in text and picture.name not in text and not picture.exists()
+
+
 def test_page_names_what_it_cannot_tell_apart(tmp_path: Path) -> None:
     twin = {**METHODS["alone"], "title": "twin"}
     suite = suite_of(tmp_path, methods={**METHODS, "twin": twin})

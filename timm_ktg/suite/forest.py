@@ -18,7 +18,7 @@ def draw_forest(path: Path, results: Results) -> None:
 
     Args:
         path: The file.
-        results: What the table says; its first base has figures.
+        results: What the table says; something is compared with its first base.
 
     Raises:
         StorageError: The file cannot be written.

@@ -15,7 +15,7 @@ from .table import read_table
 
 
 def write_page(suite: SuiteConfig, table: Path, source: str) -> Path:
-    """Write the page beside the table, with a picture for every data set that has figures.
+    """Write the page beside the table, with a picture for every data set that compares methods.
 
     Args:
         suite: The suite.
@@ -42,7 +42,7 @@ def write_page(suite: SuiteConfig, table: Path, source: str) -> Path:
     every = [results_of(suite, dataset, rows) for dataset in shown]
     for results in every:
         picture = table.with_name(f"{table.stem}-{results.dataset}.svg")
-        if results.figures.get(suite.bases[0]):
+        if results.comparisons[suite.bases[0]]:
             draw_forest(picture, results)
         else:
             picture.unlink(missing_ok=True)
@@ -68,7 +68,7 @@ def _section(results: Results, picture: Path) -> Iterator[str]:
         if results.comparisons[base]:
             yield from _verdict(results, base)
             yield ""
-    if results.figures.get(results.suite.bases[0]):
+    if results.comparisons[results.suite.bases[0]]:
         yield f"![Differences to {results.name_of(results.suite.bases[0])}]({picture.name})"
         yield ""
     yield from _table(results)
