@@ -53,6 +53,8 @@ MEANT |= dict.fromkeys(("dampening", "foreach", "fused", "maximize", "nesterov")
 
 WANDB_SWEEP = "wandb-sweep.yaml"  # input of `wandb sweep`, not a recipe
 
+SEARCH = "search.yaml"  # in a search's directory: its recipe, and the name of its study
+
 _PACKAGE = Path(__file__).parent.parent
 
 
@@ -134,7 +136,7 @@ def find_recipe(name: str, where: str = "recipe") -> Path:
 def _instead_of_a_recipe(name: str, bundled: Collection[str]) -> str:
     """Return what a name stands for that is no recipe, and where there is a recipe, if anywhere."""
     folder, neither = Path(name), "neither a file nor a bundled recipe."
-    own, best = folder / "search.yaml", folder / "best.yaml"
+    own, best = folder / SEARCH, folder / "best.yaml"
     with suppress(OSError):  # the name is too long for a path
         if best.is_file():
             return f"a search's directory. The recipe of its best graph is {best}."

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError, located
+from ..recipe.recipe import SEARCH
 from ..records.files import write_whole
 from ..records.run_directory import RunDirectory
 from ..search.journal import JOURNAL
 from .run_data import read_run
-from .study_data import RECIPE, read_study
+from .study_data import read_study
 
 MARK = '<meta name="generator" content="timm_ktg.review">'
 
@@ -72,8 +73,8 @@ def _check_paths(paths: Sequence[Path]) -> bool:
 
 def _is_study(path: Path) -> bool:
     if path.is_file():
-        return path.name == RECIPE
-    return (path / RECIPE).is_file() or (path / JOURNAL).is_file()
+        return path.name == SEARCH
+    return (path / SEARCH).is_file() or (path / JOURNAL).is_file()
 
 
 def _check_output(output: Path) -> None:

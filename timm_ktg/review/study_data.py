@@ -15,14 +15,14 @@ from optuna import Study
 from optuna.storages import BaseStorage
 
 from ..errors import RecipeError, did_you_mean, located
-from ..recipe.recipe import read_recipe
+from ..recipe.recipe import SEARCH, read_recipe
 from ..recipe.schedule import epochs_of
 from ..recipe.train_config import TrainConfig
 from ..search.result import spent
 from ..search.storage import open_to_read
 from ..search.trials import DEAD, FAILED, TrialRecord, best_first, records
 
-RECIPE, RESULT = "search.yaml", "result.json"
+RESULT = "result.json"
 
 # What the studies beside a search's own are called; see `Worker.jobs`.
 _BESIDE = re.compile(r"(.+)/(pretrained|teachers|wandb-sweep|(final|teachers|wandb)-[0-9a-f]{8})")
@@ -88,7 +88,7 @@ def find_study(
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # each of the studies for jobs says hello
     directory = directory_of(path)
-    recipe = _recipe(directory / RECIPE)
+    recipe = _recipe(directory / SEARCH)
     opened = open_to_read(storage or recipe["search"]["storage"], directory)
     name = _name(opened, name or recipe["search"]["study"], directory)
     return optuna.load_study(study_name=name, storage=opened), recipe
@@ -107,7 +107,7 @@ def read_study(path: Path, storage: str | None = None, name: str | None = None) 
     """
     study, recipe = find_study(path, storage, name)
     directory = directory_of(path)
-    with located(f"{directory / RECIPE}: train"):
+    with located(f"{directory / SEARCH}: train"):
         epochs = epochs_of(TrainConfig.model_validate(recipe["train"]))
     trials = tuple(records(study))
     _check_any(trials, f"{directory}: study `{study.study_name}`")
@@ -129,7 +129,7 @@ def directory_of(path: Path) -> Path:
 def _recipe(path: Path) -> dict[str, Any]:
     """Return a search's recipe, of which only what is needed here is checked."""
     if not path.is_file():
-        raise RecipeError([f"{path.parent}: should hold a search's {RECIPE}. Found none."])
+        raise RecipeError([f"{path.parent}: should hold a search's {SEARCH}. Found none."])
     values = read_recipe(path)
     for where in ("search.storage", "search.study", "search.target_model", "train.epochs"):
         section, field = where.split(".")

@@ -18,7 +18,7 @@ from optuna.storages import BaseStorage
 
 from ..errors import RecipeError, located
 from ..graph.topology import CUTOFF
-from ..recipe.recipe import read_recipe, save_recipe
+from ..recipe.recipe import SEARCH, read_recipe, save_recipe
 from ..recipe.search_config import SearchConfig, SearchRecipe
 from ..recipe.splits import build_splits
 from ..tracking.wandb_run import mode_of
@@ -43,8 +43,6 @@ from .teachers import Teacher, teachers_for
 from .tracking import StudyTracking, create_sweep, make_run_ids, run_ids_of
 from .trials import finished
 from .weights import NoWeightsError, SharedWeights, Train
-
-RECIPE = "search.yaml"  # what a directory's study was made with, and its name
 
 
 @dataclass(frozen=True)
@@ -198,7 +196,7 @@ def join_search(
         raise RecipeError([f"resume: there is no study `{name}`."])
     study = open_study(name, storage, sampler, pruner, identity, prepare)
     named = search.model_copy(update={"study": name})
-    save_recipe(recipe.model_copy(update={"search": named}), directory / RECIPE)
+    save_recipe(recipe.model_copy(update={"search": named}), directory / SEARCH)
     done = len(finished(study))
     say(f"Study {name}: {choices.size:,} ways to choose, {done} trials so far.")
     say(method.title)
@@ -213,7 +211,7 @@ def check_directory(directory: Path, name: str) -> None:
         directory: The directory of a search.
         name: Name of its study.
     """
-    path = directory / RECIPE
+    path = directory / SEARCH
     held = (read_recipe(path).get("search") or {}).get("study") if path.is_file() else None
     if held not in (None, name):  # earlier versions wrote none
         said = f"{directory} is that of study `{held}`. Choose another for `{name}`."
