@@ -107,4 +107,4 @@ class Ema:
                 own.lerp_(theirs, weight.to(own.dtype))
         else:
             torch._foreach_lerp_(averages, values, weight)
-        average.eval()  # makes some of timm's models forget what they made from former weights
+        average.eval()  # some of timm's models cache what they make from their weights until then

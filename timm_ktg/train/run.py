@@ -66,7 +66,8 @@ def run_training(
     result: RunResult | None = None
     if resume:
         _load_newest_state(training, directory, identity)
-        # A run that was killed after it wrote its result lacks only pictures and trackers.
+        # A run that was killed after it wrote its result lacks only pictures and trackers, unless
+        # somebody has removed its weights.
         if training.state.epochs == training.epochs and is_exported(training, directory):
             result = read_result(directory)
         accelerator.wait_for_everyone()  # all have looked before one writes it

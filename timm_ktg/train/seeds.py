@@ -108,8 +108,8 @@ def _run_seed(
             [f"output-dir: {directory.path} holds a run of another recipe; choose another place."]
         )
     done = read_result(directory)
-    # A run that was killed after it wrote its result lacks pictures and card. Without states, what
-    # is there is all that is wanted.
+    # A run that was killed after it wrote its result lacks pictures and card. Without states it
+    # cannot go on, so its result stands as it is.
     if not directory.card.is_file() and directory.checkpoint.exists():
         done = None
     accelerator.wait_for_everyone()  # all have looked before one writes it
