@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import Lookahead, create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -81,7 +81,12 @@ def timm_adamw(parameters: Any) -> Optimizer:
     return AdamW(parameters, lr=0.01, weight_decay=0.1)
 
 
-@pytest.mark.parametrize("make", [sgd, timm_adamw])
+def lookahead(parameters: Any) -> Optimizer:
+    optimizer: Optimizer = create_optimizer_v2(parameters, opt="lookahead_momentum", lr=0.1)
+    return optimizer
+
+
+@pytest.mark.parametrize("make", [sgd, timm_adamw, lookahead])
 def test_loop_with_attach_does_what_the_graph_does(make: Make) -> None:
     graph = mutual().train()
     optimizer = make([{"params": graph.model(name).parameters()} for name in graph.learning])
@@ -132,6 +137,18 @@ def test_evaluation_between_forward_and_loss_changes_nothing() -> None:
     model(images())
     model.eval()(images(3, seed=9))
     assert float(handle.loss(hard_labels()).detach()) == float(expected.detach())
+
+
+def test_clock_counts_updates_of_lookahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As in a new process, where no `zero_grad` of Lookahead has made its steps call hooks.
+    monkeypatch.setattr(Lookahead, "step", getattr(Lookahead.step, "__wrapped__", Lookahead.step))
+    model, optimizer, handle = attached(lookahead)
+    for x, labels in steps():
+        model.zero_grad()
+        model(x)
+        handle.loss(labels).backward()
+        optimizer.step()
+    assert handle.clock.updates == STEPS
 
 
 def test_clock_counts_updates_and_not_losses() -> None:

@@ -11,8 +11,17 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
-from tests.nets import CLASSES, TinyNet, gradients, hard_labels, images
-from tests.plugin.test_attach import MUTUAL, STEPS, attached, loop, parts, sgd, steps
+from tests.nets import CLASSES, TinyNet, edge, gradients, graph_of, hard_labels, images
+from tests.plugin.test_attach import (
+    MUTUAL,
+    STEPS,
+    attached,
+    lookahead,
+    loop,
+    parts,
+    sgd,
+    steps,
+)
 from tests.recipe_cases import recipe_values
 from tests.training_cases import same_state, state_of
 from timm_ktg import KnowledgeTransferGraph, Node, attach
@@ -91,6 +100,22 @@ def test_attached_and_removed_at_once_it_was_never_there() -> None:
     alone = TinyNet(0).train()
     plain_loop(alone, sgd(alone.parameters()))
     assert same_state(state_of(model), state_of(alone))
+
+
+def test_removed_from_lookahead_its_state_holds_the_model_alone() -> None:
+    model, optimizer, handle = attached(lookahead)
+    loop(model, optimizer, handle)
+    handle.remove()
+    assert len(optimizer.state_dict()["state"]) == len(list(model.parameters()))
+
+
+def test_refused_optimizer_is_left_as_it_was() -> None:
+    graph = graph_of(*MUTUAL, edge("label", "c"))
+    model = graph.model("a").train()
+    optimizer = sgd([*model.parameters(), *graph.model("c").parameters()])
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        attach(model, graph, optimizer, STEPS)
+    assert len(optimizer.param_groups) == 1
 
 
 def test_attached_twice_it_is_refused_but_a_copy_is_another_model() -> None:

@@ -134,8 +134,9 @@ ADAM = {"opt": "adamw", "lr": 0.003, "sched_on_updates": True, "warmup_epochs": 
         (TIMM, {"sched": "step", "decay_epochs": 1}),
         ({"cutmix": 1.0, "hflip": 0.5}, {**ADAM, "grad_accum_steps": 2, "clip_grad": 1.0}),
         ({"hflip": 0.5}, {"mixed_precision": "bf16", "warmup_epochs": 2, "channels_last": True}),
+        ({}, {"opt": "lookahead_adamw", "lr": 0.003}),
     ],
-    ids=["timm", "adamw", "bf16"],
+    ids=["timm", "adamw", "bf16", "lookahead"],
 )
 def test_pipeline_optimizer_schedule_and_precision_go_on(
     data: Values, options: dict[str, Any], tmp_path: Path

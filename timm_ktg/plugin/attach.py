@@ -135,10 +135,12 @@ class Attachment:
         self._outputs: dict[str, NodeOutput] | None = None
         self._warned = False
         self.clock = Clock(optimizer, total_updates, graph.update_emas)
+        before = list(self._optimizer.param_groups)
         try:
             self._groups = self._add_groups(group)
         except ValueError:
             self.clock.stop()
+            self._optimizer.param_groups[:] = before
             raise
         self._hooks = [
             model.register_forward_pre_hook(Hook(self._before)),
@@ -214,9 +216,11 @@ class Attachment:
             hook.remove()
         self.graph.network(self.graph.target).release()
         self._outputs = None
+        # timm's Lookahead keeps its state in the optimizer that it wraps.
+        state = getattr(self._optimizer, "_base_optimizer", self._optimizer).state
         for group in self._groups:
             for parameter in group["params"]:
-                self._optimizer.state.pop(parameter, None)
+                state.pop(parameter, None)
         kept = [
             group
             for group in self._optimizer.param_groups

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from timm.optim import Lookahead
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -70,6 +71,8 @@ class Clock:
             return
         # accelerate's optimizer takes no hooks, but the one inside it does.
         inner: Optimizer = getattr(optimizer, "optimizer", optimizer)
+        if isinstance(inner, Lookahead):  # it skips torch's constructor, so no step calls hooks yet
+            inner.__setstate__({})
         self._handle = inner.register_step_post_hook(self._advance)
 
     @property

@@ -27,7 +27,7 @@ from ..graph.weights import load_weights
 from .learner import prepare_to_learn
 from .node_config import EdgeConfig, EmaConfig, EnsembleConfig, NodeConfig
 from .recipe import Recipe
-from .train_config import TrainConfig
+from .train_config import LOOKAHEAD, TrainConfig
 
 # What timm's factory is given for the whole optimizer, and for its parameter groups.
 _FALLBACK = ("fallback_list", "fallback_no_weight_decay")  # for muon and the like
@@ -173,14 +173,14 @@ def build_optimizer(
         _check_kwargs(train.opt_kwargs)
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             _parameter_groups(train, graph),
-            opt=train.opt,
+            opt=train.opt.removeprefix(LOOKAHEAD),
             lr=train.learning_rate,
             weight_decay=train.weight_decay,
             momentum=train.momentum,
             **{**train.opt_kwargs, **(more or {})},
         )
     optimizer.register_load_state_dict_pre_hook(_with_own_kernels)
-    return optimizer
+    return timm.optim.Lookahead(optimizer) if train.opt.startswith(LOOKAHEAD) else optimizer
 
 
 def _check_kwargs(given: Mapping[str, Any]) -> None:

@@ -21,12 +21,14 @@ from pydantic_core import InitErrorDetails
 from ..errors import did_you_mean
 from .section import Section, Share, changed, checked, is_on, problem, without_effect
 
+LOOKAHEAD = "lookahead_"  # timm's prefix for an optimizer that Lookahead wraps
+
 
 def _optimizer_problem(name: str) -> str | None:
     known = [str(each) for each in timm.optim.list_optimizers()]
-    if name == "adahessian":
+    if name.removeprefix(LOOKAHEAD) == "adahessian":
         return "adahessian needs second derivatives, which updates here do not compute."
-    if name in known:
+    if name.removeprefix(LOOKAHEAD) in known:
         return None
     return f"timm has no optimizer `{name}`.{did_you_mean(name, known)}"
 

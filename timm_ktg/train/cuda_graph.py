@@ -20,7 +20,7 @@ from ..graph.edge import Edge
 from ..graph.node import GraphNode, Node
 from ..graph.registry import Bound, shown
 from ..recipe.recipe import Recipe
-from ..recipe.train_config import TrainConfig
+from ..recipe.train_config import LOOKAHEAD, TrainConfig
 from .metrics import TrainingError
 
 _logger = logging.getLogger(__name__)
@@ -224,6 +224,8 @@ def cuda_graph_arguments(opt: str) -> dict[str, bool]:
     Raises:
         RecipeError: A package that the optimizer needs is missing.
     """
+    if opt.startswith(LOOKAHEAD):  # only some of its steps pull the weights back
+        return {}
     with located("train.opt"):
         kind = get_optimizer_class(opt, bind_defaults=False)
     taken = inspect.signature(kind).parameters if kind in FUSED else ()
