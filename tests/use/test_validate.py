@@ -3,11 +3,13 @@
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from datasets import ClassLabel
 
 import timm_ktg as ktg
@@ -15,6 +17,7 @@ from tests.recipe_cases import MUTUAL, PLAIN, recipe_values
 from tests.tiny_data import TEST, VAL, rows, save, save_images
 from tests.training_cases import build, metrics_of, on_cpu, summary_of, train_run
 from timm_ktg.data.sources import load_source
+from timm_ktg.errors import RecipeError
 from timm_ktg.validate import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("workplace")]
@@ -47,6 +50,21 @@ def test_accuracies_are_those_of_the_run(run: Path) -> None:
     for name, node in found["nodes"].items():
         expected = summary["nodes"][name]
         assert {top: node[top] for top in ("top1", "top5")} == pytest.approx(expected)
+
+
+def test_run_is_used_without_the_package_of_its_gate_and_loss(run: Path, tmp_path: Path) -> None:
+    expected = validated(run)["nodes"]
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    recipe: Any = yaml.safe_load((moved / "recipe.yaml").read_text())
+    recipe["graph"]["nodes"]["a"]["learns_from"] = {
+        "label": "of_elsewhere",
+        "b": {"loss": "of_elsewhere", "loss_kwargs": {"width": 3}, "taps": "layer3", "weight": 2},
+    }
+    (moved / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert validated(moved)["nodes"] == expected
+    with pytest.raises(RecipeError, match="of_elsewhere"):  # which training needs
+        ktg.load_recipe(str(moved / "recipe.yaml"))
 
 
 def test_validation_images_are_those_of_the_last_epoch(run: Path) -> None:

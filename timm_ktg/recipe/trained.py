@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from torch import nn
 
 from ..data import Transform
 from ..errors import RecipeError, did_you_mean, located
+from ..graph.gates import list_gates
+from ..graph.losses import list_losses
 from ..graph.node import Network, Place
 from ..graph.predictor import Predictor
 from ..records.reader import read_result, runs_in
@@ -180,14 +183,33 @@ def values_to_start_from(path: Path) -> dict[str, Any]:
 
 
 def _recipe_of(directory: RunDirectory) -> Recipe:
-    """Return the run's recipe, with the weights that it exported."""
+    """Return the run's recipe, with the weights that it exported.
+
+    Gates and losses that are not installed here are left out, because only training needs them.
+    """
     values = _with_weights(directory)
     nodes: Any = values.get("graph", {}).get("nodes", {})
     for name, node in nodes.items():
         # A node that was left out has no file, and is not built here either.
         if "model" in node and not _weights_of(directory, name).is_file():
             nodes[name] = {**node, "checkpoint_path": None, "pretrained": True}
+        for source, edge in node.get("learns_from", {}).items():
+            node["learns_from"][source] = _installed(edge)
     return check_recipe(values)
+
+
+def _installed(edge: str | Mapping[str, Any]) -> Any:
+    """Return an edge without a gate or a loss that no package here registers."""
+    given = {"gate": edge} if isinstance(edge, str) else edge
+    missing = [
+        field
+        for field, names in (("gate", list_gates()), ("loss", list_losses()))
+        if given.get(field) not in (None, *names)
+    ]
+    left_out = {*missing, *(f"{field}_kwargs" for field in missing)}
+    if "loss" in missing:
+        left_out.add("taps")
+    return {key: value for key, value in given.items() if key not in left_out}
 
 
 def _with_weights(directory: RunDirectory) -> dict[str, Any]:
