@@ -1,12 +1,13 @@
 """The page of methods: `python -m tests.methods` writes recipes/METHODS.md.
 
-Formulas and sources come from the docstrings, what was measured from the recipes' headers, and
-everything else from methods.yaml.
+Formulas and sources come from the docstrings, what was measured from the recipes' headers and from
+the tables of recipes/evidence, and everything else from methods.yaml.
 """
 
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,13 @@ import yaml
 from timm_ktg import presets
 from timm_ktg.graph import gates, losses
 from timm_ktg.recipe.recipe import bundled_recipes
+from timm_ktg.recipe.suite_config import load_suite
+from timm_ktg.suite.compare import sample_of
+from timm_ktg.suite.results import Results, results_of
+from timm_ktg.suite.table import read_table
 
 PAGE = Path(__file__).parents[1] / "recipes" / "METHODS.md"
+EVIDENCE = PAGE.with_name("evidence")
 NOTES: dict[str, Any] = yaml.safe_load(
     Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
 )
@@ -42,10 +48,10 @@ B samples and G is the gate. z are logits, p = softmax(z / T) are probabilities 
 the labels, CE is the cross-entropy with the labels, and T is the temperature of the edge.
 
 Published figures are top-1 accuracies in %. Protocols differ between sources, so compare gains, not
-columns. "Measured" is what this code has reached. The commands train on scikit-learn's digits, which
-are too easy for a gain: the labels alone reach {{labels_alone}}.
-[results.md](evidence/results.md) has harder images. The headers of the presets' recipes say which
-flags name other models and images. A preset's graph serves any recipe:
+columns. "Measured" is what this code has reached, in %, too; where a page is linked, the settings
+are that page's and not the command's. The commands train on scikit-learn's digits, which are too
+easy for a gain: the labels alone reach {{labels_alone}}. The headers of the presets' recipes say
+which flags name other models and images. A preset's graph serves any recipe:
 `{RUN} my-recipe.yaml --graph presets/kd`.
 
 `python -m tests.methods` writes this page from docstrings, recipes and `tests/methods.yaml`.
@@ -86,11 +92,28 @@ def options(function: Function) -> str:
     return ", ".join(f"`{each.name}={each.default}`" for each in named)
 
 
-def measured(name: str) -> str:
-    """What was measured with a method: what the recipe of a preset says, or what the notes say."""
-    if name not in PRESETS:
-        return str(NOTES[name].get("measured", "not yet"))
-    return in_header(recipe_of(name))
+def measured(name: str) -> Iterator[str]:
+    """What was measured: what a preset's recipe says, and what the evidence says of its methods."""
+    if name in PRESETS:
+        yield in_header(recipe_of(name))
+    for each in NOTES[name].get("evidence", []):
+        yield in_evidence(**each)
+
+
+def in_evidence(method: str, page: str = "results", over: str = "label-only") -> str:
+    """What a page of evidence says of a method on CIFAR-100 with 50 images a class."""
+    every = evidence_of(page)
+    figure, found = sample_of(every.figures[method]), every.comparisons[over].get(method)
+    gap = f", over {every.name_of(over)} {found.welch}" if found else ""
+    where = f"on CIFAR-100 with 50 images a class ([{page}.md](evidence/{page}.md))"
+    return f"{every.name_of(method)}: {figure} {where}{gap}"
+
+
+@cache
+def evidence_of(page: str) -> Results:
+    """The figures of a page of evidence."""
+    suite = load_suite(EVIDENCE / ("suite.yml" if page == "results" else f"{page}.yml"))
+    return results_of(suite, "cifar100-mini", read_table(EVIDENCE / f"{page}.csv"))
 
 
 def in_header(recipe: str) -> str:
@@ -121,7 +144,7 @@ def section(name: str, function: Function) -> Iterator[str]:
     recipe = recipe_of(name)
     file = f"{recipe.partition(' ')[0]}.yaml"
     yield f"- Recipe: [{file}]({file}), `{RUN} {recipe}`"
-    yield f"- Measured: {measured(name)}."
+    yield from (f"- Measured: {figure}." for figure in [*measured(name)] or ["not yet"])
 
 
 def page() -> str:
