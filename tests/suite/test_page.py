@@ -54,6 +54,16 @@ def test_page_names_what_it_cannot_tell_apart(tmp_path: Path) -> None:
     assert "(2 methods compared, Holm, 5 %)" in text
 
 
+def test_page_does_not_blame_the_number_of_seeds_that_all_agree(
+    suite: SuiteConfig, tmp_path: Path
+) -> None:
+    table = tmp_path / "r.csv"
+    add_runs(table, [run_of(suite, m, s, 100.0) for m in ("alone", "kd") for s in range(3)])
+    text = write_page(suite, table, "s.yml").read_text()
+    assert "+0.00 [+0.00, +0.00]" in text
+    assert "Too little spread to say what differs from labels alone." in text
+
+
 def test_graphs_are_shown_at_home_and_elsewhere(tmp_path: Path) -> None:
     values = suite_values()
     elsewhere = {**values["datasets"]["digits"], "title": "Elsewhere"}

@@ -118,7 +118,8 @@ def _verdict(results: Results, base: str) -> Iterator[str]:
     found, name = results.comparisons[base], results.name_of(base)
     judged = {method: each for method, each in found.items() if each.p is not None}
     if not judged:
-        yield f"Too few seeds to say what differs from {name}."
+        few = any(math.isnan(each.welch.low) for each in found.values())
+        yield f"Too {'few seeds' if few else 'little spread'} to say what differs from {name}."
         return
     clear = {method: each.welch.gap for method, each in judged.items() if each.is_clear}
     counted = f"({len(judged)} method{'s' * (len(judged) > 1)} compared, Holm, 5 %)"
