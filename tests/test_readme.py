@@ -110,6 +110,12 @@ def test_suite_is_right(tmp_path: Path) -> None:
     assert suite.datasets["digits"].seeds == [0, 1, 2]
 
 
+def test_suite_of_ours_begins_with_the_commands_that_train_all_of_it() -> None:
+    file = ROOT / "recipes" / "evidence" / "suite.yml"
+    named = re.findall(r"^# .*--datasets (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(" ".join(named).split()) == sorted(load_suite(file).datasets)
+
+
 def test_front_part_has_at_most_1200_words() -> None:
     front, heading, reference = README.partition("\n## Reference\n")
     assert heading and reference
