@@ -143,8 +143,8 @@ def _precision() -> str | None:
     """Return bf16 on a CPU that gains by it, if nobody chose a precision; None: accelerate's.
 
     accelerate's launcher sets `no` if its user chose nothing, so `no` from there counts as open.
-    Five seeds showed no loss of accuracy (recipes/evidence/precision.md: four intervals, all with 0
-    inside, the widest from -2.2 to +0.9 points).
+    Five seeds showed no clear loss of accuracy (recipes/evidence/precision.md: four intervals, all
+    with 0 inside, the widest from -2.2 to +0.9 points).
     """
     chosen = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
