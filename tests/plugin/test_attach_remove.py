@@ -118,6 +118,15 @@ def test_refused_optimizer_is_left_as_it_was() -> None:
     assert len(optimizer.param_groups) == 1
 
 
+def test_removed_after_a_state_was_loaded_it_leaves_the_optimizer_as_it_was() -> None:
+    model, optimizer, handle = attached()
+    loop(model, optimizer, handle, last=2)
+    optimizer.load_state_dict(optimizer.state_dict())
+    handle.remove()
+    (group,) = optimizer.param_groups
+    assert list(map(id, group["params"])) == list(map(id, model.parameters()))
+
+
 def test_attached_twice_it_is_refused_but_a_copy_is_another_model() -> None:
     model, optimizer, handle = attached()
     with pytest.raises(ValueError, match="is attached already. Call its handle's remove"):

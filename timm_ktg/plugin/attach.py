@@ -216,15 +216,14 @@ class Attachment:
             hook.remove()
         self.graph.network(self.graph.target).release()
         self._outputs = None
+        added = {parameter for group in self._groups for parameter in group["params"]}
         # timm's Lookahead keeps its state in the optimizer that it wraps.
         state = getattr(self._optimizer, "_base_optimizer", self._optimizer).state
-        for group in self._groups:
-            for parameter in group["params"]:
-                state.pop(parameter, None)
+        for parameter in added:
+            state.pop(parameter, None)
+        # Not by the groups themselves, because loading a state makes new ones.
         kept = [
-            group
-            for group in self._optimizer.param_groups
-            if not any(group is own for own in self._groups)
+            group for group in self._optimizer.param_groups if added.isdisjoint(group["params"])
         ]
         self._optimizer.param_groups[:] = kept
 
