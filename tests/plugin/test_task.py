@@ -127,6 +127,16 @@ def test_optimizer_that_misses_a_node_is_refused() -> None:
     KnowledgeTransferTask(graph, create_optimizer_v2(graph, opt="adamw", lr=0.1), STEPS)
 
 
+@pytest.mark.parametrize("later", [False, True])
+def test_optimizer_without_layers_that_the_user_froze_is_taken(later: bool) -> None:
+    graph = mutual()
+    graph.model("a").get_submodule("stem").requires_grad_(False)
+    optimizer = create_optimizer_v2(graph, opt="adamw", lr=0.1)
+    task = KnowledgeTransferTask(graph, None if later else optimizer, STEPS, verbose=False)
+    loop(task, optimizer)
+    assert task.clock.updates == STEPS
+
+
 def test_optimizer_that_is_made_later_drives_the_clock_likewise() -> None:
     task, optimizer = task_of(mutual())
     loop(task, optimizer)

@@ -16,7 +16,7 @@ Owners = Mapping[str, Sequence[nn.Parameter]]
 
 
 def check_optimizer(optimizer: Optimizer, owners: Owners) -> None:
-    """Raise ValueError if an optimizer lacks the parameters of a node.
+    """Raise ValueError if an optimizer lacks the parameters of a node that need gradients.
 
     Args:
         optimizer: The optimizer.
@@ -24,7 +24,7 @@ def check_optimizer(optimizer: Optimizer, owners: Owners) -> None:
     """
     held = _held(optimizer)
     for name, parameters in owners.items():
-        if any(id(parameter) not in held for parameter in parameters):
+        if any(each.requires_grad and id(each) not in held for each in parameters):
             raise ValueError(
                 f"The optimizer should hold the parameters of the whole graph. Found node "
                 f"`{name}` left out; make it with create_optimizer_v2(graph, ...)."
