@@ -221,6 +221,21 @@ def test_gradients_that_the_model_clears_are_cleared_everywhere(order: str) -> N
     assert same_state(state_of(its_handle.graph), state_of(handle.graph))
 
 
+def test_gradients_are_cleared_where_another_loss_of_the_model_comes_first() -> None:
+    model, _, handle = attached()
+    for _ in range(2):  # the same batch twice
+        model.zero_grad()
+        model(images())
+        loss = handle.loss(hard_labels())
+        sum(each.square().sum() for each in model.parameters()).backward()  # type: ignore[union-attr]
+        loss.backward()
+        found = gradients(handle.graph.model("b"))
+    other, _, its_handle = attached()
+    other(images())
+    its_handle.loss(hard_labels()).backward()
+    assert all(map(torch.equal, found, gradients(its_handle.graph.model("b"))))
+
+
 def test_gradients_of_several_batches_add_up_in_every_node() -> None:
     model, _, handle = attached()
     for x, labels in steps(last=2):

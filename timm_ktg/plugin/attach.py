@@ -166,6 +166,7 @@ class Attachment:
             raise ValueError(
                 "The model should run in training mode, with gradients, before each loss."
             )
+        self._clear_with_model()
         outputs, self._outputs = self._outputs, None
         losses = self.graph.losses(outputs, labels, self.clock.progress)
         losses.total.register_hook(self._clear_with_model)  # type: ignore[no-untyped-call]
@@ -276,7 +277,7 @@ class Attachment:
                     node.train()
                 outputs[name] = node(images, outputs)
 
-    def _clear_with_model(self, _: Tensor) -> None:
+    def _clear_with_model(self, _: Tensor | None = None) -> None:
         """Clear all gradients if the loop has cleared its model's, as by `model.zero_grad()`."""
         if all(parameter.grad is None for parameter in self._model.parameters()):
             for group in self._groups:
