@@ -172,6 +172,14 @@ def test_losses_of_soft_one_hot_labels_are_those_of_hard_labels() -> None:
     assert hard.passed == soft.passed
 
 
+@pytest.mark.parametrize("shape", [(8, 1), (7,), (8, CLASSES + 1), ()])
+def test_labels_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    graph = graph_of(edge("label", "a"), edge("b", "a"), edge("label", "b"))
+    labels = torch.zeros(shape, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"indices \[8\] or class probabilities \[8, 4\]. Found"):
+        graph.losses(graph(images()), labels)
+
+
 def test_losses_need_no_gradient_in_evaluation() -> None:
     graph = graph_of(edge("label", "a"), edge("b", "a"), edge("label", "b")).eval()
     expected = graph.losses(graph(images()), hard_labels()).total

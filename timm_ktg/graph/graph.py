@@ -279,7 +279,7 @@ class KnowledgeTransferGraph(nn.Module):
 
         Raises:
             ContractError: A gate or a loss returned something other than attached losses [B].
-            ValueError: An edge is not built yet.
+            ValueError: An edge is not built yet, or the labels do not fit the logits.
         """
         sources = {name: output.detach() for name, output in outputs.items()}
         sources[LABEL] = label_output(labels, next(iter(outputs.values())).logits)
@@ -308,7 +308,20 @@ class KnowledgeTransferGraph(nn.Module):
 
 
 def label_output(labels: Tensor, like: Tensor) -> NodeOutput:
-    """Return the labels as a node's output: the one-hot, or the mixed labels as they are."""
+    """Return the labels as a node's output: the one-hot, or the mixed labels as they are.
+
+    Args:
+        labels: Class indices [B], or class probabilities [B, C].
+        like: Logits [B, C].
+
+    Raises:
+        ValueError: The labels have another shape; [B, 1] would be taken for probabilities.
+    """
+    if labels.shape not in (like.shape[:1], like.shape):
+        raise ValueError(
+            f"labels should be class indices {list(like.shape[:1])} or class probabilities "
+            f"{list(like.shape)}. Found {list(labels.shape)}."
+        )
     if labels.ndim == 2:
         return NodeOutput(labels)
     # F.one_hot would read the largest label back from the device.
