@@ -117,6 +117,9 @@ def bce(
     The mean over the samples is `timm.loss.BinaryCrossEntropy` with the same arguments. Like there,
     `smoothing` is for class indices only, because mixed labels come smoothed already.
 
+    The mean over C classes has a gradient C times smaller than their sum, so with SGD a learning
+    rate that suits `cross_entropy` may be far too low for it; `sum_classes` is closer.
+
     Args:
         source: Not used; the labels are in `labels`.
         destination: The node that learns, logits [B, C].
