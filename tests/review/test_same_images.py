@@ -14,8 +14,10 @@ from timm_ktg.review.run_data import read_run
 from timm_ktg.review.run_page import runs_page
 
 
-def result(top1: float, classes: tuple[str, ...] = (), **others: Any) -> RunResult:
-    data = DataFacts("0123abcd", (0.5,), (0.1,), classes)
+def result(
+    top1: float, classes: tuple[str, ...] = (), split_seed: int | None = None, **others: Any
+) -> RunResult:
+    data = DataFacts("0123abcd", (0.5,), (0.1,), classes, split_seed=split_seed)
     return a_result({"a": top1, "b": 1.0}, data=data, **others)
 
 
@@ -50,6 +52,17 @@ def test_compare_refuses_other_images(
     [line] = capsys.readouterr().err.splitlines()
     assert "compare: all runs should be evaluated on the same images. Found one: " in line
     assert said in line
+
+
+def test_compare_refuses_images_that_other_seeds_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(Path("one"), result(70.0, split="val", split_seed=0))
+    save(Path("two"), result(80.0, split="val", split_seed=1))
+    assert main(["compare", "one", "two"]) == 2
+    said = "Found one: held out by split_seed 0, two: by split_seed 1."
+    assert said in capsys.readouterr().err
 
 
 def test_compare_takes_what_earlier_versions_did_not_write_down(

@@ -108,7 +108,8 @@ def test_resumed_run_may_be_tested_on_other_images(target: str, tmp_path: Path) 
     with interrupted_in(2, target):
         assert run_main(recipe, "--output-dir", path) == 130
     assert run_main("--resume", path, "--data.test_split", "null") == 0
-    assert summary_of(path)["split"] == "val"
+    result = summary_of(path)
+    assert (result["split"], result["data"]["split_seed"]) == ("val", 0)
     assert load_recipe(str(path / "teachers" / "t")).data.test_split is None
 
 

@@ -51,6 +51,8 @@ class DataFacts:
         std: Standard deviation of each channel, likewise.
         class_names: [C] names; empty in the results of earlier versions.
         preparation: How evaluation prepared an image; None in the results of earlier versions.
+        split_seed: What decided which training images the accuracies were measured on; None: they
+            were not held out of those, or an earlier version did not write it down.
     """
 
     fingerprint: str
@@ -58,6 +60,7 @@ class DataFacts:
     std: tuple[float, ...]
     class_names: tuple[str, ...] = ()
     preparation: Preparation | None = None
+    split_seed: int | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,9 @@ def unlike_images(first: RunResult, second: RunResult) -> tuple[str, str] | None
         return f"{first.split} images", f"{second.split} images"
     if first.images and second.images and first.images != second.images:
         return f"{first.images:,} images", f"{second.images:,} images"
+    seeds = first.data.split_seed, second.data.split_seed
+    if None not in seeds and seeds[0] != seeds[1]:
+        return f"held out by split_seed {seeds[0]}", f"by split_seed {seeds[1]}"
     one, two = first.data.class_names, second.data.class_names
     if not one or not two or one == two:
         return None

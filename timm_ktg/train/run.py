@@ -227,6 +227,7 @@ def _result(training: Training, metrics: Metrics, split: str, seconds: float) ->
     images, splits = training.images, training.splits
     scored = {"test": splits.test, "val": splits.val, "train": splits.train}[split]
     assert scored is not None
+    data = training.recipe.data
     return RunResult(
         target=training.graph.target,
         split=split,
@@ -243,6 +244,7 @@ def _result(training: Training, metrics: Metrics, split: str, seconds: float) ->
             tuple(images.std),
             splits.class_names,
             images.preparation,
+            data.split_seed if split == "val" and data.holdout else None,
         ),
         processes=training.accelerator.num_processes,
         device=str(training.accelerator.device),
