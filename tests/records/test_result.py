@@ -49,6 +49,7 @@ def test_json_has_the_keys_of_summary_json_in_their_order() -> None:
         ("std", [0.1, 0.2, 0.3]),
         ("class_names", []),
         ("preparation", None),
+        ("split_seed", None),
     ]
 
 

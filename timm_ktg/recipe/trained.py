@@ -193,14 +193,16 @@ def _recipe_of(directory: RunDirectory) -> Recipe:
         # A node that was left out has no file, and is not built here either.
         if "model" in node and not _weights_of(directory, name).is_file():
             nodes[name] = {**node, "checkpoint_path": None, "pretrained": True}
-        for source, edge in node.get("learns_from", {}).items():
+        for source, edge in (node.get("learns_from") or {}).items():
             node["learns_from"][source] = _installed(edge)
     return check_recipe(values)
 
 
-def _installed(edge: str | Mapping[str, Any]) -> Any:
+def _installed(edge: Any) -> Any:
     """Return an edge without a gate or a loss that no package here registers."""
     given = {"gate": edge} if isinstance(edge, str) else edge
+    if not isinstance(given, Mapping):
+        return edge  # `check_recipe` refuses it
     missing = [
         field
         for field, names in (("gate", list_gates()), ("loss", list_losses()))
