@@ -113,7 +113,7 @@ def in_evidence(method: str, page: str = "results", over: str = "label-only") ->
 def evidence_of(page: str) -> Results:
     """The figures of a page of evidence."""
     suite = load_suite(EVIDENCE / ("suite.yml" if page == "results" else f"{page}.yml"))
-    return results_of(suite, "cifar100-mini", read_table(EVIDENCE / f"{page}.csv"))
+    return results_of(suite, next(iter(suite.datasets)), read_table(EVIDENCE / f"{page}.csv"))
 
 
 def in_header(recipe: str) -> str:
