@@ -461,6 +461,8 @@ def test_wrong_value_on_the_command_line_is_refused_like_one_in_the_file() -> No
     path = write(recipe(TWO, LABEL_ONLY))
     said = refusal(path, "--train.opt", "sdg")
     assert said == "train.opt: timm has no optimizer `sdg`. Did you mean `sgd`?"
+    said = refusal(path, "--train.opt", "lookahead_adamv")
+    assert said.endswith("`lookahead_adamv`. Did you mean `lookahead_adam`?")
     said = refusal(path, PEER, "lineal")
     assert said.startswith("graph.nodes.student.learns_from.helper.gate: `lineal` is not a gate.")
     said = refusal(path, "--data.hflip", "1.5")

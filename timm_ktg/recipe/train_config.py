@@ -30,7 +30,8 @@ def _optimizer_problem(name: str) -> str | None:
         return "adahessian needs second derivatives, which updates here do not compute."
     if name.removeprefix(LOOKAHEAD) in known:
         return None
-    return f"timm has no optimizer `{name}`.{did_you_mean(name, known)}"
+    near = did_you_mean(name, [*known, *(f"{LOOKAHEAD}{each}" for each in known)])
+    return f"timm has no optimizer `{name}`.{near}"
 
 
 def _device_problem(name: str) -> str | None:
