@@ -58,8 +58,9 @@ def test_run_is_used_without_the_package_of_its_gate_and_loss(run: Path, tmp_pat
     shutil.copytree(run, moved)
     recipe: Any = yaml.safe_load((moved / "recipe.yaml").read_text())
     recipe["graph"]["nodes"]["a"]["learns_from"] = {
-        "label": "of_elsewhere",
+        "label": {"loss": "of_elsewhere", "temperature": 2},  # with the label, our losses have none
         "b": {"loss": "of_elsewhere", "loss_kwargs": {"width": 3}, "taps": "layer3", "weight": 2},
+        "b/again": "of_elsewhere",
     }
     (moved / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert validated(moved)["nodes"] == expected

@@ -199,19 +199,16 @@ def _recipe_of(directory: RunDirectory) -> Recipe:
 
 
 def _installed(edge: Any) -> Any:
-    """Return an edge without a gate or a loss that no package here registers."""
+    """Return an edge without a gate, or a loss and its settings, that is not registered here."""
     given = {"gate": edge} if isinstance(edge, str) else edge
     if not isinstance(given, Mapping):
         return edge  # `check_recipe` refuses it
-    missing = [
-        field
-        for field, names in (("gate", list_gates()), ("loss", list_losses()))
-        if given.get(field) not in (None, *names)
-    ]
-    left_out = {*missing, *(f"{field}_kwargs" for field in missing)}
-    if "loss" in missing:
-        left_out.add("taps")
-    return {key: value for key, value in given.items() if key not in left_out}
+    kept = set(given)
+    if given.get("loss") not in (None, *list_losses()):
+        kept &= {"gate", "gate_kwargs", "head"}
+    if given.get("gate") not in (None, *list_gates()):
+        kept -= {"gate", "gate_kwargs"}
+    return {key: value for key, value in given.items() if key in kept}
 
 
 def _with_weights(directory: RunDirectory) -> dict[str, Any]:
