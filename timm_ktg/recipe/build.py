@@ -179,6 +179,7 @@ def build_optimizer(
             momentum=train.momentum,
             **{**train.opt_kwargs, **(more or {})},
         )
+    # Before it is wrapped, because timm's Lookahead takes no hooks.
     optimizer.register_load_state_dict_pre_hook(_with_own_kernels)
     return timm.optim.Lookahead(optimizer) if train.opt.startswith(LOOKAHEAD) else optimizer
 

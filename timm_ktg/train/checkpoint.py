@@ -211,7 +211,7 @@ def _check_optimizer(
         wrong = [key for key, kind in before.items() if now.get(key) is not kind]
         if wrong:
             raise ValueError(f"the optimizer's {', '.join(wrong)} should be as in this run")
-    for state in optimizer.state_dict()["state"].values():
+    for state in optimizer.state_dict()["state"].values():  # Lookahead has none of its own
         for key, value in state.items():
             # Kron's factors are a list of tensors.
             parts = value if isinstance(value, list | tuple) else [value]
