@@ -13,7 +13,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
 from tests.search.space_cases import PAPER, Params, every, least_form
-from timm_ktg.recipe.search_config import SearchConfig, kinds_of
+from timm_ktg.recipe.search_config import Kind, SearchConfig, kinds_of
 from timm_ktg.search.canonical import CanonicalGraph
 from timm_ktg.search.parameters import NODES
 from timm_ktg.search.sampler import MOST_GRAPHS, GraphSampler, all_graphs, suggest
@@ -23,9 +23,14 @@ from timm_ktg.search.trials import note, seen_graphs
 
 
 def choices_of(
-    *nodes: int, models: str = "ab", gates: tuple[str, ...] = PAPER, frozen: bool = False
+    *nodes: int,
+    models: str = "ab",
+    gates: tuple[str, ...] = PAPER,
+    frozen: bool = False,
+    kinds: tuple[Kind, ...] = (),
 ) -> Choices:
-    spaces = (SearchSpace("t", tuple(models), gates, each, kinds_of(frozen)) for each in nodes)
+    kinds = kinds or kinds_of(frozen)
+    spaces = (SearchSpace("t", tuple(models), gates, each, kinds) for each in nodes)
     return Choices(dict(zip(nodes, spaces, strict=True)))
 
 
@@ -126,6 +131,18 @@ def test_search_sampler_uniform_over_the_valid_choices() -> None:
     assert min(counts.values()) > 70  # 6.6 standard deviations below 100 is 53
 
 
+@pytest.mark.parametrize("kind", ["random", "tpe", "brute_force"])
+def test_search_sampler_draws_no_graph_that_labels_do_not_reach(kind: str) -> None:
+    choices = choices_of(2, models="a", gates=("through", "cutoff"), kinds=("learns", "ema"))
+    run = Run(choices)
+    run.trials(run.worker(kind), 500)
+    assert len(set(run.graphs)) == len(reference(choices))
+    space = choices.spaces[2]
+    drawn = [params for params in params_of(run.worker()) if len(params) > 1]
+    assert len(drawn) == len(run.graphs)
+    assert all("target" in knowing(space, params) for params in drawn)
+
+
 def test_search_sampler_unique_draws_no_graph_twice_and_stops_at_the_end(small: Run) -> None:
     study = small.worker()
     small.trials(study, 500)
@@ -162,13 +179,30 @@ def test_search_sampler_graph_of_a_trial_whose_worker_died_is_not_seen(small: Ru
 # Each one once.
 
 
+def knowing(space: SearchSpace, params: Params) -> set[str]:
+    """The nodes that labels reach: by edges, or because a frozen network has learned them."""
+    names = ["target", *space.auxiliaries]
+    roles = {name: params.get(f"role/{name}", space.kinds[0]) for name in space.auxiliaries}
+    slow = {name for name, role in roles.items() if role == "ema"}
+    pairs = [
+        (source, node)
+        for source, node in space.pairs
+        if params[f"gate/{source}->{node}"] != "cutoff" and roles.get(node, "learns") == "learns"
+    ]
+    known = {"label", *names} - {node for _, node in pairs} - slow
+    for _ in names:
+        known |= {node for source, node in pairs if source in known}
+        known |= slow if "target" in known else set()
+    return known
+
+
 def reference(choices: Choices) -> set[Any]:
-    """Every distinct valid graph, by trying all renamings of the auxiliaries of all choices."""
+    """Every distinct graph worth a training, by all renamings of the auxiliaries of all choices."""
     return {
         form
         for space in choices.spaces.values()
         for params in every(space)
-        if (form := least_form(space, params)) is not None
+        if "target" in knowing(space, params) and (form := least_form(space, params)) is not None
     }
 
 
@@ -177,6 +211,7 @@ SPACES = {
     "2 nodes, frozen": choices_of(2, frozen=True, gates=("through", "cutoff", "linear")),
     "3 nodes": choices_of(3, gates=("through", "cutoff")),
     "1, 2 or 3 nodes": choices_of(1, 2, 3, gates=("through", "cutoff")),
+    "slow copies": choices_of(3, gates=("through", "cutoff"), kinds=("ema", "learns", "frozen")),
 }
 
 
