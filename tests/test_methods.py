@@ -34,7 +34,7 @@ def test_page_is_what_the_script_writes() -> None:
 def test_page_has_the_figures_of_the_evidence_beside_their_control() -> None:
     for each in (note for notes in methods.NOTES.values() for note in notes.get("evidence", [])):
         page = (methods.EVIDENCE / f"{each.get('page', 'results')}.md").read_text(encoding="utf-8")
-        shown = r"(.+): (\S+ ± \S+ \(n=5\)) on CIFAR-100 .*?\)\)(?:, over .*? (\S+ \[.*\]))?"
+        shown = r"(.+): (\S+ ± \S+ \(n=[57]\)) on CIFAR-100 .*?\)\)(?:, over .*? (\S+ \[.*\]))?"
         ((name, figure, gap),) = re.findall(shown, methods.in_evidence(**each))
         lines = [line for line in page.splitlines() if f"| {name} | {figure} |" in line]
         assert len(lines) == 1 and (gap in lines[0] if gap else name == "labels alone")
