@@ -28,8 +28,8 @@ class GraphSampler(BaseSampler):
     """Draws whole graphs, so that one that is invalid or was seen before costs no trial.
 
     A graph that no label reaches counts as invalid, too: its networks would only imitate each
-    other. The paper's search trains such graphs: they are 3.5, 1.7 and 0.4 % of the valid ones with
-    2, 3 and 4 nodes (18,728 to 19,941 draws).
+    other. The paper does not exclude such graphs: of the valid ones with 2, 3 and 4 nodes they are
+    3.5, 1.7 and 0.4 % (18,728 to 19,941 draws).
 
     Everything random comes from the seed and the trial's number, which no two workers share and no
     restart repeats. What was drawn in vain, and why, is counted in `redrawn`.
