@@ -11,10 +11,11 @@ from torch import nn
 
 from tests.recipe_cases import save_weights
 from timm_ktg import KnowledgeTransferGraph, presets
+from timm_ktg.errors import RecipeError
 from timm_ktg.graph.ensemble import EnsembleModule
 from timm_ktg.recipe.build import build_graph
 from timm_ktg.recipe.command_line import parse_command
-from timm_ktg.recipe.recipe import bundled_recipes, read_recipe
+from timm_ktg.recipe.recipe import bundled_recipes, load_recipe, read_recipe
 
 pytestmark = pytest.mark.usefixtures("workplace")
 
@@ -98,6 +99,16 @@ def test_recipe_has_the_graph_of_the_preset(name: str) -> None:
             flags += [f"--graph.nodes.{node}.checkpoint_path", file]
     recipe = parse_command([f"presets/{name}", *flags], "prog").recipe
     assert told(build_graph(recipe, 10)) == told(called(name))
+
+
+def test_graph_is_built_from_a_name_a_path_and_a_recipe() -> None:
+    name = "presets/dml"
+    recipe = load_recipe(name)
+    assert load_recipe(recipe) is recipe
+    built = [build_graph(each, 10) for each in (name, bundled_recipes()[name], recipe)]
+    assert told(built[0]) == told(built[1]) == told(built[2])
+    with pytest.raises(RecipeError, match=r"Did you mean `presets/dml`"):
+        build_graph("presets/dnl", 10)
 
 
 @each_preset

@@ -31,7 +31,7 @@ def config_of(graph: Drawable) -> GraphConfig:
         return graph
     if isinstance(graph, KnowledgeTransferGraph):
         return _config_by_hand(graph)
-    return (graph if isinstance(graph, Recipe) else load_recipe(str(graph))).graph
+    return load_recipe(graph).graph
 
 
 def _config_by_hand(graph: KnowledgeTransferGraph) -> GraphConfig:

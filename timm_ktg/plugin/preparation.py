@@ -85,9 +85,9 @@ def graph_around(
     """
     # Imported here, because most users of the package need no recipes.
     from ..recipe.build import build_graph
-    from ..recipe.recipe import Recipe, load_recipe
+    from ..recipe.recipe import load_recipe
 
-    recipe = named if isinstance(named, Recipe) else load_recipe(str(named))
+    recipe = load_recipe(named)
     num_classes = getattr(model, "num_classes", None)
     if not isinstance(num_classes, int):
         raise ValueError(

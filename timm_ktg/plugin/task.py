@@ -198,9 +198,9 @@ class KnowledgeTransferTask(TrainingTask):
 def _normalized(named: Recipe | str | Path, model: nn.Module) -> Recipe:
     """Return a recipe that says how images are normalized, as timm's training script does it."""
     # Imported here, because most users of the package need no recipes.
-    from ..recipe.recipe import Recipe, load_recipe
+    from ..recipe.recipe import load_recipe
 
-    recipe = named if isinstance(named, Recipe) else load_recipe(str(named))
+    recipe = load_recipe(named)
     if recipe.data.mean is not None:
         return recipe
     config = resolve_model_data_config(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -26,7 +27,7 @@ from ..graph.topology import LABEL, Link
 from ..graph.weights import load_weights
 from .learner import prepare_to_learn
 from .node_config import EdgeConfig, EmaConfig, EnsembleConfig, NodeConfig
-from .recipe import Recipe
+from .recipe import Recipe, load_recipe
 from .train_config import LOOKAHEAD, TrainConfig
 
 # What timm's factory is given for the whole optimizer, and for its parameter groups.
@@ -92,7 +93,7 @@ def build_edges(recipe: Recipe) -> list[Edge]:
 
 
 def build_graph(
-    recipe: Recipe,
+    recipe: Recipe | str | Path,
     num_classes: int,
     given: Mapping[str, nn.Module] | None = None,
     normalized: tuple[Channels, Channels] | None = None,
@@ -100,15 +101,16 @@ def build_graph(
     """Return the graph of a recipe; each model is initialized with its own seed.
 
     Args:
-        recipe: The recipe.
+        recipe: The recipe, its path, or its bundled name.
         num_classes: Classes of the data.
         given: Existing models by node name, used as they are.
         normalized: Per-channel mean and standard deviation that the images are normalized with;
             None: the recipe's.
 
     Raises:
-        RecipeError: The nodes, the edges or the graph are wrong; lists all problems.
+        RecipeError: There is no such recipe, or it is wrong; lists all problems.
     """
+    recipe = load_recipe(recipe)
     problems = [
         f"graph.nodes.{name}.train_first: only timm_ktg.train trains a node first. Give its "
         "weights here (checkpoint_path)."

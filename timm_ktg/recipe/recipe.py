@@ -261,13 +261,13 @@ def check_section(section: type[S], values: Mapping[str, Any]) -> S:
         raise RecipeError(problems) from None
 
 
-def load_recipe(name: str) -> Recipe:
-    """Return the recipe at a path, or the bundled recipe of that name.
+def load_recipe(name: Recipe | str | Path) -> Recipe:
+    """Return the recipe at a path, or the bundled recipe of that name; a recipe itself as it is.
 
     Raises:
         RecipeError: There is no such recipe, or it is wrong; lists all problems.
     """
-    return check_recipe(read_recipe(find_recipe(name)))
+    return name if isinstance(name, Recipe) else check_recipe(read_recipe(find_recipe(str(name))))
 
 
 def save_recipe(recipe: Section, path: Path) -> None:
