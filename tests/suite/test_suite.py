@@ -19,10 +19,14 @@ from tests.recipe_cases import Values
 from tests.suite.suite_values import suite_values, write_suite
 from tests.training_cases import USE_CPU, finish, on_cpu, reset_accelerate, start, start_two
 from timm_ktg.recipe.recipe import Recipe
+from timm_ktg.recipe.suite_config import SuiteConfig, load_suite
 from timm_ktg.records.result import RunResult
 from timm_ktg.records.run_directory import RunDirectory
 from timm_ktg.search import processes
+from timm_ktg.search.processes import WorkerProcesses
 from timm_ktg.suite import plan
+from timm_ktg.suite.worker import SuiteWorker
+from timm_ktg.train.program import create_accelerator
 
 pytestmark = pytest.mark.slow
 
@@ -141,6 +145,33 @@ def test_runs_that_fail_are_said_and_give_the_exit_code(
     assert "digits, alone, seed 0 is missing: " in said.out
     assert said.err.startswith("1 run(s) failed: digits, alone, seed 0")
     assert figures(workplace / "runs" / "s").keys() == {("teacher", "0"), ("kd", "0")}
+
+
+def test_run_that_fails_is_not_trained_by_the_workers_that_were_there(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = suite_values(bases=["alone"])
+    values["methods"]["alone"]["train"] = {"lr": 1e30}
+    suite = load_suite(write_suite(workplace / "s.yml", values))
+    reset_accelerate()
+    with patch_environment(accelerate_use_cpu=USE_CPU):
+        create_accelerator(suite.recipe("digits", "alone", 0, {}))
+    first, second = (worker_of(suite, workplace) for _ in range(2))
+    runs = first.left(["digits"], ["alone"], [0])
+
+    def trained(worker: SuiteWorker) -> int:
+        worker.work(runs)
+        return capsys.readouterr().out.count("Training digits, alone")
+
+    assert trained(first) == 1 and trained(second) == 0
+    later = worker_of(suite, workplace)
+    assert trained(later) == 1
+    assert first.missing == second.missing == later.missing
+    assert first.missing["digits, alone, seed 0"].startswith("TrainingError: The loss of node a")
+
+
+def worker_of(suite: SuiteConfig, folder: Path) -> SuiteWorker:
+    return SuiteWorker(suite, folder / "runs", folder / "results.csv", WorkerProcesses())
 
 
 def test_out_of_memory_fails_its_run_and_not_the_worker(

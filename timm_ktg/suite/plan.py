@@ -95,6 +95,11 @@ class Planned:
         """Names the commit that trained it, or went on with it last; see `current_commit`."""
         return self.directory.path.with_name(f".{self.directory.path.name}.commit")
 
+    @property
+    def failure_file(self) -> Path:
+        """Says why its last training failed, unless it went well."""
+        return self.directory.path.with_name(f".{self.directory.path.name}.failed")
+
     def row(self) -> Run | None:
         """Return the row of the run in the table; None if it is not complete.
 

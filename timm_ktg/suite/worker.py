@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..recipe.suite_config import SuiteConfig
 from ..records.files import replace_whole, write_whole, writing
 from ..search.processes import WorkerProcesses, failures
 from ..search.study import say
+from ..train.metrics import TrainingError
 from .plan import Key, Planned, current_commit, left_to_train, plan
 from .table import add_runs, read_table
 
@@ -32,6 +34,7 @@ class SuiteWorker:
         missing: What the runs that failed said, by name.
         commit: What trains; asked for at the start, because files may change meanwhile, but the
             code in memory does not.
+        started: When it began, in seconds since the epoch.
     """
 
     suite: SuiteConfig
@@ -40,6 +43,7 @@ class SuiteWorker:
     processes: WorkerProcesses
     missing: dict[str, str] = field(default_factory=dict)
     commit: str = field(default_factory=current_commit)
+    started: float = field(default_factory=time.time)
 
     def left(
         self, datasets: Sequence[str], methods: Sequence[str], seeds: Sequence[int]
@@ -86,10 +90,7 @@ class SuiteWorker:
         try:
             with FileLock(folder.with_name(f".{folder.name}.lock"), timeout):
                 if not run.directory.summary.exists():
-                    say(f"Training {run.name}.")
-                    recipe = run.recipe
-                    write_whole(run.commit_file, f"{self.commit}\n")
-                    self.processes.final(recipe, recipe.train.seed, folder)
+                    self._train(run)
                 self._note(run)
         except Timeout:
             return False
@@ -97,6 +98,26 @@ class SuiteWorker:
             self.missing[run.name] = one_line(error)
             say(f"{run.name} is missing: {one_line(error)}")
         return True
+
+    def _train(self, run: Planned) -> None:
+        """Train a run, unless another worker has seen it fail since this one began.
+
+        Raises:
+            RecipeError: It cannot be trained.
+            TrainingError: It failed.
+        """
+        file = run.failure_file
+        if file.exists() and file.stat().st_mtime > self.started:
+            raise TrainingError(file.read_text(encoding="utf-8"))
+        say(f"Training {run.name}.")
+        recipe = run.recipe
+        write_whole(run.commit_file, f"{self.commit}\n")
+        file.unlink(missing_ok=True)
+        try:
+            self.processes.final(recipe, recipe.train.seed, run.directory.path)
+        except TrainingError as error:
+            write_whole(file, str(error))
+            raise
 
     def _note(self, run: Planned) -> None:
         """Write the row of a complete run into the table, and its log beside it."""
