@@ -143,6 +143,14 @@ def test_search_sampler_draws_no_graph_that_labels_do_not_reach(kind: str) -> No
     assert all("target" in knowing(space, params) for params in drawn)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_search_sampler_ends_with_what_was_seen_and_not_with_an_invalid_graph(seed: int) -> None:
+    run = Run(choices_of(2, models="a", gates=("through", "cutoff")))
+    run.trials(run.worker(seed=seed), 100)
+    assert run.graphs[-1] in run.graphs[:-1]
+    assert len(set(run.graphs)) == len(reference(run.choices))
+
+
 def test_search_sampler_unique_draws_no_graph_twice_and_stops_at_the_end(small: Run) -> None:
     study = small.worker()
     small.trials(study, 500)

@@ -89,14 +89,16 @@ class GraphSampler(BaseSampler):
             if not (found := fault(params)):
                 return params
             self.redrawn[found] += 1  # all that it likes was seen
-        sampler = self._sampler(trial, "random")
+        sampler, known = self._sampler(trial, "random"), Params()
         for _ in range(MOST_DRAWS):
             params = self._draw(sampler, study, trial)
             if not (found := fault(params)):
                 return params
             self.redrawn[found] += 1
+            if found == "seen":
+                known = params
         study.stop()
-        return params
+        return known or params
 
     def sample_independent(
         self,
