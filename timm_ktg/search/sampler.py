@@ -188,12 +188,12 @@ def suggest(trial: Trial, choices: Choices) -> Params:
 
 
 def knows_labels(graph: CanonicalGraph) -> bool:
-    """Return whether labels reach a graph: by an edge, or by a frozen node, which learned them."""
+    """Return whether labels reach a graph: by an edge, or by a frozen node that learned them."""
     return bool(graph.frozen_nodes) or any(edge.source == LABEL for edge in graph.edges)
 
 
 def all_graphs(choices: Choices) -> dict[str, Params]:
-    """Return every graph that is worth a training once, by its key, as what draws it."""
+    """Return each graph that is worth a training once: its key, and parameters that draw it."""
     found: dict[str, Params] = {}
     for params in choices.every():
         graph = choices.graph(params)

@@ -97,7 +97,7 @@ class Planned:
 
     @property
     def failure_file(self) -> Path:
-        """Says why its last training failed, unless it went well."""
+        """Says why its last training failed; there is none if it did not."""
         return self.directory.path.with_name(f".{self.directory.path.name}.failed")
 
     def row(self) -> Run | None:
